@@ -1,0 +1,2 @@
+//! The `leeward` binary.
+fn main() {}

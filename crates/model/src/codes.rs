@@ -1,0 +1,285 @@
+//! The registry of operator errors: a stable code, what usually causes it, what to do.
+//!
+//! Every code has a page `docs/errors/LW-NNNN.md`; a test keeps both sides together. Codes are
+//! never reused. 01xx requests, 02xx hosts and machines, 03xx failover jobs, 04xx replica store,
+//! 05xx sessions and trust, 06xx capture, 07xx starting the roles.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What an operator reads when something went wrong with one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `LW-NNNN`.
+    pub code: String,
+    /// What happened to which object.
+    pub what: String,
+    /// The likely cause.
+    pub cause: String,
+    /// The state things are in now.
+    pub now: String,
+    /// What to do.
+    pub todo: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Problem { code, what, cause, now, todo } = self;
+        write!(f, "{code}: {what}\n  cause: {cause}\n  now:   {now}\n  do:    {todo}")
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// An entry of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// `LW-NNNN`.
+    pub code: &'static str,
+    /// One line: what the code stands for.
+    pub title: &'static str,
+    /// The usual cause.
+    pub cause: &'static str,
+    /// The state in which Leeward leaves things.
+    pub now: &'static str,
+    /// What the operator does.
+    pub todo: &'static str,
+}
+
+impl Code {
+    /// The problem of this code for one object; `what` says what happened to which object.
+    pub fn problem(&self, what: impl Into<String>) -> Problem {
+        Problem {
+            code: self.code.into(),
+            what: what.into(),
+            cause: self.cause.into(),
+            now: self.now.into(),
+            todo: self.todo.into(),
+        }
+    }
+
+    /// As [`Self::problem`], with a cause that is known better than the registry knows it.
+    pub fn because(&self, what: impl Into<String>, cause: impl Into<String>) -> Problem {
+        Problem { cause: cause.into(), ..self.problem(what) }
+    }
+}
+
+macro_rules! codes {
+    ($($name:ident = $code:literal $title:literal
+       cause $cause:literal now $now:literal todo $todo:literal)*) => {
+        impl Code {$(
+            #[doc = $title]
+            pub const $name: Code =
+                Code { code: $code, title: $title, cause: $cause, now: $now, todo: $todo };
+        )*}
+        /// Every code, in ascending order.
+        pub const CODES: &[Code] = &[$(Code::$name),*];
+    };
+}
+
+codes! {
+    BAD_REQUEST = "LW-0101" "the request is not valid"
+        cause "a field is missing or has a value that is not allowed"
+        now "nothing was changed" todo "correct the named field and send the request again"
+    NOT_SUPPORTED = "LW-0102" "this operation is not supported yet"
+        cause "Leeward does not have it; the support matrix in the README says what it has"
+        now "nothing was changed" todo "use one of the supported operations"
+    NOT_FOUND = "LW-0103" "there is no such object"
+        cause "the name is misspelt, or the object was removed"
+        now "nothing was changed" todo "list the objects of this kind and use a name from the list"
+    ITEM_BUSY = "LW-0104" "another job is at work on this item"
+        cause "one job at a time may change an item"
+        now "the running job goes on; this request started nothing"
+        todo "wait for the running job, or cancel it, and try again"
+    NOT_POSSIBLE_NOW = "LW-0105" "the item's state does not allow this operation"
+        cause "the operation belongs to another stage of the item's life"
+        now "nothing was changed" todo "choose one of the item's allowed operations"
+    UNAUTHORIZED = "LW-0106" "the request carries no valid token"
+        cause "the token is missing, misspelt or belongs to another config server"
+        now "nothing was changed" todo "use the token in admin.token of this config server's folder"
+    ROLE_AWAY = "LW-0107" "the host that knows the answer is not connected"
+        cause "the host is down, or its link to the config server is cut"
+        now "nothing was changed; what the host holds is untouched"
+        todo "bring the host or its link back and ask again"
+    NAME_TAKEN = "LW-0108" "the name is in use"
+        cause "an object of this kind and name exists with other properties"
+        now "the existing object is unchanged" todo "choose another name"
+    INTERNAL = "LW-0109" "the config server hit an error of its own"
+        cause "a bug or a broken disk; the server's log has the details"
+        now "what was stored before the request is stored; the request changed nothing else"
+        todo "read the server's log, and report it with the log if it is a bug"
+    FORBIDDEN = "LW-0110" "the caller's role does not allow this operation"
+        cause "the token belongs to a role with fewer rights"
+        now "nothing was changed" todo "ask an owner of the vault to do it"
+
+    MACHINE_UNKNOWN = "LW-0201" "the host has no such machine"
+        cause "its folder was removed or renamed, or the host's machine folder is another one"
+        now "nothing was changed" todo "look at the host's list of machines"
+    DISK_MISSING = "LW-0202" "a disk image of the machine is missing"
+        cause "the file was moved or deleted, or its file system is not mounted"
+        now "the machine is not captured; its recovery points are untouched"
+        todo "put the image back where machine.toml says, or correct machine.toml"
+    DISK_TWICE = "LW-0203" "one image is given twice"
+        cause "two disks name the same file, in one machine or in two"
+        now "the machine is not captured" todo "give every disk an image of its own"
+    DISK_RESIZED = "LW-0204" "a disk has another size than at the last recovery point"
+        cause "its image was grown or shrunk"
+        now "earlier points keep the earlier size; the disk is read in full for the next point"
+        todo "nothing, if the change was meant"
+    MACHINE_INVALID = "LW-0205" "the machine's description cannot be used"
+        cause "machine.toml has an error"
+        now "the machine is listed as not protectable" todo "correct the named field"
+    START_FAILED = "LW-0206" "the machine could not be started"
+        cause "QEMU refused its arguments or ended at once"
+        now "the machine is off; its disks are unchanged"
+        todo "read qemu.log in the machine's run folder, correct the cause, try again"
+    STOP_NOT_CONFIRMED = "LW-0207" "the machine's stop could not be confirmed"
+        cause "its host does not answer, or the process cannot be ended"
+        now "the machine may still run"
+        todo "make sure that it is off, then answer the job"
+    NO_PERMIT = "LW-0208" "the machine may not be started here"
+        cause "this host holds no start permit for it: it was failed over, or the config server \
+               could not be asked after a reboot"
+        now "the machine is off"
+        todo "connect the host to its config server; in an emergency start it with --i-am-sure"
+    STALE_MACHINE_FENCED = "LW-0209" "a machine that was failed over was found running and stopped"
+        cause "its host was cut off while the failover ran"
+        now "it is off; what it wrote in the meantime is kept as a divergent point"
+        todo "look at the divergent point before its retention ends"
+    QMP_FAILED = "LW-0210" "QEMU did not do what it was asked"
+        cause "the machine ended, or its QEMU does not know the command"
+        now "the operation was given up; the machine itself was not changed"
+        todo "look at the host's log; QEMU 7.1 or newer is needed"
+
+    SHUTDOWN_FAILED = "LW-0301" "the source machine could not be shut down before the failover"
+        cause "the guest did not react in time, or its host does not answer"
+        now "the failover goes on; the machine may still run at its old site"
+        todo "power the old machine off before you commit, or it writes data nobody keeps"
+    SOURCE_AWAY = "LW-0302" "the source host is not connected; the shutdown was skipped"
+        cause "the host is down, or its link is cut"
+        now "the failover goes on with the newest complete recovery point"
+        todo "make sure that the old machine is off; until then both sides may be live"
+    NO_POINT = "LW-0303" "there is no recovery point to fail over to"
+        cause "the first copy is not complete yet, or the chosen point expired"
+        now "nothing was changed; replication goes on"
+        todo "choose a listed point, or wait for the first one"
+    BOTH_MAY_BE_LIVE = "LW-0304" "both sides may be live"
+        cause "the machine was failed over without a confirmed stop of the old one"
+        now "the new machine runs; the old one was not reached"
+        todo "switch the old machine off; the error ends when its host confirms it"
+    TARGET_AWAY = "LW-0305" "the target host is not connected"
+        cause "the host is down, or its link is cut"
+        now "nothing was changed at the target; the job retries"
+        todo "bring the target host back"
+    PROBE_FAILED = "LW-0306" "the test machine did not show what its probe asks for"
+        cause "the machine did not boot, or its workload is broken at this point"
+        now "the test machine still runs in its isolated network; the point is marked as failed"
+        todo "look at its display and console, then clean up the test"
+    INSTANCE_FAILED = "LW-0307" "the machine could not be made from the recovery point"
+        cause "the export, the overlay or QEMU failed at the target host"
+        now "the recovery point is unchanged" todo "read the named log, correct the cause, retry"
+    STEP_TIMED_OUT = "LW-0308" "a step took longer than it may"
+        cause "a host is too slow or does not answer"
+        now "the job tries again or is undone, as its list says"
+        todo "look at the named host"
+
+    STORE_NO_SPACE = "LW-0401" "the replica store has no space left"
+        cause "its file system or its quota is full"
+        now "replication pauses; the guest goes on; recovery points are untouched"
+        todo "make space; replication resumes by itself"
+    STORE_DAMAGED = "LW-0402" "data in the replica store are damaged"
+        cause "the disk below returned other bytes than were written"
+        now "the damaged bytes are refused, never served"
+        todo "choose a point that does not need them, and check the disk"
+    STORE_FOREIGN = "LW-0403" "the folder belongs to another site"
+        cause "the folder was made by another config server, vault or role"
+        now "nothing in the folder was changed" todo "give this process a folder of its own"
+    STORE_FENCED = "LW-0404" "the store refused data of an older epoch"
+        cause "the machine was failed over while its host was away"
+        now "no byte of the old epoch was taken" todo "nothing; the host fences its machine"
+    STORE_IO = "LW-0405" "the replica store could not be read or written"
+        cause "the disk below reported an error"
+        now "nothing that was not durable was acknowledged"
+        todo "check the disk; replication tries again by itself"
+    KEY_MISSING = "LW-0406" "the store's key file is missing or does not open the store"
+        cause "the file was lost or replaced, or the folder came from elsewhere"
+        now "nothing can be read; nothing was changed"
+        todo "put the key file back, or use the recovery recipient's key"
+
+    WRONG_KEY = "LW-0501" "the registration key is not valid"
+        cause "it is misspelt, was used before, has expired, or belongs to another config server"
+        now "the host did not join" todo "make a new registration key and use it once"
+    WRONG_CA = "LW-0502" "the other end's certificate is not from this installation"
+        cause "wrong ca.pem, wrong address, or somebody in between"
+        now "no data were exchanged" todo "check the address and ca.pem"
+    PLAINTEXT = "LW-0503" "the connection is not encrypted"
+        cause "the client spoke plain HTTP to a TLS port"
+        now "the connection was closed" todo "use https:// and ca.pem"
+    VERSION_MISMATCH = "LW-0504" "the two ends speak no common protocol version"
+        cause "one of them is too old"
+        now "no session was made" todo "upgrade the older end"
+
+    CAPTURE_FAILED = "LW-0601" "a recovery point could not be cut"
+        cause "QEMU refused a step, or the machine ended"
+        now "no change is lost: the bitmaps were merged; the next cut takes them"
+        todo "nothing, if it happens once; else read the host's log"
+    RESYNC_NEEDED = "LW-0602" "the change map was lost; source and target are compared"
+        cause "QEMU or its host was restarted, or an image was changed while the machine was off"
+        now "recovery points are kept; the item is resynchronizing"
+        todo "nothing; it ends by itself"
+    RPO_EXCEEDED = "LW-0603" "the newest recovery point is older than the policy's threshold"
+        cause "the source host or the link is away, or the store is full"
+        now "the guest goes on; its changes are noted"
+        todo "look at the item's other health errors"
+
+    FOLDER_IN_USE = "LW-0701" "another process uses this folder"
+        cause "a Leeward process was started on it before and still runs"
+        now "the running process goes on; this one ended"
+        todo "use the running one, or end it first"
+    PORT_IN_USE = "LW-0702" "the address cannot be listened on"
+        cause "another process has the port, or the address is not this machine's"
+        now "nothing was changed" todo "choose another address or end the other process"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_page_and_every_page_its_code() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            for code in CODES {
+                std::fs::write(format!("{folder}/{}.md", code.code), page(code)).unwrap();
+            }
+        }
+        let mut pages: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "README.md")
+            .collect();
+        pages.sort();
+        let codes: Vec<_> = CODES.iter().map(|code| format!("{}.md", code.code)).collect();
+
+        assert_eq!(pages, codes);
+        for code in CODES {
+            let text = std::fs::read_to_string(format!("{folder}/{}.md", code.code)).unwrap();
+            for part in [code.title, code.cause, code.now, code.todo] {
+                assert!(text.contains(part), "the page of {} does not say: {part}", code.code);
+            }
+        }
+    }
+
+    fn page(code: &Code) -> String {
+        let Code { code, title, cause, now, todo } = code;
+        format!(
+            "# {code}: {title}\n\n**Likely cause.** {cause}.\n\n**State now.** {now}.\n\n\
+             **What to do.** {todo}.\n"
+        )
+    }
+
+    #[test]
+    fn codes_ascend_and_never_repeat() {
+        assert!(CODES.windows(2).all(|pair| pair[0].code < pair[1].code));
+    }
+}

@@ -1,0 +1,38 @@
+//! The nouns of Leeward: ids, units, machines, recovery points, permits, protection states.
+//!
+//! No I/O, no async, no clock, no randomness: everything here is a value. What a thing means in
+//! the field's words stands in `docs/glossary.md`.
+
+mod change;
+mod codes;
+mod ids;
+mod machine;
+mod permit;
+mod point;
+mod policy;
+mod protection;
+mod table;
+mod units;
+
+pub use change::{Change, ChangeBatch, ExtentHash, Marker};
+pub use codes::{CODES, Code, Problem};
+pub use ids::{
+    FabricId, HostId, InstanceId, ItemId, JobId, PointId, SegmentId, TimelineId, VaultId,
+};
+pub use machine::{
+    DiscoveredMachine, DiskFormat, DiskSpec, Firmware, MachineSpec, MachineState, NicSpec, Probe,
+};
+pub use permit::{PermitTerms, StartPermit};
+pub use point::{
+    Branch, DiskEntry, Evidence, PointInfo, PointKind, PointOrigin, Position, Verification,
+};
+pub use policy::{POINT_INTERVAL_MAX, POINT_INTERVAL_MIN, Policy};
+pub use protection::{
+    Commit, Direction, Event, FailoverOrigin, Fence, Illegal, PointChoice, ProtectedItem,
+    Protection, Site, SourceState, TestState,
+};
+pub use table::protection_table;
+pub use units::{
+    BLOCK_BYTES, BLOCKS_PER_EXTENT, BlockMask, DiskNumber, EXTENT_BYTES, Epoch, ExtentNumber, Lsn,
+    UnixMillis,
+};

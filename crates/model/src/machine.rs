@@ -1,0 +1,108 @@
+//! Machines as a host describes them: disks, network cards, firmware, memory.
+
+use crate::DiskNumber;
+use serde::{Deserialize, Serialize};
+
+/// Format of a disk image file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// Plain bytes.
+    Raw,
+    /// QEMU copy-on-write, version 2 or 3.
+    Qcow2,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// Number within the item: the order of the machine's description, from 0.
+    pub number: DiskNumber,
+    /// Name in the machine's description; stable, unique within the machine, at most 64 bytes.
+    pub id: String,
+    /// Serial number that the guest sees; at most 20 bytes.
+    pub serial: String,
+    /// Size that the guest sees, in bytes; 0 when the image is missing.
+    pub size: u64,
+    /// Logical block size that the guest sees, in bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// Format of the image on its own host.
+    pub format: DiskFormat,
+    /// Path of the image on its own host.
+    pub path: String,
+}
+
+/// A network card of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicSpec {
+    /// Hardware address, `52:54:00:…`.
+    pub mac: String,
+    /// Name of the network on its own host; `user` is QEMU's built-in one.
+    pub network: String,
+}
+
+/// How a machine starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Firmware {
+    /// SeaBIOS, from the machine's first disk.
+    Bios,
+}
+
+/// What a booted machine must show before a recovery point counts as verified.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Probe {
+    /// Text that must appear on a line of the serial console, for example a health report.
+    pub console_contains: Option<String>,
+    /// Text that makes the probe fail when the same line has it.
+    pub console_must_not_contain: Option<String>,
+    /// How long to wait for it after the start, in seconds.
+    pub timeout_seconds: u32,
+}
+
+/// A machine, as far as it is needed to start it again elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// Name, unique on its host: the folder's name. At most 64 bytes.
+    pub name: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// How it starts.
+    pub firmware: Firmware,
+    /// Disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
+    /// Network cards.
+    pub nics: Vec<NicSpec>,
+    /// Whether it has a display.
+    pub display: bool,
+    /// What proves that it works.
+    pub probe: Probe,
+}
+
+/// What a host knows of a machine's run state. Unknown is not absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineState {
+    /// The guest runs.
+    Running,
+    /// QEMU runs, the guest's CPUs do not.
+    Paused,
+    /// No process of this machine exists.
+    Off,
+    /// It could not be found out.
+    Unknown,
+}
+
+/// A machine that a host found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscoveredMachine {
+    /// Its description.
+    pub spec: MachineSpec,
+    /// Its run state.
+    pub state: MachineState,
+    /// Why it cannot be protected, in words; empty when it can.
+    pub obstacles: Vec<String>,
+}

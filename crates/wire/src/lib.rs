@@ -1,0 +1,3 @@
+//! The replication protocol: frames, messages, sealing, versions. Sans-I/O: bytes in, bytes out.
+
+pub mod message;

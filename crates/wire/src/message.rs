@@ -1,0 +1,505 @@
+//! What the config server and the hosts tell one another. JSON inside control frames.
+//!
+//! Roles ask, they are never called: a host gets the whole desired state (an [`Assignment`] with a
+//! generation, never a difference) and returns the whole observed state. After any crash both
+//! sides just send the whole again. Queries only read.
+
+use leeward_model::{
+    Branch, DiscoveredMachine, Epoch, Evidence, HostId, InstanceId, ItemId, JobId, MachineSpec,
+    MachineState, PointId, PointInfo, PointKind, Position, Problem, Site, StartPermit, TimelineId,
+    UnixMillis, VaultId,
+};
+use serde::{Deserialize, Serialize};
+
+/// The protocol version of this build; the hello names the range that an end speaks.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// How often a host and the config server say that they live, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 500;
+/// A host that was silent for this long, in milliseconds, is taken as dead: six heartbeats.
+pub const SILENCE_MS: u64 = 3_000;
+
+/// From the config server to a host, on the control session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ToHost {
+    /// Answer to the hello.
+    Welcome {
+        /// The version that both will speak.
+        version: u16,
+        /// Ed25519 public key that start permits are signed with, hexadecimal.
+        permit_key: String,
+    },
+    /// The server refuses the session and closes it.
+    Refused {
+        /// Why.
+        problem: Problem,
+    },
+    /// The desired state, whole.
+    Assignment(Box<Assignment>),
+    /// The server's clock; sent every [`HEARTBEAT_MS`].
+    Tick(ServerStamp),
+    /// A question.
+    Query {
+        /// Number of the question within the session.
+        id: u64,
+        /// The question.
+        query: Query,
+    },
+}
+
+/// From a host to the config server, on the control session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ToServer {
+    /// The first message.
+    Hello(HostHello),
+    /// The observed state, whole; sent on every change and every [`HEARTBEAT_MS`].
+    Observed(Box<Observed>),
+    /// The answer to a question.
+    Answer {
+        /// Number of the question.
+        id: u64,
+        /// The answer, or why there is none.
+        answer: Result<Answer, Problem>,
+    },
+}
+
+/// Who a host is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostHello {
+    /// The lowest protocol version it speaks.
+    pub version_min: u16,
+    /// The highest.
+    pub version_max: u16,
+    /// Its id; must be the one in its certificate.
+    pub host: HostId,
+    /// Its name for people.
+    pub name: String,
+    /// Its boot id.
+    pub boot: String,
+    /// Version of the program, for people.
+    pub program: String,
+}
+
+/// A time by the config server's boot-time clock. Stamps of different boots cannot be compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStamp {
+    /// Boot id of the config server's machine.
+    pub boot: String,
+    /// Milliseconds since that boot (CLOCK_BOOTTIME).
+    pub ms: u64,
+    /// The server's wall time at the stamp, for measuring the offset of a host's clock.
+    pub wall: UnixMillis,
+}
+
+/// The whole desired state of one host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Grows with every change of this host's assignment; kept over restarts of the server.
+    pub generation: u64,
+    /// What it has to do, an entry an item.
+    pub duties: Vec<ItemDuty>,
+}
+
+/// What a host has to do for one item.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ItemDuty {
+    /// The item.
+    pub item: ItemId,
+    /// Its vault.
+    pub vault: VaultId,
+    /// Its name for people.
+    pub name: String,
+    /// Its epoch: whatever comes with a lower one is refused.
+    pub epoch: Epoch,
+    /// Present when the host holds the machine that is replicated (or was, and is fenced).
+    pub source: Option<SourceDuty>,
+    /// Present when the host holds the item's replica.
+    pub target: Option<TargetDuty>,
+    /// Machines to be made from recovery points here.
+    pub instances: Vec<InstanceDuty>,
+}
+
+/// What the source host does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceDuty {
+    /// Name of the machine on this host.
+    pub machine: String,
+    /// The site this host stands for.
+    pub site: Site,
+    /// The timeline that the machine writes.
+    pub branch: Branch,
+    /// The host that holds the replica.
+    pub target_host: HostId,
+    /// Where that host is dialled, `address:port`.
+    pub target_address: String,
+    /// Time between recovery points, in milliseconds.
+    pub point_interval_ms: u64,
+    /// What is wanted of the machine and its replication.
+    pub run: SourceRun,
+    /// Asks for a comparison of the whole machine; a number not seen before starts one.
+    pub resync: u64,
+}
+
+/// What is wanted of the source machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "run", rename_all = "kebab-case")]
+pub enum SourceRun {
+    /// Replicate; the machine's run state is its owner's business.
+    Replicate {
+        /// Present when the machine is protected by a permit: it may be started with this one.
+        permit: Option<StartPermit>,
+        /// Start the machine if it is off: a job had shut it down and was undone.
+        start: Option<JobId>,
+    },
+    /// Shut the guest down, take the last delta as a final point, leave it off.
+    ShutDown {
+        /// The job that asks; a report names it.
+        job: JobId,
+        /// How long the guest may take, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// The machine was failed over: stop it at once, note what it wrote, end it, never start it.
+    Fenced,
+    /// Protection ended: take the capture off the machine and give the autostart back.
+    Release,
+}
+
+/// What the target host does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetDuty {
+    /// The site this host stands for.
+    pub site: Site,
+    /// The host whose data are taken.
+    pub source_host: HostId,
+    /// The timeline whose data are taken.
+    pub branch: Branch,
+    /// Nothing of a lower epoch is taken; the observed fence says when this is durable.
+    pub fence: Epoch,
+    /// Whether data are taken at all; off while the item is failed over.
+    pub receive: bool,
+    /// How long points are kept, in seconds.
+    pub retention_seconds: u64,
+    /// Delete the item's replica: protection was ended without keeping points.
+    pub delete: bool,
+}
+
+/// How far a machine that is made from a recovery point has to be, or is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Nothing of it exists; its files and its pin are deleted.
+    Absent,
+    /// The point is pinned, its export serves, the overlays exist.
+    Overlay,
+    /// QEMU runs with its CPUs stopped; bitmaps are in place.
+    Prepared,
+    /// The guest runs.
+    Running,
+    /// The guest was stopped for good; its overlays are kept as a point.
+    Stopped,
+}
+
+/// What a machine made from a point is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// A test failover: a network with no way out, deleted at cleanup.
+    Test,
+    /// A failover.
+    Failover,
+}
+
+/// A machine to be made from a recovery point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceDuty {
+    /// Its id, chosen by the job.
+    pub instance: InstanceId,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The point it starts from.
+    pub point: PointId,
+    /// Place of that point.
+    pub position: Position,
+    /// The timeline that its own writes will be.
+    pub timeline: TimelineId,
+    /// How far it has to be.
+    pub stage: Stage,
+    /// Needed for [`Stage::Running`].
+    pub permit: Option<StartPermit>,
+    /// Whether it is to be probed once it runs.
+    pub probe: bool,
+    /// With [`Stage::Stopped`]: under which name and origin its work is kept.
+    pub keep_as: Option<KeepAs>,
+}
+
+/// How the work of a stopped machine is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepAs {
+    /// The point's id, chosen by the job.
+    pub point: PointId,
+    /// The point's name, for example `before-change-2026-11-21T03:04:05Z`.
+    pub name: String,
+    /// Why it exists.
+    pub origin: leeward_model::PointOrigin,
+}
+
+/// The whole observed state of one host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Observed {
+    /// Generation of the assignment that this state answers.
+    pub generation: u64,
+    /// The host's boot id.
+    pub boot: String,
+    /// The host's wall clock.
+    pub wall: UnixMillis,
+    /// Machines found on it.
+    pub machines: Vec<DiscoveredMachine>,
+    /// Its items, one entry each; items that are no longer assigned and leave nothing are absent.
+    pub items: Vec<ItemObserved>,
+    /// Free bytes below the store, when it has one.
+    pub store_free_bytes: Option<u64>,
+    /// Its accelerator: `kvm` or `tcg`.
+    pub accelerator: String,
+}
+
+/// What a host sees of one item.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ItemObserved {
+    /// The item.
+    pub item: ItemId,
+    /// As source.
+    pub source: Option<SourceObserved>,
+    /// As target.
+    pub target: Option<TargetObserved>,
+    /// Machines made from its points, also those that are no longer assigned.
+    pub instances: Vec<InstanceObserved>,
+}
+
+/// What the capture is doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "kebab-case")]
+pub enum CapturePhase {
+    /// Not started yet, or the machine is off.
+    Idle,
+    /// The whole machine is read (first copy or comparison).
+    Copying(CopyProgress),
+    /// Deltas flow.
+    Delta,
+    /// Nothing flows; the problem says why. Changes are noted.
+    Paused,
+    /// The machine was fenced and is off.
+    Fenced,
+    /// The capture was taken off.
+    Released,
+}
+
+/// Progress of reading a whole machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Bytes read and compared or found to be holes.
+    pub done_bytes: u64,
+    /// Bytes of all disks.
+    pub total_bytes: u64,
+    /// Bytes of blocks that had to be sent, before compression.
+    pub sent_bytes: u64,
+    /// Seconds to the end at the present rate, when it is known.
+    pub seconds_left: Option<u64>,
+}
+
+/// Figures of one cycle from cut to commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CycleFigures {
+    /// Milliseconds that the guest's I/O was held for the cut.
+    pub pause_ms: f64,
+    /// Milliseconds from the cut to the target's commit.
+    pub cycle_ms: f64,
+    /// Bytes that the bitmaps reported.
+    pub dirty_bytes: u64,
+    /// Bytes of blocks that were sent, before compression.
+    pub sent_bytes: u64,
+}
+
+/// Outcome of a requested shutdown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum ShutdownOutcome {
+    /// The guest is being asked.
+    InProgress,
+    /// It is off, and `point` holds everything it wrote.
+    Done {
+        /// The final point; none when the last delta could not be taken.
+        point: Option<PointId>,
+    },
+    /// It is still running.
+    Failed {
+        /// Why.
+        problem: Problem,
+    },
+}
+
+/// What a fenced machine wrote after the last common point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DivergentNote {
+    /// The point's id.
+    pub point: PointId,
+    /// Its name.
+    pub name: String,
+    /// Bytes that its bitmaps reported; none when the bitmaps were lost.
+    pub dirty_bytes: Option<u64>,
+    /// When the machine was stopped, by its host's clock.
+    pub stopped_at: UnixMillis,
+}
+
+/// What the source host sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceObserved {
+    /// The machine.
+    pub machine: MachineState,
+    /// The epoch that the host acts under.
+    pub epoch: Epoch,
+    /// The timeline that it writes.
+    pub timeline: TimelineId,
+    /// The capture.
+    pub phase: CapturePhase,
+    /// Number of the newest resync request that is complete.
+    pub resync_done: u64,
+    /// Why a comparison is needed or under way, when it is.
+    pub resync_reason: Option<String>,
+    /// The requested shutdown, by job.
+    pub shutdown: Option<(JobId, ShutdownOutcome)>,
+    /// The requested start, by job: done, or the problem.
+    pub started: Option<(JobId, Result<(), Problem>)>,
+    /// The divergent point, when the machine was fenced.
+    pub divergent: Option<DivergentNote>,
+    /// The newest cycles, oldest first, at most 10.
+    pub cycles: Vec<CycleFigures>,
+    /// Bytes of blocks sent since protection began, before compression.
+    pub sent_bytes: u64,
+    /// What is wrong.
+    pub problem: Option<Problem>,
+}
+
+/// The newest point of a replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NewestPoint {
+    /// Its id.
+    pub point: PointId,
+    /// Its place.
+    pub position: Position,
+    /// Its kind.
+    pub kind: PointKind,
+    /// When it was cut, by the source's wall clock.
+    pub cut_at: UnixMillis,
+    /// When it was cut, by the config server's clock: never later than the truth.
+    pub cut_server: Option<ServerStamp>,
+    /// When the store had it, by the target's wall clock.
+    pub received_at: UnixMillis,
+}
+
+/// What the target host sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetObserved {
+    /// The lowest epoch that the store takes, durable.
+    pub fence: Epoch,
+    /// Whether a source is connected.
+    pub connected: bool,
+    /// The newest complete point on any timeline.
+    pub newest: Option<NewestPoint>,
+    /// The newest durable place of the current timeline.
+    pub durable: Option<Position>,
+    /// Bytes in the item's part of the store.
+    pub stored_bytes: u64,
+    /// Number of points.
+    pub points: u64,
+    /// What is wrong.
+    pub problem: Option<Problem>,
+    /// The replica was deleted as asked.
+    pub deleted: bool,
+}
+
+/// What a host sees of a machine made from a point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceObserved {
+    /// Its id.
+    pub instance: InstanceId,
+    /// How far it is.
+    pub stage: Stage,
+    /// Its run state.
+    pub machine: MachineState,
+    /// Percent of its disks that no longer need the store; none before it runs.
+    pub hydrated_percent: Option<f64>,
+    /// When its QEMU was started, by the host's clock.
+    pub qemu_started_at: Option<UnixMillis>,
+    /// When its guest was started, by the host's clock.
+    pub guest_started_at: Option<UnixMillis>,
+    /// What the probe showed.
+    pub evidence: Option<ProbeResult>,
+    /// The point that keeps its work, once it is stopped.
+    pub kept: Option<PointId>,
+    /// What is wrong; the host tries again by itself.
+    pub problem: Option<Problem>,
+}
+
+/// Outcome of a probe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeResult {
+    /// Whether the probe passed.
+    pub passed: bool,
+    /// What was seen.
+    pub evidence: Evidence,
+}
+
+/// A question of the config server. It changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "query", rename_all = "kebab-case")]
+pub enum Query {
+    /// The item's points, newest first.
+    Points {
+        /// The item.
+        item: ItemId,
+        /// Leave out this many of the newest.
+        skip: u64,
+        /// At most this many, 1 to 1000.
+        limit: u64,
+    },
+    /// One point.
+    Point {
+        /// The item.
+        item: ItemId,
+        /// The point.
+        point: PointId,
+    },
+    /// A picture named by a point's evidence.
+    Picture {
+        /// The item.
+        item: ItemId,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The answer to a [`Query`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// To [`Query::Points`].
+    Points {
+        /// The page.
+        points: Vec<PointInfo>,
+        /// Number of all points.
+        total: u64,
+    },
+    /// To [`Query::Point`].
+    Point {
+        /// The point.
+        point: Option<Box<PointInfo>>,
+        /// The machine at the cut.
+        machine: Option<Box<MachineSpec>>,
+    },
+    /// To [`Query::Picture`]: PNG bytes in base64.
+    Picture {
+        /// The bytes.
+        base64: String,
+    },
+}
