@@ -1,1 +1,7 @@
-//! Placeholder while the workspace is laid out.
+//! The roles behind the `leeward` command: config server, host, export. The command line itself
+//! is in `main.rs` and `cli`.
+
+pub mod client;
+pub mod folder;
+pub mod roles;
+pub mod trust;

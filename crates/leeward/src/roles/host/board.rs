@@ -1,0 +1,123 @@
+//! What this host sees, gathered from its workers and sent whole to the config server.
+
+use leeward_model::{InstanceId, ItemId, Lsn, Position, TimelineId};
+use leeward_wire::message::{
+    CapturePhase, InstanceObserved, ItemObserved, SourceObserved, TargetObserved,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard},
+};
+use tokio::sync::Notify;
+
+/// The board. Cheap to write; every write that changes something wakes the link.
+#[derive(Default)]
+pub struct Board {
+    items: Mutex<BTreeMap<ItemId, Entry>>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Entry {
+    source: Option<SourceObserved>,
+    target: Option<TargetObserved>,
+    instances: BTreeMap<InstanceId, InstanceObserved>,
+}
+
+impl Board {
+    fn items(&self) -> MutexGuard<'_, BTreeMap<ItemId, Entry>> {
+        // A poisoned board means that a worker panicked while it held it: its parts are plain
+        // values that are replaced whole, so they are still what some worker saw.
+        self.items.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Changes the item's entry as source; `None` in `change` removes it.
+    pub fn source(&self, item: ItemId, change: impl FnOnce(&mut Option<SourceObserved>)) {
+        let mut items = self.items();
+        let entry = items.entry(item).or_default();
+        let before = entry.source.clone();
+        change(&mut entry.source);
+        if entry.source != before {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Changes the item's entry as target; `None` in `change` removes it.
+    pub fn target(&self, item: ItemId, change: impl FnOnce(&mut Option<TargetObserved>)) {
+        let mut items = self.items();
+        let entry = items.entry(item).or_default();
+        let before = entry.target.clone();
+        change(&mut entry.target);
+        if entry.target != before {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Sets or removes what is seen of one machine made from a point.
+    pub fn instance(&self, item: ItemId, instance: InstanceId, seen: Option<InstanceObserved>) {
+        let mut items = self.items();
+        let entry = items.entry(item).or_default();
+        let before = entry.instances.get(&instance).cloned();
+        if before == seen {
+            return;
+        }
+        match seen {
+            Some(seen) => entry.instances.insert(instance, seen),
+            None => entry.instances.remove(&instance),
+        };
+        self.changed.notify_one();
+    }
+
+    /// What is seen of one machine made from a point.
+    pub fn instance_seen(&self, item: ItemId, instance: InstanceId) -> Option<InstanceObserved> {
+        self.items().get(&item)?.instances.get(&instance).cloned()
+    }
+
+    /// All items, for the observed state.
+    pub fn items_seen(&self) -> Vec<ItemObserved> {
+        let items = self.items();
+        let seen = items.iter().map(|(item, entry)| ItemObserved {
+            item: *item,
+            source: entry.source.clone(),
+            target: entry.target.clone(),
+            instances: entry.instances.values().cloned().collect(),
+        });
+        seen.filter(|seen| {
+            seen.source.is_some() || seen.target.is_some() || !seen.instances.is_empty()
+        })
+        .collect()
+    }
+
+    /// Wakes the link although no item changed (the list of machines did).
+    pub fn poke(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next change.
+    pub async fn wait(&self) {
+        self.changed.notified().await;
+    }
+}
+
+/// A source entry before anything is known.
+pub fn source_blank(timeline: TimelineId, epoch: leeward_model::Epoch) -> SourceObserved {
+    SourceObserved {
+        machine: leeward_model::MachineState::Unknown,
+        epoch,
+        timeline,
+        phase: CapturePhase::Idle,
+        resync_done: 0,
+        resync_reason: None,
+        shutdown: None,
+        started: None,
+        divergent: None,
+        cycles: Vec::new(),
+        sent_bytes: 0,
+        problem: None,
+    }
+}
+
+/// Whether `position` lies on `timeline` at or before `lsn`.
+pub fn lies_before(position: Position, timeline: TimelineId, lsn: Lsn) -> bool {
+    position.timeline == timeline && position.lsn <= lsn
+}
