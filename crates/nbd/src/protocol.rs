@@ -327,11 +327,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn end(&self) -> Result<(), WireError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(WireError::Length { message: self.message })
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(WireError::Length { message: self.message }) }
     }
 }
 

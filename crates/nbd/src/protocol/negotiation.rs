@@ -305,7 +305,7 @@ impl Info {
             }
             Info::BlockSize { minimum, preferred, maximum } => {
                 out.put_u16(info::BLOCK_SIZE);
-                [minimum, preferred, maximum].map(|size| out.put_u32(*size));
+                [minimum, preferred, maximum].iter().for_each(|size| out.put_u32(**size));
             }
             Info::Other(kind) => out.put_u16(*kind),
         }

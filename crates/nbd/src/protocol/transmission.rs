@@ -346,7 +346,8 @@ mod tests {
     use crate::protocol::CHUNK_DONE;
 
     fn chunk() -> impl Strategy<Value = Chunk> {
-        let extent = (1..=u32::MAX, any::<u32>()).prop_map(|(len, flags)| Descriptor { len, flags });
+        let extent =
+            (1..=u32::MAX, any::<u32>()).prop_map(|(len, flags)| Descriptor { len, flags });
         prop_oneof![
             Just(Chunk::None),
             (any::<u64>(), prop::collection::vec(any::<u8>(), 1..64))
