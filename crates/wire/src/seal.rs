@@ -1,0 +1,361 @@
+//! Seals changes and markers into records, and opens them: compress, AES-256-GCM, checksum. Does
+//! not number records by itself beyond checking that the caller leaves no gap and repeats none.
+
+use crate::{
+    hash::{ZEROS, is_zero},
+    keys::{DataKey, SegmentKeys},
+    marker::{MarkerError, decode_marker, encode_marker},
+    record::{
+        Codec, MARKER_DISK, MARKER_EXTENT, RECORD_HEADER_BYTES, RecordError, RecordHeader,
+        RecordKind, TAG_BYTES, check_crc, put_crc, without_crc,
+    },
+    segment::SegmentHeader,
+};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use bytes::Bytes;
+use leeward_model::{BLOCK_BYTES, BlockMask, Change, ExtentHash, Lsn, Marker};
+use std::{cell::RefCell, fmt};
+use thiserror::Error;
+use zstd::bulk::{Compressor, Decompressor};
+
+/// The level of the probe of a record's first block.
+const PROBE_LEVEL: i32 = -7;
+/// Compression that saves less than one part in this many is not worth the reader's time: 5 %.
+const GAIN_PART: usize = 20;
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// How hard a payload is compressed. The caller chooses by the depth of its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// Not at all.
+    Raw,
+    /// Zstandard at this level (-7, -5, 1, 3); stored raw all the same when that saves below 5 %.
+    Zstd(i32),
+}
+
+/// Seals the records of one segment, in the order of their LSNs.
+pub struct Sealer {
+    key: LessSafeKey,
+    header: SegmentHeader,
+    header_hash: [u8; 32],
+    next: Lsn,
+    compressor: Compressor<'static>,
+    probe: Compressor<'static>,
+    /// Room for a compressed extent.
+    scratch: Vec<u8>,
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer").field("header", &self.header).field("next", &self.next).finish()
+    }
+}
+
+fn aead_key(key: &DataKey, header: &SegmentHeader) -> LessSafeKey {
+    let keys = SegmentKeys::derive(key, header.segment);
+    let key = UnboundKey::new(&AES_256_GCM, keys.aead()).expect("a key of 32 bytes");
+    LessSafeKey::new(key)
+}
+
+/// The record's number in the segment, as 96 bits little-endian.
+fn nonce(number: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
+/// What a payload is bound to: its segment's header and its own.
+fn associated(header_hash: &[u8; 32], record: &[u8; RECORD_HEADER_BYTES]) -> Aad<[u8; 96]> {
+    let mut bytes = [0; 32 + RECORD_HEADER_BYTES];
+    bytes[..32].copy_from_slice(header_hash);
+    bytes[32..].copy_from_slice(&without_crc(record));
+    Aad::from(bytes)
+}
+
+impl Sealer {
+    /// A sealer for a new segment.
+    ///
+    /// The segment's id must be fresh from the random generator: a second sealer for the same id
+    /// and data key would seal other plaintext under the same nonces. After a restart, and after a
+    /// broken session, draw a new id.
+    pub fn new(key: &DataKey, header: SegmentHeader) -> Sealer {
+        let compressor = |level| Compressor::new(level).expect("zstd has memory for a context");
+        Sealer {
+            key: aead_key(key, &header),
+            header_hash: header.hash(),
+            next: header.first_lsn,
+            compressor: compressor(1),
+            probe: compressor(PROBE_LEVEL),
+            scratch: vec![0; zstd::zstd_safe::compress_bound(ZEROS.len())],
+            header,
+        }
+    }
+
+    /// The header of the segment.
+    pub fn header(&self) -> &SegmentHeader {
+        &self.header
+    }
+
+    /// The LSN that the next record has to have.
+    pub fn next_lsn(&self) -> Lsn {
+        self.next
+    }
+
+    /// Seals a change as the whole record: header, payload, tag.
+    ///
+    /// # Panics
+    /// When `lsn` is not the next one (a number is never sealed twice), or when `change.data` is
+    /// neither empty nor `change.mask.bytes()` long, or the mask is empty.
+    pub fn seal_change(&mut self, lsn: Lsn, change: &Change, level: Level) -> Bytes {
+        assert_ne!(change.mask, BlockMask::NONE, "a change carries blocks");
+        let data = &change.data[..];
+        let expected = change.mask.bytes() as usize;
+        assert!(data.is_empty() || data.len() == expected, "data are those of the mask's blocks");
+        let mut record = vec![0; RECORD_HEADER_BYTES];
+        let codec = self.append_encoded(&mut record, data, level);
+        let header = RecordHeader {
+            extent: change.extent,
+            disk: change.disk,
+            mask: change.mask,
+            codec,
+            kind: RecordKind::Change,
+            stored_len: (record.len() - RECORD_HEADER_BYTES + TAG_BYTES) as u32,
+            lsn,
+            hash: change.hash,
+        };
+        self.seal(header, record)
+    }
+
+    /// Seals a marker as the whole record.
+    ///
+    /// # Panics
+    /// When `lsn` is not the next one, or when the marker cannot be encoded: check it with
+    /// [`crate::marker::check_marker`] where its parts enter the program.
+    pub fn seal_marker(&mut self, lsn: Lsn, marker: &Marker) -> Bytes {
+        let encoded = encode_marker(marker).expect("the marker was checked where it was made");
+        let header = RecordHeader {
+            extent: MARKER_EXTENT,
+            disk: MARKER_DISK,
+            mask: BlockMask::NONE,
+            codec: Codec::Raw,
+            kind: RecordKind::Marker,
+            stored_len: (encoded.len() + TAG_BYTES) as u32,
+            lsn,
+            hash: ExtentHash([0; 32]),
+        };
+        let mut record = Vec::with_capacity(header.record_len());
+        record.resize(RECORD_HEADER_BYTES, 0);
+        record.extend_from_slice(&encoded);
+        self.seal(header, record)
+    }
+
+    /// Appends the encoded form of `data` to `record` and says which form it is.
+    fn append_encoded(&mut self, record: &mut Vec<u8>, data: &[u8], level: Level) -> Codec {
+        if is_zero(data) {
+            return Codec::Zero;
+        }
+        if let Level::Zstd(level) = level
+            && let Some(len) = self.compress(data, level)
+        {
+            record.reserve_exact(len + TAG_BYTES);
+            record.extend_from_slice(&self.scratch[..len]);
+            return Codec::Zstd;
+        }
+        record.reserve_exact(data.len() + TAG_BYTES);
+        record.extend_from_slice(data);
+        Codec::Raw
+    }
+
+    /// Writes one Zstandard frame of `data` to the scratch and returns its length; none when it
+    /// saves too little, which a probe of the first block foretells.
+    fn compress(&mut self, data: &[u8], level: i32) -> Option<usize> {
+        // The scratch holds whatever zstd makes of an extent: a call that runs out of room would
+        // leave its context in the middle of a frame.
+        let room = "the scratch has room for every result";
+        let limit = |len: usize| len - len / GAIN_PART;
+        if data.len() > BLOCK {
+            let probed = self.probe.compress_to_buffer(&data[..BLOCK], &mut self.scratch[..]);
+            if probed.expect(room) > limit(BLOCK) {
+                return None;
+            }
+        }
+        self.compressor.set_compression_level(level).expect("zstd clamps the level");
+        let len = self.compressor.compress_to_buffer(data, &mut self.scratch[..]).expect(room);
+        (len <= limit(data.len())).then_some(len)
+    }
+
+    fn seal(&mut self, header: RecordHeader, mut record: Vec<u8>) -> Bytes {
+        assert_eq!(header.lsn, self.next, "every number of a segment is sealed once, in order");
+        self.next = header.lsn.next();
+        let number = self.header.record_number(header.lsn).expect("it begins at the first LSN");
+        let mut encoded = header.encode_without_crc();
+        let aad = associated(&self.header_hash, &encoded);
+        let payload = &mut record[RECORD_HEADER_BYTES..];
+        let tag = self.key.seal_in_place_separate_tag(nonce(number), aad, payload);
+        record.extend_from_slice(tag.expect("a record is far below AES-GCM's limit").as_ref());
+        put_crc(&mut encoded, &record[RECORD_HEADER_BYTES..]);
+        record[..RECORD_HEADER_BYTES].copy_from_slice(&encoded);
+        Bytes::from(record)
+    }
+}
+
+/// Why a record cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum OpenError {
+    /// Header or payload are damaged.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The decoded header is not that of the bytes, or is of the other kind of record.
+    #[error("the header given for record {lsn} is not that of its bytes or its kind")]
+    Header {
+        /// The record.
+        lsn: Lsn,
+    },
+    /// The payload has another length than the header says.
+    #[error("record {lsn} has {found} stored bytes, its header says {expected}")]
+    Length {
+        /// The record.
+        lsn: Lsn,
+        /// By the header.
+        expected: u32,
+        /// Bytes given.
+        found: usize,
+    },
+    /// The record's LSN lies before the segment.
+    #[error("record {lsn} cannot be in a segment that begins at {first}")]
+    Place {
+        /// The record.
+        lsn: Lsn,
+        /// The segment's first.
+        first: Lsn,
+    },
+    /// Not sealed under this key, for this segment and number, with this header.
+    #[error("record {lsn} does not authenticate: another key, another place, or forged")]
+    Authentication {
+        /// The record.
+        lsn: Lsn,
+    },
+    /// The authentic payload does not decompress to the length that the mask says.
+    #[error("record {lsn} does not decompress to {expected} bytes")]
+    Decompress {
+        /// The record.
+        lsn: Lsn,
+        /// Bytes of the mask's blocks.
+        expected: usize,
+    },
+    /// The authentic payload is no marker.
+    #[error("could not decode the marker of record {lsn}")]
+    Marker {
+        /// The record.
+        lsn: Lsn,
+        /// Why.
+        source: MarkerError,
+    },
+}
+
+/// Opens the records of one segment, in any order, from any thread.
+pub struct Opener {
+    key: LessSafeKey,
+    header_hash: [u8; 32],
+    first_lsn: Lsn,
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opener").field("first_lsn", &self.first_lsn).finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    // A context is 95 KiB; one a thread, not one a record.
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> =
+        RefCell::new(Decompressor::new().expect("zstd has memory for a context"));
+}
+
+impl Opener {
+    /// An opener for the segment with this header.
+    pub fn new(key: &DataKey, header: &SegmentHeader) -> Opener {
+        Opener {
+            key: aead_key(key, header),
+            header_hash: header.hash(),
+            first_lsn: header.first_lsn,
+        }
+    }
+
+    /// Opens a change: the blocks of its mask one after another, `header.mask.bytes()` bytes, with
+    /// zeros expanded.
+    ///
+    /// `header` is the decoded `header_bytes`; `stored` the payload with its tag. The extent's hash
+    /// is not checked, as the other blocks of the extent are elsewhere.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing of an unauthentic payload is returned.
+    pub fn open_change(
+        &self,
+        header: &RecordHeader,
+        header_bytes: &[u8; RECORD_HEADER_BYTES],
+        stored: &[u8],
+    ) -> Result<Bytes, OpenError> {
+        let plain = self.open(RecordKind::Change, header, header_bytes, stored)?;
+        let expected = header.raw_len();
+        match header.codec {
+            Codec::Raw => Ok(Bytes::from(plain)),
+            Codec::Zero => Ok(Bytes::from_static(&ZEROS[..expected])),
+            Codec::Zstd => {
+                let mut out = vec![0; expected];
+                let len = DECOMPRESSOR.with_borrow_mut(|decompressor| {
+                    decompressor.decompress_to_buffer(&plain, &mut out[..])
+                });
+                match len {
+                    Ok(len) if len == expected => Ok(Bytes::from(out)),
+                    _ => Err(OpenError::Decompress { lsn: header.lsn, expected }),
+                }
+            }
+        }
+    }
+
+    /// Opens a marker. Arguments as for [`Self::open_change`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_marker(
+        &self,
+        header: &RecordHeader,
+        header_bytes: &[u8; RECORD_HEADER_BYTES],
+        stored: &[u8],
+    ) -> Result<Marker, OpenError> {
+        let plain = self.open(RecordKind::Marker, header, header_bytes, stored)?;
+        decode_marker(&plain).map_err(|source| OpenError::Marker { lsn: header.lsn, source })
+    }
+
+    fn open(
+        &self,
+        kind: RecordKind,
+        header: &RecordHeader,
+        header_bytes: &[u8; RECORD_HEADER_BYTES],
+        stored: &[u8],
+    ) -> Result<Vec<u8>, OpenError> {
+        let lsn = header.lsn;
+        let decoded = RecordHeader::decode(header_bytes)?;
+        if decoded != *header || decoded.kind != kind {
+            return Err(OpenError::Header { lsn });
+        }
+        if stored.len() != header.stored_len as usize {
+            let expected = header.stored_len;
+            return Err(OpenError::Length { lsn, expected, found: stored.len() });
+        }
+        check_crc(header_bytes, stored)?;
+        let first = self.first_lsn;
+        let number = lsn.0.checked_sub(first.0).ok_or(OpenError::Place { lsn, first })?;
+        let (sealed, tag) = stored.split_at(stored.len() - TAG_BYTES);
+        let aad = associated(&self.header_hash, header_bytes);
+        let mut plain = vec![0; sealed.len()];
+        self.key
+            .open_separate_gather(nonce(number), aad, sealed, tag, &mut plain)
+            .map_err(|_| OpenError::Authentication { lsn })?;
+        Ok(plain)
+    }
+}
+
+#[cfg(test)]
+mod tests;

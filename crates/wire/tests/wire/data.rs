@@ -1,0 +1,259 @@
+//! Messages of data sessions and of joining.
+
+use crate::samples::{any_header, cases, data_key, hash_key, header};
+use bytes::Bytes;
+use leeward_model::{
+    Branch, DiskNumber, Epoch, ExtentHash, ExtentNumber, HostId, ItemId, Lsn, PointId, Position,
+    TimelineId, UnixMillis,
+};
+use leeward_wire::{
+    data::{
+        Ack, Commit, Committed, DataError, DataHello, DataMessage, DataWelcome, Hashes,
+        HashesRequest, JoinAnswer, JoinRequest, Role, decode_control, encode_control,
+    },
+    frame::{Decoder, Frame, HASHES_MAX, Kind},
+    hash::EXTENT_ABSENT,
+    message::{HEARTBEAT_MS, HostHello, ServerStamp, ToServer},
+};
+use proptest::prelude::*;
+
+pub fn stamp() -> ServerStamp {
+    ServerStamp {
+        boot: "5e1f9a52-0000-4000-8000-000000000001".into(),
+        ms: 123_456_789,
+        wall: UnixMillis(1_763_700_002_789),
+    }
+}
+
+/// One message of every kind, with the kind's name for files.
+pub fn every_message() -> Vec<(&'static str, DataMessage)> {
+    let timeline = TimelineId::from_u128(0x31);
+    let position = |lsn| Position { timeline, lsn: Lsn(lsn) };
+    let hello = DataHello {
+        version_min: 1,
+        version_max: 1,
+        item: ItemId::from_u128(0x21),
+        host: HostId::from_u128(0x61),
+        host_boot: "5e1f9a52-0000-4000-8000-000000000002".into(),
+        role: Role::DialerSends,
+        epoch: Epoch(3),
+        branch: Branch { timeline, parent: None, epoch: Epoch(3) },
+    };
+    let welcome = DataWelcome {
+        version: 1,
+        data_key: data_key(),
+        hash_key: hash_key(),
+        key_version: 1,
+        durable: Some(position(999)),
+        newest_point: Some((PointId::from_u128(0x51), position(990))),
+        credit_bytes: 64 << 20,
+    };
+    let commit =
+        Commit { lsn: Lsn(1004), point: true, cut_server: Some(stamp()), final_progress: false };
+    let place = (DiskNumber(1), ExtentNumber(500));
+    let request = HashesRequest { disk: place.0, first_extent: place.1, count: 2 };
+    let hashes = vec![ExtentHash([0xcd; 32]), EXTENT_ABSENT];
+    let hashes = Hashes { disk: place.0, first_extent: place.1, hashes };
+    let join = JoinRequest {
+        registration_key: "lwk1-secret".into(),
+        csr_pem: "-----BEGIN CERTIFICATE REQUEST-----\n".into(),
+        host_name: "kvm-a".into(),
+        boot: "5e1f9a52-0000-4000-8000-000000000002".into(),
+    };
+    let answer = JoinAnswer {
+        certificate_pem: "-----BEGIN CERTIFICATE-----\n".into(),
+        ca_pem: "-----BEGIN CERTIFICATE-----\n".into(),
+        host: HostId::from_u128(0x61),
+        fabric: "site-a".into(),
+    };
+    let refused = leeward_model::Problem {
+        code: "LW-0000".into(),
+        what: "what".into(),
+        cause: "cause".into(),
+        now: "now".into(),
+        todo: "todo".into(),
+    };
+    vec![
+        ("data-hello", DataMessage::Hello(hello)),
+        ("data-welcome", DataMessage::Welcome(Box::new(welcome))),
+        ("data-refused", DataMessage::Refused(refused)),
+        ("segment-open", DataMessage::SegmentOpen(header())),
+        ("record", DataMessage::Record(Bytes::from(vec![0x77; 80]))),
+        ("commit", DataMessage::Commit(commit)),
+        ("ack", DataMessage::Ack(Ack { durable_lsn: Lsn(1004), credit_bytes: 64 << 20 })),
+        (
+            "committed",
+            DataMessage::Committed(Committed {
+                lsn: Lsn(1004),
+                point: Some(PointId::from_u128(0x52)),
+            }),
+        ),
+        ("hashes-request", DataMessage::HashesRequest(request)),
+        ("hashes", DataMessage::Hashes(hashes)),
+        ("ping", DataMessage::Ping(0x0102_0304_0506_0708)),
+        ("pong", DataMessage::Pong(0x0102_0304_0506_0708)),
+        ("join-request", DataMessage::JoinRequest(join)),
+        ("join-answer", DataMessage::JoinAnswer(Box::new(answer))),
+    ]
+}
+
+/// A control message, with its frame.
+pub fn control() -> (ToServer, Bytes) {
+    let hello = ToServer::Hello(HostHello {
+        version_min: 1,
+        version_max: 1,
+        host: HostId::from_u128(0x61),
+        name: "kvm-a".into(),
+        boot: "5e1f9a52-0000-4000-8000-000000000002".into(),
+        program: "0.1.0".into(),
+    });
+    let frame = encode_control(&hello);
+    (hello, frame)
+}
+
+fn only_frame(bytes: &[u8]) -> Frame {
+    let mut decoder = Decoder::new();
+    decoder.push(bytes);
+    decoder.pop().expect("frames of ours").expect("a whole frame")
+}
+
+#[test]
+fn every_message_comes_back_as_it_was() {
+    let mut kinds = Vec::new();
+    for (name, message) in every_message() {
+        let frame = only_frame(&message.to_frame());
+        kinds.push(frame.kind);
+
+        assert_eq!(DataMessage::from_frame(frame), Ok(message), "{name}");
+    }
+    assert_eq!(kinds, Kind::ALL[1..], "every kind but control has a message");
+}
+
+#[test]
+fn a_control_message_comes_back_and_is_no_data_message() {
+    let (hello, bytes) = control();
+    let frame = only_frame(&bytes);
+    let unexpected = DataError::Unexpected { kind: Kind::Control };
+    let ping = only_frame(&DataMessage::Ping(HEARTBEAT_MS).to_frame());
+
+    assert_eq!(decode_control(&frame), Ok(hello));
+    assert_eq!(DataMessage::from_frame(frame), Err(unexpected));
+    let wrong = decode_control::<ToServer>(&ping);
+    assert_eq!(wrong, Err(DataError::Unexpected { kind: Kind::Ping }));
+}
+
+#[test]
+fn every_problem_of_the_registry_fits_a_refusal() {
+    for code in leeward_model::CODES {
+        let message = DataMessage::Refused(code.problem("web01"));
+
+        let back = DataMessage::from_frame(only_frame(&message.to_frame()));
+
+        assert_eq!(back, Ok(message));
+    }
+}
+
+#[test]
+fn no_secret_of_a_message_shows_in_a_log() {
+    let shown: String =
+        every_message().iter().map(|(_, message)| format!("{message:?}\n")).collect();
+    let key_base64 = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let welcome = every_message().remove(1).1.to_frame();
+
+    assert!(String::from_utf8_lossy(&welcome).contains(key_base64), "it is in the frame");
+    assert!(shown.contains("data_key: DataKey(hidden)"));
+    assert!(!shown.contains(key_base64) && !shown.contains("lwk1-secret"));
+}
+
+#[test]
+fn a_json_error_does_not_repeat_the_payload() {
+    let payload = Bytes::from_static(b"{\"version\":1,\"data_key\":\"c2VjcmV0\"}");
+
+    let error = DataMessage::from_frame(Frame { kind: Kind::DataWelcome, payload }).unwrap_err();
+
+    assert!(matches!(error, DataError::Json { kind: Kind::DataWelcome, .. }));
+    assert!(!error.to_string().contains("c2VjcmV0"));
+}
+
+#[test]
+fn hashes_out_of_bounds_are_refused() {
+    let request = |first: u32, count: u32| {
+        let mut bytes = vec![1, 0, 0, 0];
+        bytes.extend_from_slice(&first.to_le_bytes());
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes
+    };
+
+    assert!(HashesRequest::decode(&request(0, HASHES_MAX)).is_some());
+    assert!(HashesRequest::decode(&request(u32::MAX, 1)).is_some());
+    assert_eq!(HashesRequest::decode(&request(0, 0)), None);
+    assert_eq!(HashesRequest::decode(&request(0, HASHES_MAX + 1)), None);
+    assert_eq!(HashesRequest::decode(&request(u32::MAX, 2)), None);
+    assert_eq!(Hashes::decode(&[&request(0, 2)[..], &[0; 32]].concat()), None);
+    assert_eq!(Hashes::decode(&[&request(0, 1)[..], &[0; 33]].concat()), None);
+    let mut reserved = request(0, 1);
+    reserved[2] = 1;
+    assert_eq!(HashesRequest::decode(&reserved), None);
+}
+
+#[test]
+fn a_full_answer_with_hashes_fits_its_frame() {
+    let hashes = vec![ExtentHash([1; 32]); HASHES_MAX as usize];
+    let hashes = Hashes { disk: DiskNumber(0), first_extent: ExtentNumber(0), hashes };
+    let message = DataMessage::Hashes(hashes);
+
+    let back = DataMessage::from_frame(only_frame(&message.to_frame()));
+
+    assert!(back == Ok(message));
+}
+
+proptest! {
+    #![proptest_config(cases(256))]
+
+    #[test]
+    fn binary_messages_come_back_as_they_were(
+        (durable, credit) in any::<(u64, u64)>(),
+        (disk, first, count) in (any::<u16>(), any::<u32>(), 1..=50_u32),
+        number in any::<u64>(),
+        segment in any_header(),
+    ) {
+        let first = first.min(u32::MAX - count);
+        let (disk, first_extent) = (DiskNumber(disk), ExtentNumber(first));
+        let hashes = (0..count).map(|at| ExtentHash([at as u8; 32])).collect();
+        for message in [
+            DataMessage::Ack(Ack { durable_lsn: Lsn(durable), credit_bytes: credit }),
+            DataMessage::HashesRequest(HashesRequest { disk, first_extent, count }),
+            DataMessage::Hashes(Hashes { disk, first_extent, hashes }),
+            DataMessage::Ping(number),
+            DataMessage::Pong(number),
+            DataMessage::SegmentOpen(segment),
+        ] {
+            let back = DataMessage::from_frame(only_frame(&message.to_frame()));
+            prop_assert_eq!(back, Ok(message));
+        }
+    }
+
+    #[test]
+    fn arbitrary_payloads_never_panic(
+        kind in prop::sample::select(Kind::ALL.to_vec()),
+        payload in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let frame = Frame { kind, payload: Bytes::from(payload) };
+        prop_assert!(decode_control::<ToServer>(&frame).is_err());
+        let _ = DataMessage::from_frame(frame);
+    }
+
+    #[test]
+    fn changed_messages_never_panic(
+        which in 0..14_usize,
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let mut frame = only_frame(&every_message()[which].1.to_frame());
+        let mut payload = frame.payload.to_vec();
+        let at = at.index(payload.len());
+        payload[at] = byte;
+        frame.payload = Bytes::from(payload);
+        let _ = DataMessage::from_frame(frame);
+    }
+}
