@@ -1,1 +1,160 @@
-//! Placeholder while the workspace is laid out.
+//! The config server: vaults, protection, failover, jobs, health, and the public REST API.
+//!
+//! Hosts are never called: they get an assignment and report what they see. Job steps are pure;
+//! one SQLite transaction stores what a step wants of the world together with the job's record.
+
+pub mod api;
+mod assignment;
+pub mod clock;
+mod driver;
+pub mod error;
+pub mod events;
+pub mod fabrics;
+mod health;
+mod hosts;
+pub mod items;
+pub mod jobs;
+pub mod machines;
+pub mod mappings;
+mod plan;
+pub mod points;
+pub mod policies;
+mod reconcilers;
+pub mod registration;
+mod rpo;
+mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod vaults;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+pub use clock::{Clock, Draw, Now, PermitSigner};
+pub use driver::Turn;
+pub use error::{ControlError, ErrorKind, Result};
+pub use hosts::{HostQuery, HostSession};
+pub use rpo::rpo_seconds;
+pub use store::{Durability, Store, StoreError};
+
+use leeward_durable::Registry;
+use leeward_model::HostId;
+use std::sync::Arc;
+use world::World;
+
+/// Is the config server's own host: the recovery site of every vault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalHost {
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: String,
+    /// Where its store is dialled by sources, `address:port`.
+    pub data_address: String,
+}
+
+/// Settings of the config server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the recovery site's fabric in every vault.
+    pub recovery_site: String,
+    /// Its own host.
+    pub local_host: LocalHost,
+}
+
+impl Config {
+    /// The default name of the recovery site's fabric.
+    pub const RECOVERY_SITE: &'static str = "recovery-site";
+}
+
+/// Is what the config server takes from outside.
+#[derive(Clone)]
+pub struct Ports {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub draw: Arc<dyn Draw>,
+    /// The key for start permits.
+    pub signer: Arc<dyn PermitSigner>,
+}
+
+/// The config server. Cheap to clone: all clones are one.
+#[derive(Clone)]
+pub struct Control {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    ports: Ports,
+    store: Store,
+    hosts: hosts::Hosts,
+    registry: Registry<World>,
+    poke: tokio::sync::Notify,
+}
+
+impl Control {
+    /// Starts the config server on its database. Nothing moves until [`Self::run`] or
+    /// [`Self::tick`] is called.
+    ///
+    /// # Errors
+    /// Internal when the database fails.
+    pub async fn open(store: Store, config: Config, ports: Ports) -> Result<Control> {
+        let inner = Inner {
+            config,
+            ports,
+            store,
+            hosts: hosts::Hosts::default(),
+            registry: jobs::registry(),
+            poke: tokio::sync::Notify::new(),
+        };
+        let control = Control { inner: Arc::new(inner) };
+        control.local_host_save().await?;
+        Ok(control)
+    }
+
+    /// The time by the config server's clocks.
+    pub fn now(&self) -> Now {
+        self.inner.ports.clock.now()
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Makes [`Self::run`] take a turn soon.
+    pub fn poke(&self) {
+        self.inner.poke.notify_one();
+    }
+
+    /// Closes the database; everything that was answered is stored.
+    pub async fn close(&self) {
+        self.inner.store.close().await;
+    }
+
+    async fn poked(&self) {
+        self.inner.poke.notified().await;
+    }
+
+    fn ports(&self) -> &Ports {
+        &self.inner.ports
+    }
+
+    fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    fn hosts(&self) -> &hosts::Hosts {
+        &self.inner.hosts
+    }
+
+    fn registry(&self) -> &Registry<World> {
+        &self.inner.registry
+    }
+
+    fn new_id<T: From<uuid::Uuid>>(&self) -> T {
+        clock::new_id(&*self.inner.ports.draw)
+    }
+}

@@ -2,6 +2,7 @@
 //! is in `main.rs` and `cli`.
 
 pub mod client;
+pub mod export;
 pub mod folder;
 pub mod roles;
 pub mod trust;

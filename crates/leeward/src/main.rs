@@ -1,2 +1,59 @@
-//! The `leeward` binary.
-fn main() {}
+//! The `leeward` command: roles that run until they are told to end, and verbs of the public API.
+
+use clap::{Parser, Subcommand};
+use leeward::{
+    export::{self, ExportOptions},
+    roles::{
+        site::{self, HostOptions},
+        up::{self, UpOptions},
+    },
+};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Open, self-hosted site recovery.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a site: config server, public API, replica store, machines.
+    Up(UpOptions),
+    /// Runs a host of machines that another site protects.
+    Host(HostOptions),
+    /// Serves one recovery point over NBD; needs no other part of Leeward.
+    Export(ExportOptions),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env("LEEWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("could not start: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match arguments.command {
+            Command::Up(options) => up::run(options).await,
+            Command::Host(options) => site::run(options).await,
+            Command::Export(options) => export::run(options).await,
+        }
+    });
+    // Store work that hangs on a dead disk must not hold the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(1)
+        }
+    }
+}

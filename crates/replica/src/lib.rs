@@ -1,1 +1,44 @@
-//! Placeholder while the workspace is laid out.
+//! The replica store: sealed segments, recovery points, disk images at a point, retention.
+//!
+//! Acknowledged data are durable, and nothing is visible before its manifest. The store never looks
+//! inside a payload except to read a marker or to build a [`View`]. It opens no connection, reads
+//! no clock, and knows neither machines that run nor the control plane. Byte by byte:
+//! `docs/formats/store.md`.
+
+mod collect;
+mod error;
+mod evidence;
+mod export;
+mod fields;
+mod folder;
+mod item;
+mod kept;
+mod keyring;
+pub mod manifest;
+mod manifest_log;
+#[cfg(feature = "testing")]
+pub mod model;
+mod pins;
+mod random;
+mod reader;
+mod retention;
+mod segments;
+pub mod storage;
+mod store;
+mod view;
+
+pub use error::StoreError;
+pub use evidence::TestOutcome;
+pub use export::PointExport;
+#[cfg(feature = "testing")]
+pub use item::Mutation;
+pub use item::{ItemStore, PointReceipt};
+pub use kept::{KeptFile, KeptRecord};
+pub use keyring::{ItemKeys, KeyOwner, RecipientKind, RecipientSecret};
+pub use manifest::PointRecord;
+pub use pins::Pin;
+pub use random::{Random, SystemRandom};
+pub use reader::{ItemReader, PointPage};
+pub use retention::{Expired, Retention};
+pub use store::{Store, StoreIdentity, Unlock};
+pub use view::{Run, RunKind, View};

@@ -36,9 +36,14 @@ impl PermitKey {
         hex(self.0.public_key().as_ref())
     }
 
+    /// Signs the bytes of a permit's terms; hexadecimal, 128 digits.
+    pub fn sign_bytes(&self, bytes: &[u8]) -> String {
+        hex(self.0.sign(bytes).as_ref())
+    }
+
     /// Signs `terms`.
     pub fn sign(&self, terms: PermitTerms) -> StartPermit {
-        let signature = hex(self.0.sign(&terms.to_signed_bytes()).as_ref());
+        let signature = self.sign_bytes(&terms.to_signed_bytes());
         StartPermit { terms, signature }
     }
 }

@@ -1,6 +1,6 @@
 //! What this host sees, gathered from its workers and sent whole to the config server.
 
-use leeward_model::{InstanceId, ItemId, Lsn, Position, TimelineId};
+use leeward_model::{InstanceId, ItemId, TimelineId};
 use leeward_wire::message::{
     CapturePhase, InstanceObserved, ItemObserved, SourceObserved, TargetObserved,
 };
@@ -73,6 +73,11 @@ impl Board {
         self.items().get(&item)?.instances.get(&instance).cloned()
     }
 
+    /// What is seen of the item as source.
+    pub fn source_seen(&self, item: ItemId) -> Option<SourceObserved> {
+        self.items().get(&item)?.source.clone()
+    }
+
     /// All items, for the observed state.
     pub fn items_seen(&self) -> Vec<ItemObserved> {
         let items = self.items();
@@ -115,9 +120,4 @@ pub fn source_blank(timeline: TimelineId, epoch: leeward_model::Epoch) -> Source
         sent_bytes: 0,
         problem: None,
     }
-}
-
-/// Whether `position` lies on `timeline` at or before `lsn`.
-pub fn lies_before(position: Position, timeline: TimelineId, lsn: Lsn) -> bool {
-    position.timeline == timeline && position.lsn <= lsn
 }

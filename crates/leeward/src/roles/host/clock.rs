@@ -44,6 +44,14 @@ pub fn wall_now() -> UnixMillis {
     UnixMillis(since.as_millis() as i64)
 }
 
+/// A wall time as it stands in names: `20261121T030405Z`.
+pub fn stamp(time: UnixMillis) -> String {
+    match jiff::Timestamp::from_millisecond(time.0) {
+        Ok(time) => time.strftime("%Y%m%dT%H%M%SZ").to_string(),
+        Err(_) => time.0.to_string(),
+    }
+}
+
 /// This host's boot id.
 ///
 /// # Errors

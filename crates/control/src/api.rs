@@ -1,0 +1,276 @@
+//! The public REST interface: the contract of Azure Site Recovery over the config server's own
+//! operations. It has no state and takes no decisions; listening and TLS are not here.
+//!
+//! `routes` says which paths there are, `access` who may use them, `envelope` what answers look
+//! like; the other modules are the nouns. `docs/api.md` is the reference for users.
+
+mod access;
+mod envelope;
+mod events;
+mod fabrics;
+mod filter;
+mod hosts;
+mod ids;
+mod item_view;
+mod items;
+mod jobs;
+mod mappings;
+mod operations;
+mod points;
+mod policies;
+mod request;
+mod routes;
+mod settings;
+mod unbuilt;
+mod vaults;
+
+#[cfg(test)]
+mod tests;
+
+pub use access::{Action, AdminToken, Caller, Role, TokenCheck, authorize};
+
+use crate::{Control, ControlError};
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, Response, header, request::Parts},
+};
+use envelope::{Answer, Echo, Refusal, respond};
+use ids::Ids;
+use request::{Call, Query};
+use routes::{Found, Method, Operation as Op, Target};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// The largest body of a request, in bytes; a larger one is refused with 413.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// What the interface takes from outside.
+#[derive(Clone)]
+pub struct ApiSettings {
+    /// Knows the bearer tokens.
+    pub tokens: Arc<dyn TokenCheck>,
+    /// Fingerprint of the CA's certificate, hexadecimal: goes into registration keys.
+    pub ca_fingerprint: String,
+}
+
+struct Shared {
+    control: Control,
+    settings: ApiSettings,
+}
+
+/// The interface as a service. Whoever serves it speaks TLS and nothing else.
+pub fn router(control: Control, settings: ApiSettings) -> Router {
+    Router::new().fallback(handle).with_state(Arc::new(Shared { control, settings }))
+}
+
+async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let echo = Echo {
+        origin: origin(&parts.headers),
+        api_version: query.api_version().to_owned(),
+        client_request: parts.headers.get("x-ms-client-request-id").cloned(),
+        request: uuid::Uuid::new_v4().to_string(),
+    };
+    let span = tracing::debug_span!("request", id = %echo.request, method = %parts.method,
+        path = parts.uri.path());
+    let work = admit(&shared, &parts, body, query, &echo);
+    let result = tracing::Instrument::instrument(work, span).await;
+    respond(result, &echo)
+}
+
+/// Checks who asks for what, reads the body, and does it.
+async fn admit(
+    shared: &Shared,
+    parts: &Parts,
+    body: Body,
+    query: Query,
+    echo: &Echo,
+) -> Result<Answer, Refusal> {
+    let token = bearer(&parts.headers).ok_or_else(Refusal::unauthorized)?;
+    let caller = shared.settings.tokens.check(token).ok_or_else(Refusal::unauthorized)?;
+    let path = parts.uri.path();
+    let (target, names) = target_of(parts)?;
+    let (op, action) = match target {
+        Target::Served(op, action) => (op, action),
+        Target::Unbuilt => return Err(unsupported(parts.method.as_str(), path).into()),
+    };
+    if !authorize(caller.role, action) {
+        let what = format!("{} is {:?}, which does not include this", caller.name, caller.role);
+        let code = leeward_model::Code::FORBIDDEN;
+        return Err(ControlError::new(crate::ErrorKind::Forbidden, code, what).into());
+    }
+    let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX)
+        .await
+        .map_err(|_| Refusal::too_large(BODY_BYTES_MAX))?;
+    let call = Call {
+        control: shared.control.clone(),
+        ca_fingerprint: shared.settings.ca_fingerprint.clone(),
+        origin: echo.origin.clone(),
+        path: path.to_owned(),
+        names,
+        query,
+        body: read_body(&bytes)?,
+    };
+    dispatch(&call, op).await
+}
+
+fn target_of(parts: &Parts) -> Result<(Target, routes::Names), Refusal> {
+    let path = parts.uri.path();
+    let nothing = || ControlError::not_found(format!("there is nothing at {path}"));
+    let segments = routes::split(path).ok_or_else(nothing)?;
+    let method = Method::of(&parts.method);
+    let found = match (method, operations::split_results(&segments)) {
+        (Some(Method::Get), Some((resource, job))) => operations::find_results(resource, job),
+        (Some(method), _) => routes::find(method, &segments),
+        (None, _) => routes::find(Method::Get, &segments),
+    };
+    match found {
+        Found::Route(target, names) if method.is_some() => Ok((target, names)),
+        Found::Route(_, _) => Err(Refusal::method(parts.method.as_str(), "GET".into())),
+        Found::OtherMethods(methods) => {
+            let names: Vec<_> = methods.into_iter().map(Method::name).collect();
+            Err(Refusal::method(parts.method.as_str(), names.join(", ")))
+        }
+        Found::Nothing => Err(nothing().into()),
+    }
+}
+
+fn unsupported(method: &str, path: &str) -> ControlError {
+    let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
+    ControlError::not_supported(format!("{method} … /{last} is not supported yet"))
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Scheme, host and port as the client sees them. A made-up header only misleads who made it up.
+fn origin(headers: &HeaderMap) -> String {
+    let first = |name: &str| {
+        let value = headers.get(name)?.to_str().ok()?;
+        let value = value.split(',').next().unwrap_or_default().trim();
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".:-_[]".contains(&byte);
+        (!value.is_empty() && value.bytes().all(plain)).then(|| value.to_owned())
+    };
+    let scheme = first("x-forwarded-proto").filter(|scheme| scheme == "http");
+    let host = first("x-forwarded-host").or_else(|| first("host"));
+    let host = host.unwrap_or_else(|| "localhost".into());
+    format!("{}://{host}", scheme.as_deref().unwrap_or("https"))
+}
+
+fn read_body(bytes: &[u8]) -> Result<Value, ControlError> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Value::Null);
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(body @ (Value::Object(_) | Value::Null)) => Ok(body),
+        Ok(_) => Err(ControlError::bad_request("the body is not a JSON object")),
+        Err(error) => Err(ControlError::bad_request(format!("the body is not JSON: {error}"))),
+    }
+}
+
+/// Does an operation. Everything below a vault begins with finding the vault.
+async fn dispatch(call: &Call, op: Op) -> Result<Answer, Refusal> {
+    match op {
+        Op::VaultGet => return vaults::get(call).await,
+        Op::VaultPut => return vaults::put(call).await,
+        Op::VaultPatch => return vaults::patch(call).await,
+        Op::VaultDelete => return vaults::delete(call).await,
+        Op::VaultListSubscription | Op::VaultListGroup => return vaults::list(call).await,
+        _ => {}
+    }
+    let vault = call.control.vault_get(&call.vault_key()).await?;
+    let below = Below { call, ids: Ids::of(&vault), vault };
+    if call.names.is_results() {
+        return operations::results(&below, op).await;
+    }
+    below.dispatch(op).await
+}
+
+/// Is a request below a vault that exists.
+struct Below<'a> {
+    call: &'a Call,
+    vault: crate::vaults::VaultView,
+    ids: Ids,
+}
+
+impl Below<'_> {
+    fn control(&self) -> &Control {
+        &self.call.control
+    }
+    fn name(&self, key: &str) -> &str {
+        self.call.names.get(key)
+    }
+    /// A page of a list.
+    fn page(&self, all: Vec<Value>) -> Result<Answer, Refusal> {
+        Ok(Answer::Ok(self.call.page(all)?))
+    }
+    /// The answer to what `job` does to `resource`.
+    fn accepted(&self, resource: String, job: leeward_model::JobId) -> Answer {
+        Answer::Accepted(envelope::Accepted { vault: self.ids.vault().to_owned(), resource, job })
+    }
+
+    async fn dispatch(&self, op: Op) -> Result<Answer, Refusal> {
+        match op {
+            Op::VaultGet | Op::VaultPut | Op::VaultPatch | Op::VaultDelete => {
+                vaults::get(self.call).await
+            }
+            Op::VaultListSubscription | Op::VaultListGroup => vaults::list(self.call).await,
+            Op::CertificatePut => vaults::certificate_put(self).await,
+            Op::FabricList => fabrics::list(self).await,
+            Op::FabricGet => fabrics::get(self).await,
+            Op::FabricPut => fabrics::put(self).await,
+            Op::FabricRemove => fabrics::remove(self).await,
+            Op::HostListVault | Op::HostList => hosts::list(self).await,
+            Op::HostGet | Op::HostRefresh => hosts::get(self).await,
+            Op::HostRemove => hosts::remove(self).await,
+            Op::ContainerListVault | Op::ContainerList => fabrics::container_list(self).await,
+            Op::ContainerGet => fabrics::container_get(self).await,
+            Op::MachineList => hosts::machine_list(self).await,
+            Op::MachineGet => hosts::machine_get(self).await,
+            Op::PolicyList => policies::list(self).await,
+            Op::PolicyGet => policies::get(self).await,
+            Op::PolicyPut => policies::put(self).await,
+            Op::PolicyPatch => policies::patch(self).await,
+            Op::PolicyDelete => policies::delete(self).await,
+            Op::MappingListVault | Op::MappingList => mappings::list(self).await,
+            Op::MappingGet => mappings::get(self).await,
+            Op::MappingPut => mappings::put(self).await,
+            Op::MappingRemove => mappings::remove(self).await,
+            Op::ItemListVault | Op::ItemList => items::list(self).await,
+            Op::ItemGet => items::get(self).await,
+            Op::ItemEnable => items::enable(self).await,
+            op => self.dispatch_rest(op).await,
+        }
+    }
+
+    async fn dispatch_rest(&self, op: Op) -> Result<Answer, Refusal> {
+        match op {
+            Op::PointList => points::list(self).await,
+            Op::PointGet => points::get(self).await,
+            Op::PointPicture => points::picture(self).await,
+            Op::JobList => jobs::list(self).await,
+            Op::JobGet => jobs::get(self).await,
+            Op::JobCancel => jobs::cancel(self).await,
+            Op::JobResume => jobs::resume(self).await,
+            Op::JobRestart => jobs::restart(self).await,
+            Op::EventList => events::list(self).await,
+            Op::EventGet => events::get(self).await,
+            Op::AlertList => settings::alert_list(self),
+            Op::AlertGet => settings::alert_get(self),
+            Op::AlertPut => settings::alert_put(self),
+            Op::SettingList => settings::setting_list(self),
+            Op::SettingGet => settings::setting_get(self),
+            Op::HealthGet | Op::HealthRefresh => settings::health(self).await,
+            Op::EmptyList => settings::empty_list(self).await,
+            Op::EmptyGet => settings::empty_get(self).await,
+            Op::StatusGet => operations::status(self).await,
+            op => items::operate(self, op).await,
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Jobs as operators see and steer them.
+
+use super::{
+    Below,
+    envelope::{Answer, Refusal},
+    ids::{Ids, read_time, resource, time, time_or_null},
+    item_view::INSTANCE_TYPE,
+    request::name_in_id,
+};
+use crate::{
+    ControlError,
+    jobs::{JobAnswer, JobFilter, JobView, RunState, Scenario, TargetKind, TaskView},
+};
+use leeward_model::Problem;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Properties that a list of jobs can be filtered by. The last two only shape exports.
+const FILTERS: [&str; 9] = [
+    "starttime",
+    "endtime",
+    "jobstatus",
+    "affectedobjecttypes",
+    "fabricid",
+    "jobname",
+    "targetobjectid",
+    "joboutputtype",
+    "timezoneoffset",
+];
+
+/// State and description of a job or task.
+fn state(state: RunState) -> (&'static str, &'static str) {
+    match state {
+        RunState::NotStarted => ("NotStarted", "NotStarted"),
+        RunState::InProgress => ("InProgress", "InProgress"),
+        RunState::Succeeded => ("Succeeded", "Completed"),
+        RunState::SucceededWithWarning => ("Succeeded", "CompletedWithInformation"),
+        RunState::Failed => ("Failed", "Failed"),
+        RunState::Cancelling => ("InProgress", "Cancelling"),
+        RunState::Cancelled => ("Cancelled", "Cancelled"),
+        RunState::Suspended => ("Suspended", "Suspended"),
+        RunState::Skipped => ("Other", "Skipped"),
+    }
+}
+
+/// A scenario for people.
+fn friendly(scenario: Scenario) -> &'static str {
+    match scenario {
+        Scenario::EnableProtection => "Enable protection",
+        Scenario::PrimaryIrCompletion => "Finalize protection on the primary site",
+        Scenario::TestFailover => "Test failover",
+        Scenario::TestFailoverCleanup => "Test failover cleanup",
+        Scenario::UnplannedFailover => "Failover",
+        Scenario::CancelFailover => "Cancel failover",
+        Scenario::ChangePit => "Change recovery point",
+        Scenario::CommitFailover => "Commit",
+        Scenario::DisableProtection => "Disable protection",
+        Scenario::Resynchronize => "Resynchronize",
+        Scenario::CreateSite => "Create a site",
+        Scenario::DeleteSite => "Delete a site",
+        Scenario::AddProtectionProfile => "Create replication policy",
+        Scenario::UpdateProtectionProfile => "Update replication policy",
+        Scenario::DeleteProtectionProfile => "Delete replication policy",
+        Scenario::PairClouds => "Associate replication policy",
+        Scenario::UnpairClouds => "Dissociate replication policy",
+        Scenario::RegisterDra => "Register a host",
+        Scenario::UnregisterDra => "Unregister a host",
+    }
+}
+
+fn error(problem: &Problem, job: &JobView, task: Option<&str>) -> Value {
+    json!({
+        "serviceErrorDetails": {
+            "code": problem.code,
+            "message": problem.what,
+            "possibleCauses": problem.cause,
+            "recommendedAction": problem.todo,
+            "activityId": job.id,
+        },
+        "providerErrorDetails": null,
+        "errorLevel": "Error",
+        "creationTime": time(job.ended.unwrap_or(job.started)),
+        "taskId": task,
+        "leewardCurrentState": problem.now,
+    })
+}
+
+fn task(job: &JobView, task: &TaskView) -> Value {
+    let (word, description) = state(task.state);
+    let errors: Vec<_> =
+        task.problem.iter().map(|problem| error(problem, job, Some(&task.name))).collect();
+    json!({
+        "taskId": task.name,
+        "name": task.name,
+        "friendlyName": task.friendly_name,
+        "state": word,
+        "stateDescription": description,
+        "startTime": time_or_null(task.started),
+        "endTime": time_or_null(task.ended),
+        "allowedActions": [],
+        "taskType": "TaskDetails",
+        "customDetails": { "instanceType": "TaskDetails" },
+        "groupTaskCustomDetails": null,
+        "errors": errors,
+        "leewardMessage": task.message,
+    })
+}
+
+/// Whether the tasks are shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tasks {
+    Shown,
+    LeftOut,
+}
+
+fn custom_details(job: &JobView) -> Value {
+    let kind = match job.scenario {
+        Scenario::TestFailover => "TestFailoverJobDetails",
+        Scenario::UnplannedFailover => "FailoverJobDetails",
+        _ => "AsrJobDetails",
+    };
+    json!({
+        "instanceType": kind,
+        "affectedObjectDetails": {
+            "PrimaryVmId": job.target_id,
+            "PrimaryVmName": job.target_name,
+            "PrimaryFabricProviderId": INSTANCE_TYPE,
+            "RecoveryFabricProviderId": INSTANCE_TYPE,
+        },
+        "comments": job.comments,
+    })
+}
+
+fn view(ids: &Ids, job: &JobView, tasks: Tasks) -> Value {
+    let (word, mut description) = state(job.state);
+    if job.state == RunState::Suspended && job.scenario == Scenario::TestFailover {
+        description = "WaitingForStopTestFailover";
+    }
+    let shown: Vec<_> = match tasks {
+        Tasks::Shown => job.tasks.iter().map(|one| task(job, one)).collect(),
+        Tasks::LeftOut => Vec::new(),
+    };
+    let errors: Vec<_> = job.errors.iter().map(|problem| error(problem, job, None)).collect();
+    let allowed: Vec<_> = job.allowed.iter().map(|action| format!("{action:?}")).collect();
+    resource(
+        &ids.job(job.id),
+        json!({
+            "activityId": job.id,
+            "scenarioName": format!("{:?}", job.scenario),
+            "friendlyName": friendly(job.scenario),
+            "state": word,
+            "stateDescription": description,
+            "tasks": shown,
+            "errors": errors,
+            "startTime": time(job.started),
+            "endTime": time_or_null(job.ended),
+            "allowedActions": allowed,
+            "targetObjectId": job.target_id,
+            "targetObjectName": job.target_name,
+            "targetInstanceType": format!("{:?}", job.target_kind),
+            "customDetails": custom_details(job),
+            "leewardQuestion": job.question,
+        }),
+    )
+}
+
+/// The states that a word of a filter stands for.
+fn states_of(word: &str) -> Result<Vec<RunState>, ControlError> {
+    const ALL: [RunState; 8] = [
+        RunState::NotStarted,
+        RunState::InProgress,
+        RunState::Cancelling,
+        RunState::Succeeded,
+        RunState::SucceededWithWarning,
+        RunState::Failed,
+        RunState::Cancelled,
+        RunState::Suspended,
+    ];
+    let named = |one: &RunState| {
+        let (name, description) = state(*one);
+        name.eq_ignore_ascii_case(word) || description.eq_ignore_ascii_case(word)
+    };
+    let found: Vec<_> = ALL.into_iter().filter(named).collect();
+    if found.is_empty() {
+        let what = format!("JobStatus {word} is not a state of a job");
+        return Err(ControlError::bad_request(what));
+    }
+    Ok(found)
+}
+
+/// List, newest first, without tasks.
+pub(super) async fn list(below: &Below<'_>) -> Result<Answer, Refusal> {
+    let filter = below.call.filter(&FILTERS)?;
+    let mut wanted = JobFilter::default();
+    for clause in filter.of("jobstatus") {
+        for (_, word) in &clause.any {
+            wanted.states.extend(states_of(word)?);
+        }
+    }
+    let moment = |name: &str| -> Result<_, ControlError> {
+        let Some(text) = filter.single(name) else { return Ok(None) };
+        let wrong = || ControlError::bad_request(format!("{name} {text} is not a time"));
+        read_time(text).map(Some).ok_or_else(wrong)
+    };
+    wanted.since = moment("starttime")?;
+    wanted.until = moment("endtime")?;
+    let mut jobs = below.control().job_list(below.vault.id, &wanted).await?;
+    jobs.retain(|job| {
+        let (kind, scenario) = (format!("{:?}", job.target_kind), format!("{:?}", job.scenario));
+        let id = job.id.to_string();
+        filter.admits("affectedobjecttypes", &[&kind, short_kind(job.target_kind)])
+            && filter.admits("jobname", &[&scenario, friendly(job.scenario), &id])
+            && filter.admits("targetobjectid", &[&job.target_id])
+    });
+    if filter.has("fabricid") {
+        let targets = targets_of_fabrics(below, &filter).await?;
+        jobs.retain(|job| targets.contains(&job.target_id));
+    }
+    below.page(jobs.iter().map(|job| view(&below.ids, job, Tasks::LeftOut)).collect())
+}
+
+/// How clients also call a kind of object.
+fn short_kind(kind: TargetKind) -> &'static str {
+    match kind {
+        TargetKind::ProtectionEntity => "ProtectedItem",
+        TargetKind::ProtectionProfile => "Policy",
+        TargetKind::Server => "Server",
+        TargetKind::Fabric => "Fabric",
+    }
+}
+
+/// Ids of the objects that belong to the fabrics that a filter names by id or name.
+async fn targets_of_fabrics(
+    below: &Below<'_>,
+    filter: &super::filter::Filter,
+) -> Result<BTreeSet<String>, ControlError> {
+    let control = below.control();
+    let mut targets = BTreeSet::new();
+    let names = |id: String, name: &str| {
+        let named = |text: &str| {
+            let text = name_in_id(text, "replicationFabrics").unwrap_or(text);
+            text.eq_ignore_ascii_case(&id) || text.eq_ignore_ascii_case(name)
+        };
+        filter.of("fabricid").all(|clause| clause.any.iter().any(|(_, text)| named(text)))
+    };
+    for fabric in control.fabric_list(below.vault.id).await? {
+        if names(fabric.id.to_string(), &fabric.name) {
+            targets.insert(fabric.id.to_string());
+            targets.extend(fabric.hosts.iter().map(|host| host.id.to_string()));
+        }
+    }
+    for item in control.item_list(below.vault.id, None).await? {
+        if names(item.source_fabric.to_string(), &item.source_fabric_name) {
+            targets.insert(item.id.to_string());
+        }
+    }
+    Ok(targets)
+}
+
+/// GET.
+pub(super) async fn get(below: &Below<'_>) -> Result<Answer, Refusal> {
+    let job = below.control().job_get(below.vault.id, below.call.job()?).await?;
+    Ok(Answer::Ok(view(&below.ids, &job, Tasks::Shown)))
+}
+
+/// POST cancel: accepted at once; the job goes back by itself.
+pub(super) async fn cancel(below: &Below<'_>) -> Result<Answer, Refusal> {
+    let job = below.control().job_cancel(below.vault.id, below.call.job()?).await?;
+    Ok(Answer::Ok(view(&below.ids, &job, Tasks::Shown)))
+}
+
+/// POST resume: comments are the reply to the job's question; without any, the step is tried
+/// again. `leewardAnswer` says it outright.
+pub(super) async fn resume(below: &Below<'_>) -> Result<Answer, Refusal> {
+    let properties = below.call.properties()?;
+    let comments = properties.text("comments")?;
+    let answer = answer(properties.text("leewardAnswer")?, comments)?;
+    let job = below.control().job_resume(below.vault.id, below.call.job()?, answer).await?;
+    Ok(Answer::Ok(view(&below.ids, &job, Tasks::Shown)))
+}
+
+fn answer(word: Option<&str>, comments: Option<&str>) -> Result<JobAnswer, ControlError> {
+    match (word.map(str::to_ascii_lowercase).as_deref(), comments) {
+        (Some("retry"), _) | (None, None) => Ok(JobAnswer::Retry),
+        (Some("reply"), text) => Ok(JobAnswer::Reply(text.unwrap_or_default().to_owned())),
+        (None, Some(text)) => Ok(JobAnswer::Reply(text.to_owned())),
+        (Some("abandon"), _) => Ok(JobAnswer::Abandon),
+        (Some(word), _) => Err(ControlError::bad_request(format!(
+            "leewardAnswer {word} is not one of Retry, Reply, Abandon"
+        ))),
+    }
+}
+
+/// POST restart: answers with the new job.
+pub(super) async fn restart(below: &Below<'_>) -> Result<Answer, Refusal> {
+    let control = below.control();
+    let new = control.job_restart(below.vault.id, below.call.job()?).await?;
+    let job = control.job_get(below.vault.id, new).await?;
+    Ok(Answer::Ok(view(&below.ids, &job, Tasks::Shown)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_names_states_by_word_or_description() {
+        assert_eq!(
+            states_of("succeeded").unwrap(),
+            [RunState::Succeeded, RunState::SucceededWithWarning]
+        );
+        assert_eq!(states_of("InProgress").unwrap(), [RunState::InProgress, RunState::Cancelling]);
+        assert_eq!(states_of("Cancelling").unwrap(), [RunState::Cancelling]);
+        assert!(states_of("Tired").is_err());
+    }
+
+    #[test]
+    fn comments_reply_and_silence_tries_again() {
+        assert_eq!(answer(None, None).unwrap(), JobAnswer::Retry);
+        assert_eq!(answer(None, Some("it is off")).unwrap(), JobAnswer::Reply("it is off".into()));
+        assert_eq!(answer(Some("Abandon"), Some("x")).unwrap(), JobAnswer::Abandon);
+        assert_eq!(answer(Some("RETRY"), Some("x")).unwrap(), JobAnswer::Retry);
+        assert!(answer(Some("maybe"), None).is_err());
+    }
+}

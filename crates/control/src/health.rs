@@ -1,0 +1,64 @@
+//! What is wrong with an item, from what is stored and what its hosts see. Changes nothing.
+
+use crate::items::{HealthError, Level, LiveAt, live_at};
+use crate::world::World;
+use leeward_model::{Code, Problem, Protection, SourceState};
+
+/// Everything that is wrong with the item of `world`, worst first.
+pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthError> {
+    let Some(item) = &world.item else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut add = |level, problem: Problem| found.push(HealthError { level, problem });
+    let failed_over = matches!(
+        item.state.protection,
+        Protection::FailedOver { .. }
+            | Protection::ChangingPoint { .. }
+            | Protection::Committed { .. }
+    );
+    let off = matches!(item.state.source, SourceState::ConfirmedOff { .. });
+    let both = live_at(world).0 == LiveAt::Both;
+    if both || (failed_over && !off) {
+        let what = format!("{} was failed over; the old machine is not known to be off", item.name);
+        add(Level::Critical, Code::BOTH_MAY_BE_LIVE.problem(what));
+    }
+    if let Some(note) = world.source_now().and_then(|seen| seen.divergent.as_ref()) {
+        let what = format!("{}: what it wrote is kept as point {}", item.name, note.name);
+        add(Level::Warning, Code::STALE_MACHINE_FENCED.problem(what));
+    }
+    let replicating = matches!(
+        item.state.protection,
+        Protection::Protected
+            | Protection::Resynchronizing { .. }
+            | Protection::InitialReplication { .. }
+    );
+    if !world.target.sight.connected {
+        let what = format!("target host {} is not connected", world.target.name);
+        add(Level::Critical, Code::TARGET_AWAY.problem(what));
+    }
+    if replicating && !world.source.sight.connected {
+        let what = format!("source host {} of {} is not connected", world.source.name, item.name);
+        add(Level::Critical, Code::ROLE_AWAY.problem(what));
+    }
+    if let Protection::Resynchronizing { reason, .. } = &item.state.protection {
+        let what = format!("{} is resynchronizing", item.name);
+        add(Level::Warning, Code::RESYNC_NEEDED.because(what, reason.clone()));
+    }
+    let threshold = world.policy.rpo_threshold_seconds;
+    if replicating && let Some(rpo) = rpo_seconds.filter(|rpo| *rpo > threshold) {
+        let what = format!("the newest point of {} is {rpo} s old, wanted {threshold}", item.name);
+        add(Level::Critical, Code::RPO_EXCEEDED.problem(what));
+    }
+    if replicating && let Some(problem) = world.source_now().and_then(|s| s.problem.as_ref()) {
+        add(Level::Warning, problem.clone());
+    }
+    if let Some(problem) = world.target_now().and_then(|seen| seen.problem.as_ref()) {
+        add(Level::Critical, problem.clone());
+    }
+    for plan in &item.plan.instances {
+        if let Some(problem) = world.instance_now(plan.id).and_then(|seen| seen.problem.as_ref()) {
+            add(Level::Warning, problem.clone());
+        }
+    }
+    found.sort_by_key(|error| std::cmp::Reverse(error.level));
+    found
+}

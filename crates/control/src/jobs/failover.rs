@@ -1,0 +1,343 @@
+//! Failover: shut the source down, fence it, start a machine from a point. Direction is data.
+
+use super::way_back::{self, HasWayBack, WayBack, start_source};
+use crate::events::Severity;
+use crate::items::Shutdown;
+use crate::plan::{InstancePlan, RunPlan, TargetRun};
+use crate::world::{Step, World, engine_problem, pending, permanent, warning};
+use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
+use leeward_model::{
+    Code, Event, Fence, InstanceId, MachineState, PointId, Position, Protection,
+    SourceState, TimelineId,
+};
+use leeward_wire::message::{Purpose, ShutdownOutcome, Stage};
+use serde::{Deserialize, Serialize};
+
+/// How long a target that is away may take to come back before a job that needs it is refused.
+const TARGET_WAIT_MS: u64 = 10_000;
+/// What a host may need over the guest's own time before a shutdown counts as failed.
+const SHUTDOWN_GRACE_MS: u64 = 30_000;
+/// How long the last delta of a source that is off may take to become a point at the target.
+const DELTA_WAIT_MS: u64 = 120_000;
+/// How long a source that was left running may take to stop when the target is about to start.
+const FENCE_WAIT_MS: u64 = 15_000;
+/// After this a machine that cannot be made fails the step; its host has tried many times by then.
+const INSTANCE_WAIT_MS: u64 = 600_000;
+
+/// What was asked for, with the place of a chosen point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Chosen {
+    /// Everything received, then the newest complete point.
+    Latest,
+    /// The newest point that is complete when the job begins.
+    Processed,
+    /// This one.
+    Point(PointId, Position),
+}
+
+/// Is the job's memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Failover {
+    pub(crate) way_back: WayBack,
+    pub(crate) choice: Chosen,
+    pub(crate) shutdown: Shutdown,
+    /// Timeline of the new machine's writes.
+    pub(crate) timeline: TimelineId,
+    /// Whether this job asked the source to shut down.
+    pub(crate) asked: bool,
+    pub(crate) final_point: Option<PointId>,
+    pub(crate) newest: Option<(PointId, Position)>,
+    pub(crate) point: Option<(PointId, Position)>,
+}
+
+impl HasWayBack for Failover {
+    fn way_back(&mut self) -> &mut WayBack {
+        &mut self.way_back
+    }
+}
+
+impl Job for Failover {
+    type Context = World;
+    const KIND: &'static str = "failover";
+    const REVERSIBLE: &'static [Reversible<Self>] = &[
+        Reversible::new("check", Self::check, Self::undo_all),
+        Reversible::new("shut-down-source", Self::shut_down, Self::start_again),
+        Reversible::new("final-delta", Self::final_delta, nothing),
+        Reversible::new("fence", Self::fence, Self::unfence),
+        Reversible::new("choose-point", Self::choose_point, nothing),
+        Reversible::new("build-overlay", Self::build_overlay, Self::drop_machine),
+        Reversible::new("prepare-machine", Self::prepare, Self::drop_machine),
+    ];
+    const FORWARD: &'static [Forward<Self>] = &[
+        Forward::new("start-machine", Self::start_machine),
+        Forward::new("record", Self::record),
+    ];
+    const ABANDON: &'static [Forward<Self>] = &way_back::steps::<Self>();
+}
+
+/// Waits a moment for the target, then refuses: nothing has been done yet.
+pub(crate) fn need_target(world: &World, moment: &Moment) -> Result<Option<Outcome>, StepError> {
+    if world.target_now().is_some() {
+        return Ok(None);
+    }
+    let what = format!("target host {} does not report the replica", world.target.name);
+    if moment.step_elapsed_ms() > TARGET_WAIT_MS {
+        return Err(permanent(Code::TARGET_AWAY, what));
+    }
+    pending(what).map(Some)
+}
+
+/// The point that a choice means now; none while there is no complete point.
+pub(crate) fn point_of(world: &World, choice: Chosen) -> Option<(PointId, Position)> {
+    match choice {
+        Chosen::Point(point, position) => Some((point, position)),
+        Chosen::Latest | Chosen::Processed => {
+            world.newest().map(|newest| (newest.point, newest.position))
+        }
+    }
+}
+
+/// Whether a step that waits for a machine to be made may fail now.
+pub(crate) fn gives_up(moment: &Moment) -> bool {
+    moment.attempt_elapsed_ms() > INSTANCE_WAIT_MS
+}
+
+/// Adds a machine to the plan, once.
+pub(crate) fn add_instance(
+    world: &mut World,
+    id: InstanceId,
+    purpose: Purpose,
+    point: (PointId, Position),
+    timeline: TimelineId,
+) -> Result<(), StepError> {
+    let since = world.target.generation + 1;
+    let plan = &mut world.item_mut()?.plan;
+    if plan.instance(id).is_none() {
+        plan.instances.push(InstancePlan {
+            id,
+            purpose,
+            point: point.0,
+            position: point.1,
+            timeline,
+            stage: Stage::Overlay,
+            permitted: false,
+            probe: true,
+            keep_as: None,
+            since,
+        });
+    }
+    Ok(())
+}
+
+/// Undoes a machine that never held a permit. A target that is away deletes it when it is back.
+pub(crate) fn undo_instance(world: &mut World, id: InstanceId) -> Step {
+    if world.item.is_none() || world.instance_drop(id)? {
+        return Ok(Outcome::Done);
+    }
+    if !world.target.sight.connected {
+        return Ok(Outcome::Skipped("the target is away; it deletes the machine later".into()));
+    }
+    pending(format!("host {} to delete machine {id}", world.target.name))
+}
+
+impl Failover {
+    fn check(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if let Some(wait) = need_target(world, moment)? {
+            return Ok(wait);
+        }
+        let Some(newest) = world.newest().map(|newest| (newest.point, newest.position)) else {
+            return Err(permanent(Code::NO_POINT, "the replica has no complete recovery point"));
+        };
+        self.newest = Some(newest);
+        let ran = world.source_machine() != MachineState::Off;
+        world.item_mut()?.plan.source_ran = ran;
+        Ok(Outcome::Done)
+    }
+
+    /// The last undo: the item returns to where it came from.
+    fn undo_all(&mut self, world: &mut World, _: &Moment) -> Step {
+        if world.failing_over(self.way_back.job) {
+            world.apply(Event::FailoverUndone { job: self.way_back.job })?;
+            let name = world.item()?.name.clone();
+            world.note("FailoverUndone", Severity::Info, format!("failover of {name} was undone"));
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn shut_down(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if self.shutdown == Shutdown::Leave {
+            return Ok(Outcome::Skipped("the request leaves the source alone".to_owned()));
+        }
+        if !world.source.sight.connected {
+            world.source_seen(SourceState::Unknown)?;
+            let what = format!("source host {} is not connected", world.source.name);
+            return Ok(warning(Code::SOURCE_AWAY, what));
+        }
+        let timeout_ms = world.policy.shutdown_timeout_seconds.saturating_mul(1000);
+        self.asked = true;
+        world.source_run(RunPlan::ShutDown { job: self.way_back.job, timeout_ms })?;
+        let by = self.way_back.job;
+        let seen = world.source_now().and_then(|seen| seen.shutdown.clone());
+        match seen.filter(|(job, _)| *job == by).map(|(_, outcome)| outcome) {
+            Some(ShutdownOutcome::Done { point }) => {
+                self.final_point = point;
+                world.source_seen(world.confirmed_off())?;
+                Ok(Outcome::Done)
+            }
+            Some(ShutdownOutcome::Failed { problem }) => {
+                world.source_seen(SourceState::Running)?;
+                Ok(Outcome::DoneWithWarning(engine_problem(problem)))
+            }
+            Some(ShutdownOutcome::InProgress)
+                if world.source_machine() == MachineState::Off
+                    || moment.step_elapsed_ms() <= timeout_ms + SHUTDOWN_GRACE_MS =>
+            {
+                pending(format!("host {} to shut the machine down", world.source.name))
+            }
+            None if moment.step_elapsed_ms() <= timeout_ms + SHUTDOWN_GRACE_MS => {
+                pending(format!("host {} to begin the shutdown", world.source.name))
+            }
+            Some(ShutdownOutcome::InProgress) | None => {
+                world.source_seen(SourceState::Running)?;
+                let what = format!("host {} did not finish the shutdown", world.source.name);
+                Ok(warning(Code::SHUTDOWN_FAILED, what))
+            }
+        }
+    }
+
+    fn start_again(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if !self.asked {
+            return Ok(Outcome::Done);
+        }
+        start_source(world, self.way_back.job, moment)
+    }
+
+    fn final_delta(&mut self, world: &mut World, moment: &Moment) -> Step {
+        let off = matches!(world.state()?.source, SourceState::ConfirmedOff { .. });
+        let Some(point) = self.final_point else {
+            return Ok(match off {
+                true => warning(Code::SHUTDOWN_FAILED, "the last delta could not be taken"),
+                false => Outcome::Skipped("the source was not shut down".to_owned()),
+            });
+        };
+        if world.newest().is_some_and(|newest| newest.point == point) {
+            return Ok(Outcome::Done);
+        }
+        if moment.step_elapsed_ms() > DELTA_WAIT_MS {
+            let what = format!("the final point {point} did not arrive at the target");
+            return Ok(warning(Code::STEP_TIMED_OUT, what));
+        }
+        pending(format!("the final point {point} at the target"))
+    }
+
+    fn fence(&mut self, world: &mut World, _: &Moment) -> Step {
+        if matches!(world.state()?.protection, Protection::FailingOver { fence: Fence::Open, .. }) {
+            world.apply(Event::SourceFenced)?;
+            world.target_run(TargetRun::Hold)?;
+        }
+        let epoch = world.state()?.epoch;
+        let durable = world.target_now().is_some_and(|seen| seen.fence >= epoch);
+        if !durable || !world.target_answered() {
+            return pending(format!("host {} to make the fence durable", world.target.name));
+        }
+        self.newest = world.newest().map(|n| (n.point, n.position)).or(self.newest);
+        world.item_mut()?.plan.fenced_at = self.newest;
+        Ok(Outcome::Done)
+    }
+
+    /// The source may write again, on a new timeline that starts where the old one was fenced.
+    fn unfence(&mut self, world: &mut World, _: &Moment) -> Step {
+        let job = self.way_back.job;
+        let epoch = world.state()?.epoch;
+        let Protection::FailingOver { fence: Fence::Fenced { .. }, .. } = world.state()?.protection
+        else {
+            return Ok(Outcome::Done);
+        };
+        let durable = world.target_answered()
+            && world.target_now().is_some_and(|seen| seen.fence >= epoch);
+        if !durable && world.target.sight.connected {
+            // What the target took before its fence is only known once the fence is durable.
+            return pending(format!("host {} to make the fence durable", world.target.name));
+        }
+        let newest = world.newest().map(|newest| (newest.point, newest.position));
+        let plan = &mut world.item_mut()?.plan;
+        if durable && newest.is_some() {
+            plan.fenced_at = newest;
+        } else {
+            // The target may hold more than is known here: only a comparison makes it sure.
+            plan.fenced_at = plan.fenced_at.or(self.newest);
+            plan.source.resync += 1;
+        }
+        world.apply(Event::SourceUnfenced { job })?;
+        world.open_branch(self.way_back.timeline)?;
+        world.item_mut()?.plan.fenced_at = None;
+        world.target_run(TargetRun::Receive)?;
+        Ok(Outcome::Done)
+    }
+
+    fn choose_point(&mut self, world: &mut World, _: &Moment) -> Step {
+        let point = match self.choice {
+            Chosen::Latest => world.item()?.plan.fenced_at.or(self.newest),
+            Chosen::Processed => self.newest,
+            Chosen::Point(point, position) => Some((point, position)),
+        };
+        let Some(point) = point else {
+            return Err(permanent(Code::NO_POINT, "the replica has no complete recovery point"));
+        };
+        self.point = Some(point);
+        world.apply(Event::PointChosen { point: point.0 })?;
+        Ok(Outcome::Done)
+    }
+
+    fn build_overlay(&mut self, world: &mut World, moment: &Moment) -> Step {
+        let point = self.point.ok_or_else(|| permanent(Code::NO_POINT, "no point was chosen"))?;
+        let id = self.way_back.instance;
+        add_instance(world, id, Purpose::Failover, point, self.timeline)?;
+        world.instance_reach(id, Stage::Overlay, gives_up(moment))
+    }
+
+    fn prepare(&mut self, world: &mut World, moment: &Moment) -> Step {
+        world.instance_reach(self.way_back.instance, Stage::Prepared, gives_up(moment))
+    }
+
+    fn drop_machine(&mut self, world: &mut World, _: &Moment) -> Step {
+        undo_instance(world, self.way_back.instance)
+    }
+
+    /// The source loses its permit before the target gets its own, in one transaction at most.
+    fn start_machine(&mut self, world: &mut World, moment: &Moment) -> Step {
+        world.source_run(RunPlan::Fenced)?;
+        if world.source_is_fenced() {
+            world.source_seen(world.confirmed_off())?;
+        }
+        let off = matches!(world.state()?.source, SourceState::ConfirmedOff { .. });
+        let given_up = moment.step_elapsed_ms() > FENCE_WAIT_MS;
+        let permitted = (world.item()?.plan.instance(self.way_back.instance))
+            .is_some_and(|plan| plan.permitted);
+        if !off && !permitted && world.source.sight.connected && !given_up {
+            return pending(format!("host {} to stop the old machine", world.source.name));
+        }
+        if !off && !world.source.sight.connected {
+            world.source_seen(SourceState::Unknown)?;
+        }
+        world.instance_reach(self.way_back.instance, Stage::Running, gives_up(moment))
+    }
+
+    fn record(&mut self, world: &mut World, _: &Moment) -> Step {
+        let machine = self.way_back.instance;
+        world.apply(Event::FailoverFinished { machine })?;
+        let now = world.now.wall;
+        let item = world.item_mut()?;
+        item.last_failover = Some(now);
+        let name = item.name.clone();
+        let off = matches!(item.state.source, SourceState::ConfirmedOff { .. });
+        world.note("FailoverFinished", Severity::Info, format!("{name} was failed over"));
+        if off {
+            return Ok(Outcome::Done);
+        }
+        let what = format!("the old machine of {name} was not confirmed off");
+        world.note("BothMayBeLive", Severity::Critical, what.clone());
+        Ok(warning(Code::BOTH_MAY_BE_LIVE, what))
+    }
+}

@@ -1,0 +1,74 @@
+//! Resynchronize: asks for a comparison of the whole machine and shows how it goes.
+
+use super::{NewJob, Scenario};
+use crate::plan::RunPlan;
+use crate::store::jobs::Lane;
+use crate::world::{Step, World, pending};
+use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
+use leeward_model::{Event, JobId, Protection};
+use serde::{Deserialize, Serialize};
+
+/// Is the job's memory. A cancel ends the watching; the comparison itself goes on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Resync {
+    pub(crate) job: JobId,
+    /// Whether the comparison is still to be asked for.
+    pub(crate) ask: bool,
+}
+
+impl Job for Resync {
+    type Context = World;
+    const KIND: &'static str = "resync";
+    const REVERSIBLE: &'static [Reversible<Self>] = &[
+        Reversible::new("request", Self::request, nothing),
+        Reversible::new("compare", Self::compare, nothing),
+    ];
+    const FORWARD: &'static [Forward<Self>] = &[];
+    const ABANDON: &'static [Forward<Self>] = &[];
+}
+
+/// Starts a job that shows a comparison which is already asked for.
+pub(crate) fn spawn(world: &mut World) -> Result<(), StepError> {
+    let job = world.new_id();
+    let memory = Resync { job, ask: false };
+    world.start_job(NewJob::of_item(job, Lane::Watch, Scenario::Resynchronize), &memory)
+}
+
+impl Resync {
+    fn request(&mut self, world: &mut World, _: &Moment) -> Step {
+        if !self.ask {
+            return Ok(Outcome::Skipped("it is asked for already".to_owned()));
+        }
+        self.ask = false;
+        if world.state()?.protection == Protection::Protected {
+            let reason = "asked for".to_owned();
+            world.apply(Event::ResyncNeeded { job: self.job, reason })?;
+        }
+        if matches!(world.item()?.plan.source.run, RunPlan::Replicate { .. }) {
+            world.item_mut()?.plan.source.resync += 1;
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn compare(&mut self, world: &mut World, _: &Moment) -> Step {
+        let Some(item) = &world.item else {
+            return Ok(Outcome::Skipped("protection has ended".to_owned()));
+        };
+        match item.state.protection {
+            Protection::Protected => Ok(Outcome::Done),
+            Protection::Resynchronizing { .. } | Protection::FailingOver { .. } => {
+                pending("the comparison of source and target")
+            }
+            Protection::Enabling { .. }
+            | Protection::InitialReplication { .. }
+            | Protection::FailedOver { .. }
+            | Protection::ChangingPoint { .. }
+            | Protection::Committed { .. }
+            | Protection::Reprotecting { .. }
+            | Protection::Disabling { .. }
+            | Protection::Removed => {
+                Ok(Outcome::Skipped(format!("the item is {}", item.state.protection.name())))
+            }
+        }
+    }
+}

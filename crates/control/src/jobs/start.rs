@@ -1,0 +1,152 @@
+//! How jobs come into being: requests, new rows, and operations that are done at once.
+
+use super::{InstantJob, Scenario, TargetKind};
+use crate::error::Result;
+use crate::items::{EnableSpec, KeepPoints, Shutdown};
+use crate::store::jobs::{JobFacts, JobRow, Lane};
+use crate::world::{World, permanent};
+use crate::{Control, ControlError};
+use leeward_durable::{Forward, Job, Reversible, StepError, create};
+use leeward_model::{Code, ItemId, JobId, PointChoice, PointId, VaultId};
+use serde::{Deserialize, Serialize};
+
+/// What was asked for, so that it can be asked for again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// [`Control::item_enable`]; the item of a failed one is gone.
+    Enable { fabric: String, name: String, spec: EnableSpec },
+    /// [`Control::item_test_failover`].
+    TestFailover { choice: PointChoice },
+    /// [`Control::item_test_cleanup`].
+    Cleanup { comments: String },
+    /// [`Control::item_failover`].
+    Failover { choice: PointChoice, shutdown: Shutdown },
+    /// [`Control::item_failover_cancel`].
+    CancelFailover,
+    /// [`Control::item_change_point`].
+    ChangePoint { point: PointId },
+    /// [`Control::item_commit`].
+    Commit,
+    /// [`Control::item_disable`].
+    Disable { keep: KeepPoints },
+    /// [`Control::item_resync`].
+    Resync,
+}
+
+/// Is a job to be started.
+pub(crate) struct NewJob {
+    pub(crate) id: JobId,
+    pub(crate) lane: Lane,
+    pub(crate) scenario: Scenario,
+    pub(crate) comments: String,
+    pub(crate) request: Option<Request>,
+}
+
+impl NewJob {
+    /// A job that nobody asked for.
+    pub(crate) fn of_item(id: JobId, lane: Lane, scenario: Scenario) -> NewJob {
+        NewJob { id, lane, scenario, comments: String::new(), request: None }
+    }
+
+    /// A job that `request` asked for.
+    pub(crate) fn asked(id: JobId, lane: Lane, scenario: Scenario, request: Request) -> NewJob {
+        NewJob { request: Some(request), ..NewJob::of_item(id, lane, scenario) }
+    }
+}
+
+impl World {
+    /// A new id.
+    pub(crate) fn new_id<T: From<uuid::Uuid>>(&self) -> T {
+        crate::clock::new_id(&*self.draw)
+    }
+
+    /// Starts a job on the item, with the transaction at hand.
+    pub(crate) fn start_job<J: Job<Context = World>>(
+        &mut self,
+        new: NewJob,
+        memory: &J,
+    ) -> std::result::Result<(), StepError> {
+        let item = self.item()?;
+        let record = create(memory, self.now.wall_ms())
+            .map_err(|error| permanent(Code::INTERNAL, error.to_string()))?;
+        let facts = JobFacts {
+            id: new.id,
+            vault: item.vault,
+            item: Some(item.id),
+            lane: new.lane,
+            scenario: new.scenario,
+            target_kind: TargetKind::ProtectionEntity,
+            target_id: item.id.to_string(),
+            target_name: item.name.clone(),
+            comments: new.comments,
+            request: new.request,
+        };
+        self.jobs.push(JobRow { facts, record });
+        Ok(())
+    }
+}
+
+/// An operation that was done before the job was made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Instant {}
+
+impl Job for Instant {
+    type Context = World;
+    const KIND: &'static str = "instant";
+    const REVERSIBLE: &'static [Reversible<Self>] = &[];
+    const FORWARD: &'static [Forward<Self>] = &[];
+    const ABANDON: &'static [Forward<Self>] = &[];
+}
+
+/// The row of an operation that is done.
+pub(crate) fn instant(
+    id: JobId,
+    vault: VaultId,
+    instant: InstantJob,
+    now_ms: u64,
+) -> Result<JobRow> {
+    let mut record = create(&Instant {}, now_ms)
+        .map_err(|error| ControlError::internal("could not make a job", &error))?;
+    record.phase = leeward_durable::Phase::Succeeded;
+    record.ended_ms = Some(now_ms);
+    let facts = JobFacts {
+        id,
+        vault,
+        item: None,
+        lane: Lane::Watch,
+        scenario: instant.scenario,
+        target_kind: instant.target_kind,
+        target_id: instant.target_id,
+        target_name: instant.target_name,
+        comments: String::new(),
+        request: None,
+    };
+    Ok(JobRow { facts, record })
+}
+
+impl Control {
+    /// Asks again for what a job was asked for.
+    pub(crate) async fn request_repeat(
+        &self,
+        vault: VaultId,
+        item: ItemId,
+        request: Request,
+    ) -> Result<JobId> {
+        match request {
+            Request::Enable { fabric, name, spec } => {
+                Ok(self.item_enable(vault, &fabric, &name, spec).await?.job)
+            }
+            Request::TestFailover { choice } => self.item_test_failover(item, choice).await,
+            Request::Cleanup { comments } => self.item_test_cleanup(item, &comments).await,
+            Request::Failover { choice, shutdown } => {
+                self.item_failover(item, choice, shutdown).await
+            }
+            Request::CancelFailover => self.item_failover_cancel(item).await,
+            Request::ChangePoint { point } => self.item_change_point(item, point).await,
+            Request::Commit => self.item_commit(item).await,
+            Request::Disable { keep } => self.item_disable(item, keep).await,
+            Request::Resync => self.item_resync(item).await,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Follows what is known of the machine that a failover left, and ends its start request.
+
+use crate::events::Severity;
+use crate::plan::RunPlan;
+use crate::world::World;
+use leeward_durable::StepError;
+use leeward_model::{MachineState, Protection, SourceState};
+
+pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
+    let Some(item) = &world.item else { return Ok(()) };
+    if let RunPlan::Replicate { start: Some(job) } = item.plan.source.run {
+        let seen = world.source_now().and_then(|seen| seen.started.as_ref());
+        if seen.is_some_and(|(by, result)| *by == job && result.is_ok()) {
+            world.source_run(RunPlan::Replicate { start: None })?;
+            return world.source_seen(SourceState::Running);
+        }
+        return Ok(());
+    }
+    let left = matches!(
+        item.state.protection,
+        Protection::FailedOver { .. }
+            | Protection::ChangingPoint { .. }
+            | Protection::Committed { .. }
+    );
+    if !left || item.plan.source.run != RunPlan::Fenced {
+        return Ok(());
+    }
+    let known = item.state.source.clone();
+    if world.source_is_fenced() {
+        if !matches!(known, SourceState::ConfirmedOff { .. }) {
+            let text = format!("the old machine of {} is off", item.name);
+            world.note("OldMachineOff", Severity::Info, text);
+        }
+        return world.source_seen(world.confirmed_off());
+    }
+    match (world.source_machine(), known) {
+        (MachineState::Running | MachineState::Paused, _) => {
+            world.source_seen(SourceState::Running)
+        }
+        (MachineState::Unknown, SourceState::Running) => world.source_seen(SourceState::Unknown),
+        (MachineState::Off | MachineState::Unknown, _) => Ok(()),
+    }
+}

@@ -1,0 +1,511 @@
+//! The host's replica store, as its async workers use it: every call runs off their threads, one
+//! at a time for each item.
+
+use super::clock;
+use leeward_model::{
+    Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ExtentHash, ExtentNumber, ItemId, Lsn,
+    MachineSpec, PointId, PointInfo, PointKind, Position, Problem, Site, TimelineId, UnixMillis,
+    VaultId,
+};
+use leeward_replica::{
+    ItemStore, KeptFile, KeptRecord, PointReceipt, Retention, Store, StoreError, TestOutcome, View,
+};
+use leeward_wire::{
+    data::DataWelcome,
+    hash::{EXTENT_ABSENT, zero_extent_hash},
+    message::{Answer, KeepAs, NewestPoint, ProbeResult, Query, ServerStamp},
+    segment::SegmentHeader,
+};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The work of a stopped machine, to be kept as a point.
+#[derive(Clone, Debug)]
+pub struct KeptWork {
+    /// Under which id, name and origin.
+    pub keep: KeepAs,
+    /// The timeline of the machine's own writes.
+    pub timeline: TimelineId,
+    /// The point's place that its overlays sit on.
+    pub base: Position,
+    /// Its overlays.
+    pub overlays: Vec<(DiskNumber, PathBuf)>,
+    /// When it was stopped.
+    pub kept_at: UnixMillis,
+    /// The machine.
+    pub spec: MachineSpec,
+}
+
+/// What the board shows of an item's replica.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReplicaFigures {
+    /// The lowest epoch that is taken.
+    pub fence: Epoch,
+    /// The newest point.
+    pub newest: Option<NewestPoint>,
+    /// Bytes of its segments.
+    pub stored_bytes: u64,
+    /// Number of its points.
+    pub points: u64,
+}
+
+/// The store.
+pub struct SiteStore {
+    store: Arc<Store>,
+    site: Site,
+    items: Mutex<BTreeMap<ItemId, Arc<Mutex<ItemStore>>>>,
+}
+
+impl SiteStore {
+    /// Wraps an open store of the host at `site`.
+    pub fn new(store: Store, site: Site) -> Self {
+        SiteStore { store: Arc::new(store), site, items: Mutex::default() }
+    }
+
+    fn opened(&self, item: ItemId) -> Result<Arc<Mutex<ItemStore>>, StoreError> {
+        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = items.get(&item) {
+            return Ok(Arc::clone(open));
+        }
+        let open = Arc::new(Mutex::new(self.store.item_open(item)?));
+        items.insert(item, Arc::clone(&open));
+        Ok(open)
+    }
+
+    fn close(&self, item: ItemId) {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner).remove(&item);
+    }
+
+    /// Runs `work` on the item's writer. A writer that says it is stale, or whose thread panicked,
+    /// is opened again for the next call.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub async fn with<T: Send + 'static>(
+        self: &Arc<Self>,
+        item: ItemId,
+        work: impl FnOnce(&mut ItemStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let this = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let open = this.opened(item)?;
+            let result = match open.lock() {
+                Ok(mut store) => work(&mut store),
+                Err(_) => Err(StoreError::Stale { why: "an earlier call failed".into() }),
+            };
+            if let Err(StoreError::Stale { .. } | StoreError::Storage(_)) = &result {
+                this.close(item);
+            }
+            result
+        })
+        .await;
+        done.unwrap_or_else(|error| {
+            self.close(item);
+            Err(StoreError::Stale { why: error.to_string() })
+        })
+    }
+
+    async fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        item: ItemId,
+        what: &str,
+        work: impl FnOnce(&mut ItemStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.with(item, work).await.map_err(|error| error.problem(what))
+    }
+
+    /// Makes sure that the item has a replica here.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn ensure(self: &Arc<Self>, vault: VaultId, item: ItemId) -> Result<(), StoreError> {
+        let this = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let mut items = this.items.lock().unwrap_or_else(PoisonError::into_inner);
+            if !items.contains_key(&item) {
+                let opened = match this.store.item_open(item) {
+                    Err(StoreError::NoItem { .. }) => this.store.item_create(vault, item, None)?,
+                    opened => opened?,
+                };
+                items.insert(item, Arc::new(Mutex::new(opened)));
+            }
+            Ok(())
+        })
+        .await;
+        done.unwrap_or_else(|error| Err(StoreError::Stale { why: error.to_string() }))
+    }
+
+    /// Destroys the item's replica, its key first.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn destroy(self: &Arc<Self>, item: ItemId) -> Result<(), StoreError> {
+        self.close(item);
+        let this = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || this.store.item_delete(item)).await;
+        done.unwrap_or_else(|error| Err(StoreError::Stale { why: error.to_string() }))
+    }
+
+    /// Free bytes below the store.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.store.free_bytes().ok().flatten()
+    }
+
+    /// What the board shows.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn figures(self: &Arc<Self>, item: ItemId) -> Result<ReplicaFigures, StoreError> {
+        self.with(item, |store| {
+            let reader = store.reader();
+            let newest = reader.newest_point().map(|point| NewestPoint {
+                point: point.id,
+                position: point.position,
+                kind: point.kind,
+                cut_at: point.cut_at,
+                cut_server: point.cut_server.clone(),
+                received_at: point.received_at,
+            });
+            Ok(ReplicaFigures {
+                fence: reader.fence(),
+                newest,
+                stored_bytes: reader.stored_bytes()?,
+                points: reader.state().points.len() as u64,
+            })
+        })
+        .await
+    }
+
+    /// Raises the fence; durable when it returns.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn fence(self: &Arc<Self>, item: ItemId, epoch: Epoch) -> Result<(), StoreError> {
+        self.with(item, move |store| store.raise_fence(epoch, clock::wall_now())).await
+    }
+
+    /// Opens the branch for writing and says where its source goes on.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn welcome(
+        self: &Arc<Self>,
+        item: ItemId,
+        branch: Branch,
+        credit_bytes: u64,
+    ) -> Result<DataWelcome, StoreError> {
+        self.with(item, move |store| {
+            store.open_branch(branch, clock::wall_now())?;
+            let reader = store.reader();
+            let state = reader.state();
+            let committed = reader.committed(branch.timeline);
+            let begins = branch.parent.map_or(Lsn(0), |parent| parent.lsn);
+            let durable = committed
+                .filter(|lsn| *lsn > begins)
+                .map(|lsn| Position { timeline: branch.timeline, lsn });
+            let head = durable.or(branch.parent);
+            let lineage = head.map(|head| state.chain(head)).unwrap_or_default();
+            let seen = |point: &&leeward_replica::PointRecord| {
+                lineage.iter().any(|part| {
+                    part.timeline == point.position.timeline && point.position.lsn <= part.lsn
+                })
+            };
+            let newest = state.points.iter().rev().find(seen);
+            let keys = reader.keys();
+            Ok(DataWelcome {
+                version: leeward_wire::message::PROTOCOL_VERSION,
+                data_key: keys.data.clone(),
+                hash_key: keys.hash.clone(),
+                key_version: 1,
+                durable,
+                newest_point: newest.map(|point| (point.id, point.position)),
+                credit_bytes,
+            })
+        })
+        .await
+    }
+
+    /// Begins a segment.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn begin_segment(
+        self: &Arc<Self>,
+        item: ItemId,
+        header: SegmentHeader,
+    ) -> Result<(), StoreError> {
+        self.with(item, move |store| store.begin_segment(&header)).await
+    }
+
+    /// Takes records in order and makes them durable; returns the newest durable LSN.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn append(
+        self: &Arc<Self>,
+        item: ItemId,
+        records: Vec<bytes::Bytes>,
+    ) -> Result<Lsn, StoreError> {
+        self.with(item, move |store| {
+            for record in &records {
+                store.append(record)?;
+            }
+            let durable = store.sync()?;
+            Ok(durable.map_or(Lsn(0), |position| position.lsn))
+        })
+        .await
+    }
+
+    /// Commits progress.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn commit_progress(
+        self: &Arc<Self>,
+        item: ItemId,
+        at: Position,
+    ) -> Result<(), StoreError> {
+        let now = clock::wall_now();
+        self.with(item, move |store| store.commit_progress(at.timeline, at.lsn, now)).await
+    }
+
+    /// Commits a recovery point.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn commit_point(
+        self: &Arc<Self>,
+        item: ItemId,
+        at: Position,
+        cut_server: Option<ServerStamp>,
+    ) -> Result<PointId, StoreError> {
+        let received_at = clock::wall_now();
+        self.with(item, move |store| {
+            let receipt = PointReceipt { cut_server, received_at, clock_offset_ms: 0 };
+            Ok(store.commit_point(at, &receipt)?.id)
+        })
+        .await
+    }
+
+    /// The extent hashes of what the branch sees at `at`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn hashes(
+        self: &Arc<Self>,
+        item: ItemId,
+        at: Position,
+        disk: DiskNumber,
+        first: ExtentNumber,
+        count: u32,
+    ) -> Result<Vec<ExtentHash>, StoreError> {
+        self.with(item, move |store| {
+            let view = View::open(store.reader(), at)?;
+            let zero = zero_extent_hash(&store.reader().keys().hash);
+            let extents = (0..count).map(|index| ExtentNumber(first.0.saturating_add(index)));
+            let leaf = |extent| {
+                let leaf = view.leaf_hash(disk, extent)?;
+                Ok(if leaf == zero { EXTENT_ABSENT } else { leaf })
+            };
+            extents.map(leaf).collect()
+        })
+        .await
+    }
+
+    /// Lets old points go.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn expire(
+        self: &Arc<Self>,
+        item: ItemId,
+        retention_seconds: u64,
+    ) -> Result<usize, StoreError> {
+        self.with(item, move |store| {
+            let retention = Retention { keep_ms: retention_seconds * 1000, keep_until: None };
+            let expired = store.expire(clock::wall_now(), &retention)?;
+            for record in &expired.kept {
+                for file in &record.files {
+                    // Listed no more; a file that is left behind is only space.
+                    let _ = std::fs::remove_file(&file.path);
+                }
+            }
+            Ok(expired.points.len())
+        })
+        .await
+    }
+
+    /// Pins a point under `who`, once.
+    ///
+    /// # Errors
+    /// NO_POINT when it is not there any more; those of the store.
+    pub async fn pin(
+        self: &Arc<Self>,
+        item: ItemId,
+        who: String,
+        point: PointId,
+        why: &'static str,
+    ) -> Result<(), Problem> {
+        let what = format!("recovery point {point} could not be pinned");
+        self.ask(item, &what, move |store| {
+            let pins = store.reader().pins()?;
+            if !pins.iter().any(|pin| pin.who == who && pin.point == point) {
+                store.reader_mut().pin(point, &who, why, clock::wall_now())?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes off every pin under `who`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn unpin(self: &Arc<Self>, item: ItemId, who: String) -> Result<(), Problem> {
+        let done = self
+            .with(item, move |store| {
+                for pin in store.reader().pins()?.iter().filter(|pin| pin.who == who) {
+                    store.reader().unpin(pin.id)?;
+                }
+                Ok(())
+            })
+            .await;
+        match done {
+            Ok(()) | Err(StoreError::NoItem { .. }) => Ok(()),
+            Err(error) => Err(error.problem("a pin could not be taken off")),
+        }
+    }
+
+    /// A point and the machine at its cut.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn point(
+        self: &Arc<Self>,
+        item: ItemId,
+        point: PointId,
+    ) -> Result<Option<(PointInfo, MachineSpec)>, Problem> {
+        let site = self.site;
+        self.ask(item, "a recovery point could not be read", move |store| {
+            store.reader_mut().refresh()?;
+            let found = store.reader().point(point, site)?;
+            Ok(found.and_then(|(info, spec)| Some((info, spec?))))
+        })
+        .await
+    }
+
+    /// Keeps a stopped machine's work as a point.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn kept_add(self: &Arc<Self>, item: ItemId, work: KeptWork) -> Result<(), Problem> {
+        self.ask(item, "the stopped machine's work could not be kept", move |store| {
+            store.add_kept(&kept_record(work))
+        })
+        .await
+    }
+
+    /// Takes a kept point off the list: its machine runs again.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn kept_remove(self: &Arc<Self>, item: ItemId, point: PointId) -> Result<(), Problem> {
+        self.ask(item, "kept work could not be taken off the list", move |store| {
+            store.remove_kept(point)
+        })
+        .await
+    }
+
+    /// Puts a picture as evidence of a point; returns evidence that names it and the content.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn verified(
+        self: &Arc<Self>,
+        item: ItemId,
+        point: PointId,
+        result: ProbeResult,
+        picture: Vec<u8>,
+    ) -> Result<ProbeResult, Problem> {
+        self.ask(item, "the evidence of a test could not be kept", move |store| {
+            let reader = store.reader();
+            let view = View::open(reader, reader.position_of(point)?)?;
+            let content_hash = Some(view.content_hash()?);
+            let evidence = Evidence { content_hash, ..result.evidence };
+            let outcome = if result.passed { TestOutcome::Passed } else { TestOutcome::Failed };
+            let evidence = reader.put_evidence(point, outcome, evidence, Some(&picture))?;
+            Ok(ProbeResult { passed: result.passed, evidence })
+        })
+        .await
+    }
+
+    /// Answers a question of the config server.
+    ///
+    /// # Errors
+    /// What the operator reads.
+    pub async fn answer(self: &Arc<Self>, query: Query) -> Result<Answer, Problem> {
+        let site = self.site;
+        let what = "the replica store could not be asked";
+        match query {
+            Query::Points { item, skip, limit } => {
+                let page = self.ask(item, what, move |store| {
+                    store.reader_mut().refresh()?;
+                    store.reader().points(skip, limit, site)
+                });
+                let page = page.await?;
+                Ok(Answer::Points { points: page.points, total: page.total })
+            }
+            Query::Point { item, point } => {
+                let found = self.ask(item, what, move |store| {
+                    store.reader_mut().refresh()?;
+                    store.reader().point(point, site)
+                });
+                let (point, machine) = match found.await? {
+                    Some((info, machine)) => (Some(Box::new(info)), machine.map(Box::new)),
+                    None => (None, None),
+                };
+                Ok(Answer::Point { point, machine })
+            }
+            Query::Picture { item, name } => {
+                let wanted = name.clone();
+                let picture = self.ask(item, what, move |store| store.reader().picture(&wanted));
+                let picture = picture.await?.ok_or_else(|| {
+                    Code::NOT_FOUND.problem(format!("there is no picture {name}"))
+                })?;
+                use base64::Engine as _;
+                let base64 = base64::engine::general_purpose::STANDARD.encode(picture);
+                Ok(Answer::Picture { base64 })
+            }
+        }
+    }
+}
+
+fn kept_record(work: KeptWork) -> KeptRecord {
+    let disks = work.spec.disks.iter().map(|disk| DiskEntry {
+        number: disk.number,
+        id: disk.id.clone(),
+        serial: disk.serial.clone(),
+        size: disk.size,
+        block_bytes: disk.block_bytes,
+    });
+    let files = work.overlays.into_iter().map(|(disk, path)| KeptFile {
+        disk,
+        path: path.to_string_lossy().into_owned(),
+        format: leeward_model::DiskFormat::Qcow2,
+    });
+    KeptRecord {
+        id: work.keep.point,
+        name: work.keep.name,
+        origin: work.keep.origin,
+        position: work.base,
+        kind: PointKind::CrashConsistent,
+        cut_at: work.kept_at,
+        received_at: work.kept_at,
+        disks: disks.collect(),
+        files: files.collect(),
+        machine: Some(work.spec),
+    }
+}

@@ -1,0 +1,251 @@
+//! Reading a whole machine while it runs: first copy, comparison, and what a broken snapshot
+//! leaves. No recovery point comes of it; the first cut after it makes one.
+
+use super::{SourceError, SourceWork, SourceWorker};
+use crate::roles::host::data_link::DataLink;
+use leeward_capture::{
+    DiskFolder, Found, HashFiles, LiveRead, Pass, PassInput, PassKind, PassProgress, Trust,
+};
+use leeward_model::{DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber, MachineSpec, Position};
+use leeward_wire::{
+    data::{Commit, HashesRequest},
+    frame::HASHES_MAX,
+    hash::EXTENT_ABSENT,
+    message::{CapturePhase, CopyProgress},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Progress is committed after this many bytes of records' data, so that an interrupted copy goes
+/// on from there.
+const PROGRESS_BYTES: u64 = 32 << 20;
+/// And after this time.
+const PROGRESS_TIME: Duration = Duration::from_secs(5);
+/// Live passes over what was written meanwhile, before the first cut, at most: each is shorter
+/// than the one before unless the guest writes faster than the link, which no pass can mend.
+const DIRTY_PASSES_MAX: u32 = 5;
+/// A delta below this is left to the cut.
+const DIRTY_BYTES_SMALL: u64 = 32 << 20;
+
+impl SourceWorker {
+    /// The item's hash files, agreeing with the store: from disk, or rebuilt from its hashes.
+    pub(super) async fn trusted_hashes(
+        &mut self,
+        link: &mut DataLink,
+        spec: &MachineSpec,
+    ) -> Result<Arc<HashFiles>, SourceError> {
+        let folder = self.host.item_folder(self.item).join("hashes");
+        std::fs::create_dir_all(&folder)?;
+        let hashes = Arc::new(HashFiles::new(Arc::new(DiskFolder::new(folder)), self.item));
+        let base = link.base;
+        let judged = Arc::clone(&hashes);
+        let trust = blocking(move || judged.reconcile(base)).await?;
+        if let Trust::Untrusted(reason) = trust {
+            tracing::info!(item = %self.item, %reason, "rebuilding the hash files from the store");
+            rebuild(link, &hashes, base, spec).await?;
+        }
+        Ok(hashes)
+    }
+
+    /// Copies or compares the whole running machine, then what it wrote meanwhile.
+    pub(super) async fn copy_everything(
+        &mut self,
+        work: &SourceWork,
+        reason: Option<String>,
+        changes: &watch::Receiver<Option<SourceWork>>,
+    ) -> Result<(), SourceError> {
+        if reason.is_some() {
+            self.show(|seen| seen.resync_reason = reason);
+        }
+        self.live_pass(work, LiveRead::Everything, changes).await?;
+        for _ in 0..DIRTY_PASSES_MAX {
+            let open = self.open.as_mut().expect("copying needs an open session");
+            if open.source.dirty_bytes().await? <= DIRTY_BYTES_SMALL {
+                break;
+            }
+            self.live_pass(work, LiveRead::Dirty, changes).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the running machine without a snapshot and sends what differs.
+    pub(super) async fn live_pass(
+        &mut self,
+        work: &SourceWork,
+        which: LiveRead,
+        changes: &watch::Receiver<Option<SourceWork>>,
+    ) -> Result<(), SourceError> {
+        let result = self.live_pass_inner(work, which, changes).await;
+        if let Some(open) = &mut self.open {
+            let closed = open.source.close_live().await;
+            result?;
+            closed?;
+            return Ok(());
+        }
+        result
+    }
+
+    async fn live_pass_inner(
+        &mut self,
+        work: &SourceWork,
+        which: LiveRead,
+        changes: &watch::Receiver<Option<SourceWork>>,
+    ) -> Result<(), SourceError> {
+        let begun = Instant::now();
+        let open = self.open.as_mut().expect("a pass needs an open session");
+        let reader = open.source.open_live(which).await?;
+        let disks = open.source.disks();
+        let kind = match which {
+            LiveRead::Everything => PassKind::Full,
+            LiveRead::Dirty => PassKind::Delta,
+        };
+        let input = PassInput {
+            reader,
+            disks: disks.clone(),
+            hashes: Arc::clone(&open.hashes),
+            hasher: open.link.hasher.clone(),
+            kind,
+            cancel: CancellationToken::new(),
+        };
+        let board = Arc::clone(&self.host);
+        let (item, total) = (self.item, disks.iter().map(|disk| disk.size).sum());
+        let progress = move |progress: PassProgress| {
+            board.board.source(item, |seen| {
+                if let Some(seen) = seen {
+                    seen.phase = CapturePhase::Copying(shown(progress, total, begun));
+                }
+            });
+        };
+        let mut pass = Pass::start(input, Arc::new(progress));
+        let mut pending = 0;
+        let mut committed = Instant::now();
+        while let Some(batch) = pass.next().await? {
+            if changed(work, changes) {
+                return Err(SourceError::Changed);
+            }
+            pending += self.send_found(&batch.found).await?;
+            if pending >= PROGRESS_BYTES || committed.elapsed() >= PROGRESS_TIME {
+                self.commit_progress(false).await?;
+                (pending, committed) = (0, Instant::now());
+            }
+        }
+        if pending > 0 {
+            self.commit_progress(true).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what a pass found and notes it in the hash files' journal; returns the bytes.
+    pub(super) async fn send_found(&mut self, found: &[Found]) -> Result<u64, SourceError> {
+        let open = self.open.as_mut().expect("sending needs an open session");
+        let mut bytes = 0;
+        for found in found {
+            let change = &found.change;
+            open.hashes.push(change.disk, change.extent, &found.record)?;
+            open.link.send(change).await?;
+            bytes += change.data.len() as u64;
+        }
+        self.state.sent_bytes += bytes;
+        // A change of all-zero blocks carries no bytes but must be committed all the same.
+        Ok(bytes + found.len() as u64)
+    }
+
+    async fn commit_progress(&mut self, last: bool) -> Result<(), SourceError> {
+        let open = self.open.as_mut().expect("committing needs an open session");
+        let lsn = leeward_model::Lsn(open.link.next_lsn().0 - 1);
+        let timeline = open.key.1.timeline;
+        let (hashes, next) = (Arc::clone(&open.hashes), Position { timeline, lsn });
+        blocking(move || hashes.seal_progress(next)).await?;
+        let commit = Commit { lsn, point: false, cut_server: None, final_progress: last };
+        let at = open.link.commit(commit).await?;
+        applied(&open.hashes, at).await?;
+        self.state.store(&self.host.item_folder(self.item))?;
+        let sent = self.state.sent_bytes;
+        self.show(|seen| seen.sent_bytes = sent);
+        Ok(())
+    }
+}
+
+/// Whether the work is another one now, in a way that ends what is being done.
+pub(super) fn changed(work: &SourceWork, changes: &watch::Receiver<Option<SourceWork>>) -> bool {
+    changes.borrow().as_ref() != Some(work)
+}
+
+/// Makes the journal of the delta in flight durable.
+pub(super) async fn seal(
+    hashes: &Arc<HashFiles>,
+    next: Position,
+    disks: &[DiskEntry],
+) -> Result<(), SourceError> {
+    let hashes = Arc::clone(hashes);
+    let sizes: Vec<_> = disks.iter().map(|disk| (disk.number, disk.size)).collect();
+    blocking(move || hashes.seal(next, &sizes)).await
+}
+
+/// Applies the delta in flight after the store committed it.
+pub(super) async fn applied(hashes: &Arc<HashFiles>, at: Position) -> Result<(), SourceError> {
+    let hashes = Arc::clone(hashes);
+    blocking(move || hashes.commit(at)).await
+}
+
+/// Runs file work off the async threads.
+async fn blocking<T, F>(work: F) -> Result<T, SourceError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, leeward_capture::HashError> + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|error| std::io::Error::other(error.to_string()))??)
+}
+
+async fn rebuild(
+    link: &mut DataLink,
+    hashes: &Arc<HashFiles>,
+    base: Position,
+    spec: &MachineSpec,
+) -> Result<(), SourceError> {
+    let sizes: Vec<_> = spec.disks.iter().map(|disk| (disk.number, disk.size)).collect();
+    let mut leaves: Vec<(DiskNumber, ExtentNumber, Vec<leeward_model::ExtentHash>)> = Vec::new();
+    for (disk, size) in &sizes {
+        let extents = size.div_ceil(EXTENT_BYTES);
+        let mut first = 0;
+        while first < extents {
+            let count = (extents - first).min(u64::from(HASHES_MAX)) as u32;
+            let first_extent = ExtentNumber(first as u32);
+            let request = HashesRequest { disk: *disk, first_extent, count };
+            let answer = link.hashes(request).await?;
+            if answer.iter().any(|leaf| *leaf != EXTENT_ABSENT) {
+                leaves.push((*disk, first_extent, answer));
+            }
+            first += u64::from(count);
+        }
+    }
+    let hashes = Arc::clone(hashes);
+    blocking(move || {
+        let mut rebuild = hashes.rebuild(base, &sizes)?;
+        for (disk, first, answer) in leaves {
+            for (index, leaf) in answer.into_iter().enumerate() {
+                if leaf != EXTENT_ABSENT {
+                    rebuild.leaf(disk, ExtentNumber(first.0 + index as u32), leaf)?;
+                }
+            }
+        }
+        rebuild.finish()
+    })
+    .await
+}
+
+fn shown(progress: PassProgress, total: u64, begun: Instant) -> CopyProgress {
+    let holes = total.saturating_sub(progress.total_bytes);
+    let left = progress.total_bytes.saturating_sub(progress.done_bytes);
+    let seconds = begun.elapsed().as_secs_f64();
+    let seconds_left = (progress.done_bytes > 0)
+        .then(|| (left as f64 * seconds / progress.done_bytes as f64).ceil() as u64);
+    CopyProgress {
+        done_bytes: holes + progress.done_bytes,
+        total_bytes: total.max(progress.total_bytes),
+        sent_bytes: progress.sent_bytes,
+        seconds_left,
+    }
+}

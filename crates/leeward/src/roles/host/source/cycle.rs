@@ -1,0 +1,170 @@
+//! Making recovery points: cut, send what changed, mark, wait for the store's commit, let go.
+
+use super::{
+    SourceError, SourceWork, SourceWorker,
+    copy::{applied, changed, seal},
+};
+use crate::roles::host::clock;
+use leeward_capture::{Cut, CutEnd, Pass, PassInput, PassKind, Retry};
+use leeward_model::{Marker, PointId, PointKind, Position, UnixMillis};
+use leeward_wire::{
+    data::Commit,
+    message::{CapturePhase, CycleFigures, ServerStamp},
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as SystemInstant},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Cycles shown on the board.
+const CYCLES_SHOWN: usize = 10;
+
+/// When a cut was made, by every clock that wants to know.
+struct CutTime {
+    wall: UnixMillis,
+    server: Option<ServerStamp>,
+    begun: Instant,
+}
+
+impl SourceWorker {
+    /// Makes points at the policy's interval until the duty changes or something fails.
+    pub(super) async fn points(
+        &mut self,
+        work: &SourceWork,
+        changes: &mut watch::Receiver<Option<SourceWork>>,
+    ) -> Result<(), SourceError> {
+        let interval = Duration::from_millis(work.duty.point_interval_ms);
+        loop {
+            if changed(work, changes) {
+                return Err(SourceError::Changed);
+            }
+            match self.cycle(work, PointKind::CrashConsistent).await {
+                Ok(_) => {}
+                Err(SourceError::Capture(error)) if error.retry() == Retry::LivePass => {
+                    // What was sent of the broken cut must never be committed: a block that was
+                    // changed back meanwhile would be taken for unchanged. A new session drops it.
+                    tracing::info!(item = %self.item, "the snapshot broke; reading the live disks");
+                    (self.open, self.live_first) = (None, true);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            self.seeded(work)?;
+            let open = self.open.as_mut().expect("a cycle leaves the session open");
+            let next = open.last_cut.unwrap_or_else(Instant::now) + interval;
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                _ = changes.changed() => return Err(SourceError::Changed),
+                error = open.link.ended() => return Err(error.into()),
+            }
+        }
+    }
+
+    /// After a point the change map reaches back to it, and a resync that was asked for is done.
+    fn seeded(&mut self, work: &SourceWork) -> Result<(), SourceError> {
+        if let Some(open) = &mut self.open {
+            open.mapped = true;
+        }
+        self.show(|seen| {
+            seen.phase = CapturePhase::Delta;
+            (seen.resync_reason, seen.problem) = (None, None);
+        });
+        if work.duty.resync > self.state.resync_done {
+            self.state.resync_done = work.duty.resync;
+            self.state.store(&self.host.item_folder(self.item))?;
+            self.show(|seen| seen.resync_done = work.duty.resync);
+        }
+        Ok(())
+    }
+
+    /// Makes one recovery point.
+    pub(super) async fn cycle(
+        &mut self,
+        work: &SourceWork,
+        kind: PointKind,
+    ) -> Result<PointId, SourceError> {
+        let open = self.open.as_mut().expect("a cycle needs an open session");
+        // The clocks are read before the cut: a point is never shown newer than it is.
+        let time = CutTime {
+            wall: clock::wall_now(),
+            server: self.host.clock.at(SystemInstant::now()),
+            begun: Instant::now(),
+        };
+        open.last_cut = Some(time.begun);
+        let cut = open.source.cut().await?;
+        let (pause, dirty_bytes) = (cut.pause, cut.dirty_bytes);
+        let result = self.send_cut(work, kind, cut, &time).await;
+        let open = self.open.as_mut().expect("only the caller closes the session");
+        let (point, position, sent_bytes) = match result {
+            Ok(done) => done,
+            Err(error) => {
+                open.hashes.abandon();
+                // What it says is lost beside the first error; the next attach closes it anyway.
+                let _ = open.source.close_cut(CutEnd::Abandoned).await;
+                return Err(error);
+            }
+        };
+        let figures = CycleFigures {
+            pause_ms: pause.as_secs_f64() * 1e3,
+            cycle_ms: time.begun.elapsed().as_secs_f64() * 1e3,
+            dirty_bytes,
+            sent_bytes,
+        };
+        open.source.close_cut(CutEnd::Committed(position)).await?;
+        let sent = self.state.sent_bytes;
+        self.show(|seen| {
+            seen.cycles.push(figures);
+            let extra = seen.cycles.len().saturating_sub(CYCLES_SHOWN);
+            seen.cycles.drain(..extra);
+            seen.sent_bytes = sent;
+        });
+        Ok(point)
+    }
+
+    async fn send_cut(
+        &mut self,
+        work: &SourceWork,
+        kind: PointKind,
+        cut: Cut,
+        time: &CutTime,
+    ) -> Result<(PointId, Position, u64), SourceError> {
+        let open = self.open.as_mut().expect("a cut needs an open session");
+        let disks = open.source.disks();
+        let input = PassInput {
+            reader: cut.reader,
+            disks: disks.clone(),
+            hashes: Arc::clone(&open.hashes),
+            hasher: open.link.hasher.clone(),
+            kind: PassKind::Delta,
+            cancel: CancellationToken::new(),
+        };
+        let mut pass = Pass::start(input, Arc::new(|_| {}));
+        let before = self.state.sent_bytes;
+        loop {
+            let batch = match pass.next().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break,
+                // The differ wraps what the machine said: the caller decides by it.
+                Err(leeward_capture::PassError::Capture(error)) => return Err(error.into()),
+                Err(error) => return Err(error.into()),
+            };
+            self.send_found(&batch.found).await?;
+        }
+        let open = self.open.as_mut().expect("sending leaves the session open");
+        let point = PointId::from(uuid::Uuid::new_v4());
+        let machine = open.spec.clone();
+        let marker = Marker { point, kind, cut_at: time.wall, disks: disks.clone(), machine };
+        let timeline = work.duty.branch.timeline;
+        let next = Position { timeline, lsn: open.link.next_lsn() };
+        seal(&open.hashes, next, &disks).await?;
+        let lsn = open.link.send_marker(&marker).await?;
+        let commit =
+            Commit { lsn, point: true, cut_server: time.server.clone(), final_progress: false };
+        let position = open.link.commit(commit).await?;
+        open.link.newest_point = Some((point, position));
+        applied(&open.hashes, position).await?;
+        Ok((point, position, self.state.sent_bytes - before))
+    }
+}

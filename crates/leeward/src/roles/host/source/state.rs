@@ -1,0 +1,39 @@
+//! What a source worker keeps over restarts of its process, beside the hash files.
+
+use crate::folder;
+use leeward_model::{JobId, PointId};
+use leeward_wire::message::DivergentNote;
+use serde::{Deserialize, Serialize};
+use std::{io, path::Path};
+
+/// The kept state, in `source.json`. Missing or damaged, it is as at the beginning: that costs a
+/// comparison, never data.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourceState {
+    /// Number of the newest resync request that is complete.
+    pub resync_done: u64,
+    /// Bytes of blocks sent, before compression.
+    pub sent_bytes: u64,
+    /// The job that had the machine shut down, and its final point.
+    pub shut_down: Option<(JobId, Option<PointId>)>,
+    /// What the fenced machine wrote after the last common point.
+    pub divergent: Option<DivergentNote>,
+}
+
+impl SourceState {
+    /// Reads the state of an item's folder.
+    pub fn load(folder: &Path) -> SourceState {
+        let bytes = std::fs::read(folder.join("source.json")).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// Writes it, whole and durable.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn store(&self, folder: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        folder::write_whole(&folder.join("source.json"), &serde_json::to_vec_pretty(self)?)
+    }
+}

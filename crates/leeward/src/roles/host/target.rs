@@ -1,0 +1,262 @@
+//! The master target: takes a source's session, makes what it sends durable, commits its points.
+//!
+//! It holds every session to its item's duty: the host, the timeline and the epoch must be those
+//! that the config server named, and nothing below the fence is taken.
+
+use super::{Host, board::Board, site_store::SiteStore};
+use crate::roles::session::{FrameReader, FrameWriter, SessionError};
+use leeward_model::{Code, HostId, ItemId, Lsn, Position, Problem, TimelineId};
+use leeward_replica::StoreError;
+use leeward_wire::{
+    credits::{CreditError, ReceiveWindow},
+    data::{Committed, DataHello, DataMessage, Hashes, Role},
+    message::{PROTOCOL_VERSION, TargetDuty, TargetObserved},
+    record::{RECORD_HEADER_BYTES, RecordHeader},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// The window of a session, in bytes of records that are not durable yet.
+const CREDIT_BYTES: u64 = 32 << 20;
+/// Records are made durable when so many bytes of them wait; the sender has as much again.
+const SYNC_BYTES: usize = 8 << 20;
+/// A source that says nothing for so long is away: points come at least every hour, and an idle
+/// session costs nothing, so this is only against connections that hang for ever.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The session failed.
+    #[error("the session failed")]
+    Session(#[from] SessionError),
+    /// The source went beyond its window.
+    #[error("the source broke the rules of its window")]
+    Credit(#[from] CreditError),
+    /// The store refused or failed.
+    #[error("the replica store could not take it")]
+    Store(#[from] StoreError),
+    /// It is not this source's turn.
+    #[error("{0}")]
+    Refused(Box<Problem>),
+}
+
+/// A data session at the store's end.
+struct Session<'a> {
+    host: &'a Host,
+    store: &'a Arc<SiteStore>,
+    hello: DataHello,
+    window: ReceiveWindow,
+    waiting: Vec<bytes::Bytes>,
+    waiting_bytes: usize,
+}
+
+/// Serves one data session that `peer` dialled and whose hello was read, to its end.
+pub async fn serve<R, W>(
+    host: Arc<Host>,
+    peer: HostId,
+    hello: DataHello,
+    reader: FrameReader<R>,
+    mut writer: FrameWriter<W>,
+) where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let item = hello.item;
+    let result = match &host.store {
+        Some(store) => run(&host, store, peer, hello, reader, &mut writer).await,
+        None => Err(refuse(Code::STORE_FOREIGN, "this host has no replica store")),
+    };
+    connected(&host.board, item, false);
+    let error = match result {
+        Ok(()) => return,
+        Err(error) => error,
+    };
+    if matches!(error, TargetError::Session(SessionError::Closed)) {
+        tracing::info!(%item, "the source ended its session");
+        return;
+    }
+    let problem = problem_of(&error, item);
+    tracing::warn!(%item, code = %problem.code, cause = %problem.cause, "{}", problem.what);
+    if let TargetError::Store(StoreError::Storage(_)) = &error {
+        let shown = problem.clone();
+        host.board.target(item, |seen| {
+            if let Some(seen) = seen {
+                seen.problem = Some(shown);
+            }
+        });
+    }
+    // The source is told if it still listens; either way it comes again.
+    let _ = writer.message(&DataMessage::Refused(problem)).await;
+    writer.close().await;
+}
+
+fn refuse(code: Code, why: &str) -> TargetError {
+    TargetError::Refused(Box::new(code.because("the source's session was refused", why)))
+}
+
+fn problem_of(error: &TargetError, item: ItemId) -> Problem {
+    match error {
+        TargetError::Refused(problem) => (**problem).clone(),
+        TargetError::Store(error) => error.problem(format!("replication of item {item} pauses")),
+        TargetError::Session(error) => Code::BAD_REQUEST
+            .because(format!("the session of item {item} was ended"), error.to_string()),
+        TargetError::Credit(error) => Code::BAD_REQUEST
+            .because(format!("the session of item {item} was ended"), error.to_string()),
+    }
+}
+
+fn connected(board: &Board, item: ItemId, now: bool) {
+    board.target(item, |seen| {
+        if let Some(seen) = seen {
+            seen.connected = now;
+            if now {
+                seen.problem = None;
+            }
+        }
+    });
+}
+
+/// Whether this source may send now, by the item's duty.
+fn check(host: &Host, peer: HostId, hello: &DataHello) -> Result<TargetDuty, TargetError> {
+    if hello.host != peer {
+        return Err(refuse(Code::WRONG_CA, "the hello names another host than the certificate"));
+    }
+    if hello.role != Role::DialerSends {
+        return Err(refuse(Code::NOT_SUPPORTED, "only sources dial yet"));
+    }
+    if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
+        return Err(refuse(Code::VERSION_MISMATCH, "the source speaks another version"));
+    }
+    let Some((epoch, duty)) = host.target_duty(hello.item) else {
+        return Err(refuse(Code::NOT_FOUND, "this host holds no replica of the item"));
+    };
+    if hello.epoch < duty.fence || hello.epoch < epoch {
+        return Err(refuse(Code::STORE_FENCED, "its epoch has ended"));
+    }
+    let expected = duty.receive && duty.source_host == peer && duty.branch == hello.branch;
+    if !expected {
+        return Err(refuse(Code::STORE_FENCED, "another source or timeline is expected"));
+    }
+    Ok(duty)
+}
+
+async fn run<R, W>(
+    host: &Host,
+    store: &Arc<SiteStore>,
+    peer: HostId,
+    hello: DataHello,
+    mut reader: FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+) -> Result<(), TargetError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    check(host, peer, &hello)?;
+    let item = hello.item;
+    let welcome = store.welcome(item, hello.branch, CREDIT_BYTES).await?;
+    let base = welcome.durable.or(hello.branch.parent).map_or(Lsn(0), |position| position.lsn);
+    writer.message(&DataMessage::Welcome(Box::new(welcome))).await?;
+    connected(&host.board, item, true);
+    let window = ReceiveWindow::new(CREDIT_BYTES, base);
+    let mut session =
+        Session { host, store, hello, window, waiting: Vec::new(), waiting_bytes: 0 };
+    loop {
+        let message = reader.message(IDLE_TIMEOUT).await?;
+        // A duty that changed ends the session before anything more is taken.
+        check(host, peer, &session.hello)?;
+        session.take(message, writer).await?;
+    }
+}
+
+impl Session<'_> {
+    fn timeline(&self) -> TimelineId {
+        self.hello.branch.timeline
+    }
+
+    async fn take<W: AsyncWrite + Unpin>(
+        &mut self,
+        message: DataMessage,
+        writer: &mut FrameWriter<W>,
+    ) -> Result<(), TargetError> {
+        let item = self.hello.item;
+        match message {
+            DataMessage::SegmentOpen(header) => {
+                self.flush(writer).await?;
+                let own = header.item == item
+                    && header.timeline == self.timeline()
+                    && header.epoch == self.hello.epoch;
+                if !own {
+                    return Err(refuse(Code::STORE_FENCED, "a segment of another epoch or item"));
+                }
+                self.store.begin_segment(item, header).await?;
+            }
+            DataMessage::Record(record) => {
+                let head = record.first_chunk::<RECORD_HEADER_BYTES>();
+                let header = head.and_then(|head| RecordHeader::decode(head).ok());
+                let Some(header) = header else {
+                    return Err(refuse(Code::BAD_REQUEST, "a record without a valid header"));
+                };
+                self.window.received(header.lsn, record.len())?;
+                self.waiting_bytes += record.len();
+                self.waiting.push(record);
+                if self.waiting_bytes >= SYNC_BYTES {
+                    self.flush(writer).await?;
+                }
+            }
+            DataMessage::Commit(commit) => {
+                self.flush(writer).await?;
+                let at = Position { timeline: self.timeline(), lsn: commit.lsn };
+                let point = if commit.point {
+                    Some(self.store.commit_point(item, at, commit.cut_server).await?)
+                } else {
+                    self.store.commit_progress(item, at).await?;
+                    None
+                };
+                self.host.replica_changed(item).await;
+                let committed = Committed { lsn: commit.lsn, point };
+                writer.message(&DataMessage::Committed(committed)).await?;
+            }
+            DataMessage::HashesRequest(request) => {
+                let at = Position { timeline: self.timeline(), lsn: self.window.last_received() };
+                let (disk, first) = (request.disk, request.first_extent);
+                let hashes = self.store.hashes(item, at, disk, first, request.count).await?;
+                let answer = Hashes { disk, first_extent: first, hashes };
+                writer.message(&DataMessage::Hashes(answer)).await?;
+            }
+            DataMessage::Ping(number) => writer.message(&DataMessage::Pong(number)).await?,
+            _ => return Err(SessionError::OutOfTurn("a message that a source never sends").into()),
+        }
+        Ok(())
+    }
+
+    /// Makes what waits durable and acknowledges it.
+    async fn flush<W: AsyncWrite + Unpin>(
+        &mut self,
+        writer: &mut FrameWriter<W>,
+    ) -> Result<(), TargetError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let records = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
+        let durable = self.store.append(self.hello.item, records).await?;
+        writer.message(&DataMessage::Ack(self.window.durable(durable))).await?;
+        Ok(())
+    }
+}
+
+/// A target entry before anything is known.
+pub fn target_blank() -> TargetObserved {
+    TargetObserved {
+        fence: leeward_model::Epoch(0),
+        connected: false,
+        newest: None,
+        durable: None,
+        stored_bytes: 0,
+        points: 0,
+        problem: None,
+        deleted: false,
+    }
+}

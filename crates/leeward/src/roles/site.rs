@@ -1,0 +1,338 @@
+//! A host's folder and identity: how `leeward host` joins a site, and what both roles that have
+//! machines need to start.
+
+use crate::{
+    folder,
+    roles::host::{
+        self, Host, HostParts, clock,
+        dial::{self, TlsDialer},
+        exports::ProcessLauncher,
+        link,
+        site_store::SiteStore,
+    },
+    roles::session::{FrameReader, FrameWriter},
+    trust::{
+        authority::{self, Identity},
+        tls,
+    },
+};
+use anyhow::{Context as _, bail};
+use leeward_fabric::{
+    Fabric as _, accelerator,
+    qemu::{QemuConfig, QemuFabric},
+};
+use leeward_model::{Code, HostId, Problem, Site};
+use leeward_replica::{
+    Store, StoreIdentity, SystemRandom, Unlock,
+    storage::LocalStore,
+};
+use leeward_wire::data::{DataMessage, JoinRequest};
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long the config server may take to admit a host.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// Sockets of machines lie below a folder whose path has at most this many bytes: socket paths
+/// hold 107.
+const RUN_FOLDER_BYTES_MAX: usize = 60;
+
+/// Settings of `leeward host`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct HostOptions {
+    /// What to do by hand, instead of running the host.
+    #[command(subcommand)]
+    pub command: Option<HostCommand>,
+    /// Folder of this host: identity, state, machines.
+    #[arg(long, required = true)]
+    pub data: Option<PathBuf>,
+    /// Folder of the machines (machines/NAME/machine.toml) [default: DATA/machines].
+    #[arg(long)]
+    pub machines: Option<PathBuf>,
+    /// Config server to join or to connect to, host:port; kept after the first start.
+    #[arg(long)]
+    pub join: Option<String>,
+    /// File with the single-use registration key; needed at the first start only.
+    #[arg(long)]
+    pub key_file: Option<PathBuf>,
+    /// Name of this host for people [default: the machine's host name].
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// What may be asked of a host by hand, on its own machine.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum HostCommand {
+    /// Starts one of this host's machines. A protected one needs a start permit of this boot.
+    Start {
+        /// The machine's name.
+        name: String,
+        /// Folder of this host.
+        #[arg(long)]
+        data: PathBuf,
+        /// Folder of the machines [default: DATA/machines].
+        #[arg(long)]
+        machines: Option<PathBuf>,
+        /// Start it without a permit: you know that it runs nowhere else.
+        #[arg(long)]
+        i_am_sure: bool,
+    },
+}
+
+/// Does what was asked by hand.
+///
+/// # Errors
+/// NO_PERMIT without `--i-am-sure`; whatever QEMU says.
+pub async fn command(command: HostCommand) -> anyhow::Result<()> {
+    let HostCommand::Start { name, data, machines, i_am_sure } = command;
+    let data = data.canonicalize().context("there is no such host folder")?;
+    let file: Option<HostFile> = std::fs::read(data.join("host.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let id = file.map_or(HostId::from_u128(0), |file| file.host);
+    let check = host::permits::PermitCheck {
+        key: std::fs::read_to_string(data.join("permit-key")).ok(),
+        host: id,
+        boot: clock::boot_id()?,
+    };
+    let assignment = host::assignment_load(&data);
+    if let Err(problem) = host::start_allowed(&data, &assignment, &check, &name) {
+        if !i_am_sure {
+            return Err(problem.into());
+        }
+        tracing::warn!(machine = %name, code = %problem.code, "started by hand without a permit");
+        println!("starting {name} without a permit, as you asked");
+    }
+    let machines = machines.unwrap_or_else(|| data.join("machines"));
+    let fabric = qemu(&data, &machines).await?.0;
+    fabric.machine_start(&name).await.map_err(|error| error.problem())?;
+    println!("{name} is running");
+    Ok(())
+}
+
+/// The QEMU fabric of a host's folder, its run folder and its accelerator.
+async fn qemu(
+    data: &Path,
+    machines: &Path,
+) -> anyhow::Result<(QemuFabric, PathBuf, accelerator::Accelerator)> {
+    std::fs::create_dir_all(machines)?;
+    let run = run_folder(data)?;
+    let blank = QemuConfig::new(PathBuf::new(), PathBuf::new(), accelerator::Accelerator::Tcg);
+    let accelerator = accelerator::probe(&blank.program, &data.join("accelerator.json")).await?;
+    let config = QemuConfig::new(machines.to_owned(), run.clone(), accelerator);
+    Ok((QemuFabric::new(config), run, accelerator))
+}
+
+/// Who a host is, in `host.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostFile {
+    /// Its id.
+    pub host: HostId,
+    /// Its name.
+    pub name: String,
+    /// The config server's address.
+    pub server: String,
+}
+
+/// Runs `leeward host` until it is told to end.
+///
+/// # Errors
+/// When the folder cannot be used or the host cannot join. Once it has joined it keeps trying.
+pub async fn run(options: HostOptions) -> anyhow::Result<()> {
+    if let Some(asked) = options.command {
+        return command(asked).await;
+    }
+    let data = options.data.clone().context("--data is needed")?;
+    let _lock = folder::lock(&data, "host").map_err(|error| error.problem())?;
+    let data = data.canonicalize()?;
+    host::folders_make(&data)?;
+    let known = std::fs::read(data.join("host.json")).ok();
+    let file: HostFile = match known {
+        Some(bytes) => serde_json::from_slice(&bytes).context("host.json is damaged")?,
+        None => join(&options, &data).await?,
+    };
+    let file = match options.join {
+        Some(server) if server != file.server => {
+            let moved = HostFile { server, ..file };
+            folder::write_whole(&data.join("host.json"), &serde_json::to_vec_pretty(&moved)?)?;
+            moved
+        }
+        _ => file,
+    };
+    let identity = identity(&data)?;
+    let ca_pem = std::fs::read_to_string(data.join("ca.pem"))?;
+    let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
+    let machines = options.machines.unwrap_or_else(|| data.join("machines"));
+    let parts = parts(&data, &machines, file.host, file.name, dialer, None).await?;
+    let host = Host::new(parts);
+    let stop = CancellationToken::new();
+    let tasks = start(&host, file.server, &stop);
+    println!("leeward host {} is running", host.name);
+    crate::roles::ended().await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// Starts the tasks that every host has.
+pub fn start(host: &Arc<Host>, server: String, stop: &CancellationToken) -> TaskTracker {
+    let tasks = TaskTracker::new();
+    tasks.spawn(Arc::clone(host).discover_loop(stop.clone()));
+    tasks.spawn(link::run(Arc::clone(host), server, stop.clone()));
+    let started = Arc::clone(host);
+    tasks.spawn(async move { started.autostart().await });
+    tasks
+}
+
+/// The identity in a host's folder.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn identity(data: &Path) -> anyhow::Result<Identity> {
+    let read = |name: &str| {
+        std::fs::read_to_string(data.join(name)).with_context(|| format!("could not read {name}"))
+    };
+    Ok(Identity { chain_pem: read("host.pem")?, key_pem: read("host.key")? })
+}
+
+/// Everything that a host with QEMU machines is made of.
+///
+/// # Errors
+/// When folders cannot be made or `/proc` cannot be read.
+pub async fn parts(
+    data: &Path,
+    machines: &Path,
+    id: HostId,
+    name: String,
+    dialer: dial::SharedDialer,
+    store: Option<Arc<SiteStore>>,
+) -> anyhow::Result<HostParts> {
+    let (fabric, run_folder, accelerator) = qemu(data, machines).await?;
+    let launcher =
+        ProcessLauncher { program: std::env::current_exe()?, store: data.join("store") };
+    Ok(HostParts {
+        id,
+        name,
+        boot: clock::boot_id()?,
+        folder: data.to_owned(),
+        run_folder,
+        accelerator: accelerator.name().to_owned(),
+        fabric: Arc::new(fabric),
+        store,
+        dialer,
+        exports: Arc::new(launcher),
+    })
+}
+
+/// A folder for sockets whose path is short enough, the same at every start.
+pub fn run_folder(data: &Path) -> anyhow::Result<PathBuf> {
+    let inside = data.join("run");
+    let folder = if inside.as_os_str().len() <= RUN_FOLDER_BYTES_MAX {
+        inside
+    } else {
+        use aws_lc_rs::digest::{SHA256, digest};
+        let hash = digest(&SHA256, data.as_os_str().as_encoded_bytes());
+        let short: String = hash.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        std::env::temp_dir().join(format!("leeward-{short}"))
+    };
+    std::fs::create_dir_all(&folder)?;
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    Ok(folder)
+}
+
+/// Opens the host's replica store, making it at the first start. What comes beside it is the
+/// recovery recipient's secret, once.
+///
+/// # Errors
+/// When the folder belongs to another host or cannot be used.
+pub fn store_open(data: &Path, host: HostId) -> Result<(Store, Option<String>), Problem> {
+    let what = || format!("the replica store in {} cannot be used", data.join("store").display());
+    let blobs = LocalStore::open(data.join("store"))
+        .map_err(|error| Code::STORE_IO.because(what(), error.to_string()))?;
+    let owner = uuid::Uuid::from(host);
+    let fresh = !Store::exists(&blobs).map_err(|error| error.problem(what()))?;
+    let secret = if fresh {
+        let store = uuid::Uuid::new_v4();
+        let identity = StoreIdentity { store, owner, generation: 1 };
+        let secret = Store::init(&blobs, identity, &SystemRandom);
+        Some(secret.map_err(|error| error.problem(what()))?.to_text())
+    } else {
+        None
+    };
+    let store =
+        Store::open_writer(Arc::new(blobs), owner, &Unlock::KeyFile, Arc::new(SystemRandom));
+    Ok((store.map_err(|error| error.problem(what()))?, secret))
+}
+
+/// Wraps a store for the host at `site`.
+pub fn site_store(store: Store, site: Site) -> Arc<SiteStore> {
+    Arc::new(SiteStore::new(store, site))
+}
+
+/// Joins a fabric with a registration key and keeps the identity that it gets.
+async fn join(options: &HostOptions, data: &Path) -> anyhow::Result<HostFile> {
+    let (Some(server), Some(key_file)) = (&options.join, &options.key_file) else {
+        bail!("this host has not joined a site yet: give --join HOST:PORT and --key-file FILE");
+    };
+    let key = std::fs::read_to_string(key_file)
+        .with_context(|| format!("could not read {}", key_file.display()))?;
+    let key = key.trim();
+    let wrong = || {
+        Code::WRONG_KEY.problem(format!("the registration key in {} is not one", key_file.display()))
+    };
+    let fingerprint = key.strip_prefix("lwk1.").and_then(|rest| rest.split('.').next());
+    let fingerprint = fingerprint.ok_or_else(wrong)?;
+    let name = options.name.clone().unwrap_or_else(machine_name);
+    let (key_pem, csr_pem) = authority::host_request()?;
+    let connector = TlsConnector::from(tls::join_client_config(fingerprint)?);
+    let stream = dial::connect_tls(&connector, server).await.map_err(|error| {
+        let what = format!("could not join through the config server at {server}");
+        let code = if error.kind() == std::io::ErrorKind::InvalidData {
+            Code::WRONG_CA
+        } else {
+            Code::ROLE_AWAY
+        };
+        code.because(what, error.to_string())
+    })?;
+    let (read, write) = tokio::io::split(stream);
+    let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
+    let request = JoinRequest {
+        registration_key: key.to_owned(),
+        csr_pem,
+        host_name: name.clone(),
+        boot: clock::boot_id()?,
+    };
+    writer.message(&DataMessage::JoinRequest(request)).await?;
+    let answer = match reader.message(JOIN_TIMEOUT).await? {
+        DataMessage::JoinAnswer(answer) => answer,
+        DataMessage::Refused(problem) => return Err(problem.into()),
+        _ => bail!("the config server answered something else than a join"),
+    };
+    folder::write_secret(&data.join("host.key"), key_pem.as_bytes())?;
+    folder::write_whole(&data.join("host.pem"), answer.certificate_pem.as_bytes())?;
+    folder::write_whole(&data.join("ca.pem"), answer.ca_pem.as_bytes())?;
+    let file = HostFile { host: answer.host, name, server: server.clone() };
+    // Last: it is what says that the host has joined.
+    folder::write_whole(&data.join("host.json"), &serde_json::to_vec_pretty(&file)?)?;
+    println!("joined {} as host {}", answer.fabric, answer.host);
+    Ok(file)
+}
+
+/// The machine's host name, reduced to what names may hold.
+pub fn machine_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name
+        .trim()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '-' })
+        .take(64)
+        .collect();
+    if name.is_empty() { "host".to_owned() } else { name }
+}

@@ -1,0 +1,190 @@
+//! `leeward up`: the config server, the public API and a host with a replica store, in one
+//! process and on one port. The recovery site, or one machine on its own.
+
+pub mod join;
+pub mod listener;
+pub mod ports;
+pub mod sessions;
+
+use crate::{
+    folder,
+    roles::{
+        host::{self, Host, dial::TlsDialer},
+        site,
+    },
+    trust::{
+        authority::{self, Authority, Identity},
+        permits::PermitKey,
+        tls,
+    },
+};
+use anyhow::Context as _;
+use leeward_control::{
+    Config, Control, Durability, LocalHost, Ports, Store,
+    api::{self, AdminToken, ApiSettings},
+};
+use leeward_model::{Code, HostId, Site};
+use listener::Doors;
+use std::{
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// Settings of `leeward up`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct UpOptions {
+    /// Folder of this site: database, keys, replica store, machines.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:8943")]
+    pub listen: SocketAddr,
+    /// Address that other sites reach this one at, host:port [default: the listen address].
+    #[arg(long)]
+    pub public_address: Option<String>,
+    /// Another name or address for the server's certificate; may be given several times.
+    #[arg(long = "name")]
+    pub names: Vec<String>,
+    /// Name of this site's fabric in every vault.
+    #[arg(long, default_value = Config::RECOVERY_SITE)]
+    pub site: String,
+}
+
+/// Runs until it is told to end.
+///
+/// # Errors
+/// When the folder, the database or the address cannot be used.
+pub async fn run(options: UpOptions) -> anyhow::Result<()> {
+    let _lock = folder::lock(&options.data, "config server").map_err(|error| error.problem())?;
+    let data = options.data.canonicalize()?;
+    host::folders_make(&data)?;
+    let authority = Arc::new(Authority::open_or_create(&data)?);
+    let token = token_open(&data)?;
+    let listener = TcpListener::bind(options.listen).await.map_err(|error| {
+        let what = format!("could not listen on {}", options.listen);
+        Code::PORT_IN_USE.because(what, error.to_string())
+    })?;
+    let address = listener.local_addr()?;
+    let reached = options.public_address.clone().unwrap_or_else(|| address.to_string());
+    let (id, identity) = local_identity(&data, &authority)?;
+    let name = site::machine_name();
+    let local = LocalHost { id, name: name.clone(), data_address: reached.clone() };
+    let config = Config { recovery_site: options.site.clone(), local_host: local };
+    let ports = Ports {
+        clock: Arc::new(ports::SystemClock::new()?),
+        draw: Arc::new(ports::SystemDraw),
+        signer: Arc::new(ports::FileSigner(PermitKey::open_or_create(&data)?)),
+    };
+    let database = Store::open(&data.join("control.db"), Durability::PowerCut).await?;
+    let control = Control::open(database, config, ports).await?;
+    let host = local_host(&data, id, name, &identity, &authority).await?;
+    let tokens = Arc::new(AdminToken::new(&token));
+    let settings = ApiSettings { tokens, ca_fingerprint: authority.fingerprint()? };
+    let doors = Arc::new(Doors {
+        control: control.clone(),
+        api: api::router(control.clone(), settings),
+        host: Arc::clone(&host),
+        authority: Arc::clone(&authority),
+    });
+    let server = authority.issue_server(&[address.ip()], &options.names)?;
+    let acceptor = TlsAcceptor::from(tls::server_config(&server, authority.ca_pem())?);
+    let stop = CancellationToken::new();
+    let tasks = site::start(&host, loopback(address), &stop);
+    tasks.spawn(listener::run(listener, acceptor, doors, stop.clone()));
+    let (driver, ending) = (control.clone(), stop.clone());
+    tasks.spawn(async move { driver.run(ending).await });
+    announce(&data, address)?;
+    crate::roles::ended().await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// Says where the API is: on standard output, and in the folder for the CLI.
+fn announce(data: &Path, address: SocketAddr) -> anyhow::Result<()> {
+    let endpoint = format!("https://{}", loopback(address));
+    folder::write_whole(&data.join("endpoint"), format!("{endpoint}\n").as_bytes())?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "leeward is ready at {endpoint}")?;
+    writeln!(out, "  CA certificate  {}", data.join("ca.pem").display())?;
+    writeln!(out, "  admin token     {}", data.join("admin.token").display())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// The address under which this process reaches its own listener.
+fn loopback(address: SocketAddr) -> String {
+    let ip = match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => "127.0.0.1".to_owned(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => "[::1]".to_owned(),
+        SocketAddr::V4(v4) => v4.ip().to_string(),
+        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+    };
+    format!("{ip}:{}", address.port())
+}
+
+/// The admin token, made at the first start.
+fn token_open(data: &Path) -> anyhow::Result<String> {
+    let path = data.join("admin.token");
+    if !path.exists() {
+        let token = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+        folder::write_secret(&path, format!("{token}\n").as_bytes())?;
+    }
+    let token = std::fs::read_to_string(&path).context("could not read admin.token")?;
+    Ok(token.trim().to_owned())
+}
+
+/// This machine's identity as a host: issued by the CA itself, without a registration key.
+fn local_identity(data: &Path, authority: &Authority) -> anyhow::Result<(HostId, Identity)> {
+    let mark = data.join("host.id");
+    let id = match std::fs::read_to_string(&mark) {
+        Ok(text) => text.trim().parse().context("host.id is damaged")?,
+        Err(_) => {
+            let id = HostId::from(uuid::Uuid::new_v4());
+            folder::write_whole(&mark, format!("{id}\n").as_bytes())?;
+            id
+        }
+    };
+    let (key_pem, csr) = authority::host_request()?;
+    Ok((id, Identity { chain_pem: authority.issue_host(&csr, id)?, key_pem }))
+}
+
+async fn local_host(
+    data: &Path,
+    id: HostId,
+    name: String,
+    identity: &Identity,
+    authority: &Authority,
+) -> anyhow::Result<Arc<Host>> {
+    let (store, secret) = site::store_open(data, id)?;
+    if let Some(secret) = secret {
+        show_recovery_key(data, &secret)?;
+    }
+    let dialer = Arc::new(TlsDialer::new(identity, authority.ca_pem())?);
+    let store = site::site_store(store, Site::Recovery);
+    let machines = data.join("machines");
+    let parts = site::parts(data, &machines, id, name, dialer, Some(store)).await?;
+    Ok(Host::new(parts))
+}
+
+/// Shows the recovery recipient's secret once: to the person at the terminal, or, when nobody is
+/// there, in a file that only its owner can read and that should be moved away.
+fn show_recovery_key(data: &Path, secret: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    if out.is_terminal() {
+        writeln!(out, "The recovery key of this site's replica store. It is shown once and kept")?;
+        writeln!(out, "nowhere; with it the store can be read when this machine is gone:")?;
+        writeln!(out, "  {secret}")?;
+    } else {
+        let path = data.join("recovery-key.txt");
+        folder::write_secret(&path, format!("{secret}\n").as_bytes())?;
+        writeln!(out, "the recovery key is in {}: move it to a safe place", path.display())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! The keys of an item, wrapped for the store's key file and for the recovery recipient.
+//!
+//! Wrapping is X25519 with a one-time key, HKDF-SHA-256 and AES-256-GCM. Plain keys are held in
+//! memory only. What the keys are used for is the business of `leeward_wire::keys`.
+
+use crate::{
+    StoreError,
+    fields::Fields,
+    random::{Random, draw},
+};
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
+    agreement::{PrivateKey, UnparsedPublicKey, X25519, agree},
+    hkdf::{HKDF_SHA256, Salt},
+};
+use leeward_model::{ItemId, VaultId};
+use leeward_wire::keys::{DataKey, HashKey};
+use std::fmt;
+use uuid::Uuid;
+
+const MAGIC: [u8; 4] = *b"LWK1";
+const VERSION: u16 = 1;
+const HEADER_BYTES: usize = 56;
+const ENTRY_BYTES: usize = 32 + 32 + 64 + 16;
+/// Recipients of an item's keys: two are written; more than this were never written by us.
+const RECIPIENTS_MAX: usize = 16;
+const WRAP_LABEL: &[u8] = b"leeward v1 item key wrap";
+const STORE_MAC_CONTEXT: &str = "leeward 2026-11 v1 store identity mac key";
+
+/// Which of a store's two recipients a secret is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecipientKind {
+    /// The key file beside the store.
+    KeyFile,
+    /// The secret that was shown once.
+    Recovery,
+}
+
+impl RecipientKind {
+    fn prefix(self) -> &'static str {
+        match self {
+            RecipientKind::KeyFile => "leeward-store-key-1",
+            RecipientKind::Recovery => "leeward-recovery-1",
+        }
+    }
+}
+
+/// A secret that unlocks a store: of its key file or of the recovery recipient.
+#[derive(Clone)]
+pub struct RecipientSecret {
+    kind: RecipientKind,
+    bytes: [u8; 32],
+}
+
+impl fmt::Debug for RecipientSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RecipientSecret({:?}, hidden)", self.kind)
+    }
+}
+
+impl Drop for RecipientSecret {
+    fn drop(&mut self) {
+        self.bytes.fill(0);
+        std::hint::black_box(&self.bytes);
+    }
+}
+
+impl RecipientSecret {
+    pub(crate) fn draw(kind: RecipientKind, random: &dyn Random) -> RecipientSecret {
+        RecipientSecret { kind, bytes: draw(random) }
+    }
+
+    /// Which recipient it belongs to.
+    pub fn kind(&self) -> RecipientKind {
+        self.kind
+    }
+
+    /// The form that is kept in the key file or printed: prefix, 8 groups of 8 hexadecimal
+    /// digits, and a group that finds misspellings.
+    pub fn to_text(&self) -> String {
+        let mut text = self.kind.prefix().to_owned();
+        for group in self.bytes.chunks(4).map(hex).chain([hex(&checksum(&self.bytes))]) {
+            text.push('-');
+            text.push_str(&group);
+        }
+        text
+    }
+
+    /// Reads [`Self::to_text`]; spaces and line ends anywhere do no harm.
+    ///
+    /// # Errors
+    /// [`StoreError::Key`] when it is misspelt.
+    pub fn parse(text: &str) -> Result<RecipientSecret, StoreError> {
+        let fail = |why: &str| StoreError::Key { what: "the store".into(), why: why.into() };
+        let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        let known = [RecipientKind::KeyFile, RecipientKind::Recovery];
+        let found = known.iter().find_map(|kind| Some((*kind, text.strip_prefix(kind.prefix())?)));
+        let (kind, groups) = found.ok_or_else(|| fail("this is no store key"))?;
+        let bytes = unhex(&groups.replace('-', "")).ok_or_else(|| fail("the key is misspelt"))?;
+        let (key, sum) = bytes.split_first_chunk::<32>().ok_or_else(|| fail("the key is short"))?;
+        if checksum(key) != sum {
+            return Err(fail("the key is misspelt: its last group does not fit"));
+        }
+        Ok(RecipientSecret { kind, bytes: *key })
+    }
+
+    /// What data are wrapped for.
+    pub(crate) fn public(&self) -> [u8; 32] {
+        let public = self.private().compute_public_key().expect("X25519 has a public half");
+        public.as_ref().try_into().expect("an X25519 public key has 32 bytes")
+    }
+
+    /// Key of the MAC over the store's identity.
+    pub(crate) fn identity_key(&self) -> [u8; 32] {
+        blake3::derive_key(STORE_MAC_CONTEXT, &self.bytes)
+    }
+
+    fn private(&self) -> PrivateKey {
+        PrivateKey::from_private_key(&X25519, &self.bytes).expect("32 bytes are an X25519 key")
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+}
+
+fn checksum(key: &[u8; 32]) -> [u8; 4] {
+    *blake3::hash(key).as_bytes().first_chunk().expect("4 of 32 bytes")
+}
+
+/// The two keys of an item in one store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ItemKeys {
+    /// Seals and authenticates; this store's alone.
+    pub data: DataKey,
+    /// Hashes extents; the same in every store of the item.
+    pub hash: HashKey,
+}
+
+/// Whose keys they are; authenticated with them, so that a file cannot stand in for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyOwner {
+    /// The store.
+    pub store: Uuid,
+    /// The vault.
+    pub vault: VaultId,
+    /// The item.
+    pub item: ItemId,
+}
+
+impl KeyOwner {
+    fn header(&self, recipients: usize) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        header[0..4].copy_from_slice(&MAGIC);
+        header[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        header[6..8].copy_from_slice(&(recipients as u16).to_le_bytes());
+        header[8..24].copy_from_slice(self.store.as_bytes());
+        header[24..40].copy_from_slice(&self.vault.to_bytes());
+        header[40..56].copy_from_slice(&self.item.to_bytes());
+        header
+    }
+}
+
+impl ItemKeys {
+    /// Draws a data key, and a hash key unless the item has one from another store.
+    pub(crate) fn draw(hash: Option<HashKey>, random: &dyn Random) -> ItemKeys {
+        ItemKeys {
+            data: DataKey::from_bytes(draw(random)),
+            hash: hash.unwrap_or_else(|| HashKey::from_bytes(draw(random))),
+        }
+    }
+
+    /// The bytes of the item's `keys` blob: one entry for each recipient.
+    pub(crate) fn wrap(
+        &self,
+        owner: &KeyOwner,
+        recipients: &[[u8; 32]],
+        random: &dyn Random,
+    ) -> Vec<u8> {
+        let mut out = owner.header(recipients.len()).to_vec();
+        for recipient in recipients {
+            let once = RecipientSecret::draw(RecipientKind::KeyFile, random);
+            let ephemeral = once.public();
+            let mut sealed = [self.data.expose().as_slice(), self.hash.expose()].concat();
+            let key = wrap_key(&once, recipient, &ephemeral, recipient);
+            let aad = aad(owner, recipients.len(), recipient);
+            key.expect("a fresh key agrees with any recipient of ours")
+                .seal_in_place_append_tag(zero_nonce(), Aad::from(aad), &mut sealed)
+                .expect("64 bytes can be sealed");
+            out.extend_from_slice(recipient);
+            out.extend_from_slice(&ephemeral);
+            out.extend_from_slice(&sealed);
+        }
+        out
+    }
+
+    /// Opens a `keys` blob with the key file's or the recovery recipient's secret.
+    ///
+    /// # Errors
+    /// [`StoreError::Key`] when no entry is for `secret`, or the entry does not open: the blob is
+    /// damaged or belongs to another item.
+    pub fn unwrap_with(
+        bytes: &[u8],
+        owner: &KeyOwner,
+        secret: &RecipientSecret,
+    ) -> Result<ItemKeys, StoreError> {
+        let fail =
+            |why: &str| StoreError::Key { what: format!("item {}", owner.item), why: why.into() };
+        let count = recipients(bytes).ok_or_else(|| fail("its keys blob is not whole"))?;
+        if bytes[..HEADER_BYTES] != owner.header(count) {
+            return Err(fail("its keys blob belongs to another item or store"));
+        }
+        let public = secret.public();
+        let mut entries = bytes[HEADER_BYTES..].chunks_exact(ENTRY_BYTES);
+        let entry = entries.find(|entry| entry[..32] == public);
+        let entry = entry.ok_or_else(|| fail("it is not locked for this key"))?;
+        let mut sealed = entry[64..].to_vec();
+        let key = wrap_key(secret, &entry[32..64], &entry[32..64], &public)
+            .ok_or_else(|| fail("its wrapped key is damaged"))?;
+        let plain = key
+            .open_in_place(zero_nonce(), Aad::from(aad(owner, count, &public)), &mut sealed)
+            .map_err(|_| fail("its wrapped key is damaged"))?;
+        let (data, hash) = plain.split_at(32);
+        let array = |bytes: &[u8]| bytes.try_into().expect("the wrapped keys have 32 bytes each");
+        let keys = ItemKeys {
+            data: DataKey::from_bytes(array(data)),
+            hash: HashKey::from_bytes(array(hash)),
+        };
+        sealed.fill(0);
+        Ok(keys)
+    }
+}
+
+/// The vault and item that a `keys` blob claims; proven only by opening it.
+pub(crate) fn claimed_owner(bytes: &[u8]) -> Option<KeyOwner> {
+    recipients(bytes)?;
+    let mut fields = Fields(bytes);
+    fields.take(8)?;
+    Some(KeyOwner {
+        store: Uuid::from_bytes(fields.array()?),
+        vault: VaultId::from_bytes(fields.array()?),
+        item: ItemId::from_bytes(fields.array()?),
+    })
+}
+
+fn recipients(bytes: &[u8]) -> Option<usize> {
+    let mut fields = Fields(bytes);
+    let (magic, version, count) = (fields.array::<4>()?, fields.u16()?, fields.u16()?);
+    let count = usize::from(count);
+    let whole = bytes.len() == HEADER_BYTES + count * ENTRY_BYTES;
+    (magic == MAGIC && version == VERSION && count <= RECIPIENTS_MAX && whole).then_some(count)
+}
+
+fn aad(owner: &KeyOwner, recipients: usize, recipient: &[u8; 32]) -> Vec<u8> {
+    [owner.header(recipients).as_slice(), recipient].concat()
+}
+
+/// Every wrapping key is used for one message, so the nonce need not differ.
+fn zero_nonce() -> Nonce {
+    Nonce::assume_unique_for_key([0; 12])
+}
+
+fn wrap_key(
+    mine: &RecipientSecret,
+    peer: &[u8],
+    ephemeral: &[u8],
+    recipient: &[u8; 32],
+) -> Option<LessSafeKey> {
+    let peer = UnparsedPublicKey::new(&X25519, peer);
+    agree(&mine.private(), peer, (), |shared| {
+        let salt = [ephemeral, recipient].concat();
+        let secret = Salt::new(HKDF_SHA256, &salt).extract(shared);
+        let mut key = [0; 32];
+        secret
+            .expand(&[WRAP_LABEL], HKDF_SHA256)
+            .and_then(|okm| okm.fill(&mut key))
+            .map_err(|_| ())?;
+        let unbound = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| ())?;
+        key.fill(0);
+        Ok(LessSafeKey::new(unbound))
+    })
+    .ok()
+}

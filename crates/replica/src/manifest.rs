@@ -1,0 +1,280 @@
+//! Manifests: what an item's part of a store is made of, and the form of each change of it.
+//!
+//! Pure: bytes to changes to state and back. Which manifests exist, and committing another one,
+//! is in `manifest_log`. Byte by byte: `docs/formats/store.md`.
+
+mod codec;
+
+use leeward_model::{
+    Branch, Epoch, ItemId, Lsn, PointId, PointKind, PointOrigin, Position, SegmentId, TimelineId,
+    UnixMillis, VaultId,
+};
+use leeward_wire::message::ServerStamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Every so many manifests the whole state is written, so that opening reads at most this many.
+pub const CHECKPOINT_EVERY: u64 = 256;
+/// Largest manifest in bytes that is read: a checkpoint of some 400,000 points.
+pub(crate) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
+/// Where a marker record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkerPlace {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Offset of the record's header in the segment, in bytes.
+    pub offset: u64,
+    /// Length of the record in bytes, header included.
+    pub len: u32,
+}
+
+/// A recovery point as a manifest holds it; disks and machine are in its marker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PointRecord {
+    /// Its id.
+    pub id: PointId,
+    /// Its place.
+    pub position: Position,
+    /// How it was cut.
+    pub kind: PointKind,
+    /// Why it exists.
+    pub origin: PointOrigin,
+    /// Its name; empty for replicated points.
+    pub name: String,
+    /// When it was cut, by the source's clock.
+    pub cut_at: UnixMillis,
+    /// When the store had it, by the store's clock.
+    pub received_at: UnixMillis,
+    /// Source clock minus store clock, in milliseconds, as measured by the store.
+    pub clock_offset_ms: i64,
+    /// When it was cut, by the config server's clock.
+    pub cut_server: Option<ServerStamp>,
+    /// Its marker.
+    pub marker: MarkerPlace,
+}
+
+/// A run of one timeline's log in one segment. Bytes beyond it do not exist for readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentRange {
+    /// The segment.
+    pub segment: SegmentId,
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// LSN of its first record.
+    pub first: Lsn,
+    /// LSN of its last record.
+    pub last: Lsn,
+    /// Bytes of the segment up to the end of the last record, header included.
+    pub bytes: u64,
+}
+
+/// One change of an item's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A timeline was opened.
+    BranchOpened(Branch),
+    /// A segment's range begins to exist, or grows.
+    SegmentCommitted(SegmentRange),
+    /// Nothing of a lower epoch is taken any more.
+    FenceRaised(Epoch),
+    /// A recovery point exists.
+    PointAdded(PointRecord),
+    /// A recovery point is no longer listed.
+    PointRemoved(PointId),
+    /// A segment is no longer needed; its blob may be gone.
+    SegmentDropped(SegmentId),
+    /// A timeline is never written again.
+    BranchRetired(TimelineId),
+    /// A timeline is committed up to here. Follows from the ranges while their segments exist;
+    /// checkpoints write it.
+    HeadReached(Position),
+}
+
+/// What all manifests up to one add up to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ItemState {
+    /// Timelines, in the order in which they were opened.
+    pub branches: Vec<Branch>,
+    /// Timelines that are never written again.
+    pub retired: BTreeSet<TimelineId>,
+    /// Newest committed LSN of each timeline that has one.
+    pub heads: BTreeMap<TimelineId, Lsn>,
+    /// Segments with committed data.
+    pub segments: BTreeMap<SegmentId, SegmentRange>,
+    /// The lowest epoch that is taken.
+    pub fence: Epoch,
+    /// Points, in the order of their commits.
+    pub points: Vec<PointRecord>,
+    /// Ids of `points`: a store may list tens of thousands of them.
+    point_ids: BTreeSet<PointId>,
+}
+
+impl ItemState {
+    /// The timeline's branch.
+    pub fn branch(&self, timeline: TimelineId) -> Option<&Branch> {
+        self.branches.iter().find(|branch| branch.timeline == timeline)
+    }
+
+    /// The point of this id.
+    pub fn point(&self, id: PointId) -> Option<&PointRecord> {
+        // The newest is asked for most.
+        let known = self.point_ids.contains(&id);
+        known.then(|| self.points.iter().rfind(|point| point.id == id)).flatten()
+    }
+
+    /// The newest place of a timeline: its own head, or where it leaves its parent.
+    pub fn head(&self, timeline: TimelineId) -> Option<Lsn> {
+        let branch = self.branch(timeline)?;
+        let start = branch.parent.map_or(Lsn(0), |parent| parent.lsn);
+        Some(self.heads.get(&timeline).copied().unwrap_or(start))
+    }
+
+    /// The places whose data a read at `position` may need, newest first: the position itself,
+    /// then where its timeline leaves its parent, and so on. Empty for an unknown timeline.
+    pub fn chain(&self, position: Position) -> Vec<Position> {
+        let mut chain = Vec::new();
+        let mut next = Some(position);
+        while let Some(place) = next {
+            let Some(branch) = self.branch(place.timeline) else { break };
+            let start = branch.parent.map_or(Lsn(0), |parent| parent.lsn);
+            // A place at or before the branch's start is a place of the parent.
+            if place.lsn > start {
+                chain.push(place);
+            }
+            next = branch.parent.map(|parent| Position {
+                lsn: parent.lsn.min(place.lsn),
+                timeline: parent.timeline,
+            });
+        }
+        chain
+    }
+
+    /// Takes one change.
+    ///
+    /// # Errors
+    /// Says why the change does not fit the state; the state is then as before.
+    pub fn apply(&mut self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::BranchOpened(branch) => self.open_branch(branch),
+            Change::SegmentCommitted(range) => self.commit_segment(range),
+            Change::FenceRaised(epoch) if *epoch < self.fence => {
+                Err(format!("the fence cannot go back from {} to {epoch}", self.fence))
+            }
+            Change::FenceRaised(epoch) => {
+                self.fence = *epoch;
+                Ok(())
+            }
+            Change::PointAdded(point) => {
+                if !self.point_ids.insert(point.id) {
+                    return Err(format!("point {} exists already", point.id));
+                }
+                self.points.push(point.clone());
+                Ok(())
+            }
+            Change::PointRemoved(id) => {
+                if !self.point_ids.remove(id) {
+                    return Err(format!("no point {id}"));
+                }
+                self.points.retain(|point| point.id != *id);
+                Ok(())
+            }
+            Change::SegmentDropped(id) => {
+                self.segments.remove(id).map(|_| ()).ok_or_else(|| format!("no segment {id}"))
+            }
+            Change::BranchRetired(timeline) => {
+                self.branch(*timeline).ok_or_else(|| format!("no timeline {timeline}"))?;
+                self.retired.insert(*timeline);
+                Ok(())
+            }
+            Change::HeadReached(place) => {
+                self.branch(place.timeline).ok_or_else(|| format!("no {}", place.timeline))?;
+                let head = self.heads.entry(place.timeline).or_insert(place.lsn);
+                *head = (*head).max(place.lsn);
+                Ok(())
+            }
+        }
+    }
+
+    fn open_branch(&mut self, branch: &Branch) -> Result<(), String> {
+        if self.branch(branch.timeline).is_some() {
+            return Err(format!("timeline {} is open already", branch.timeline));
+        }
+        // A parent that this store does not have is another store's: a whole copy follows then.
+        if let Some(parent) = branch.parent
+            && self.head(parent.timeline).is_some_and(|head| head < parent.lsn)
+        {
+            return Err(format!(
+                "timeline {} starts at {} of {}, which is not committed",
+                branch.timeline, parent.lsn, parent.timeline
+            ));
+        }
+        self.branches.push(*branch);
+        Ok(())
+    }
+
+    fn commit_segment(&mut self, range: &SegmentRange) -> Result<(), String> {
+        let SegmentRange { segment, timeline, first, last, .. } = *range;
+        let branch = self.branch(timeline).ok_or_else(|| format!("no timeline {timeline}"))?;
+        let start = branch.parent.map_or(Lsn(0), |parent| parent.lsn);
+        if first > last || first <= start {
+            return Err(format!("segment {segment} cannot range from {first} to {last}"));
+        }
+        if let Some(old) = self.segments.get(&segment)
+            && (old.timeline != timeline || old.first != first || old.last > last)
+        {
+            return Err(format!("the range of segment {segment} does not continue its old one"));
+        }
+        self.segments.insert(segment, *range);
+        let head = self.heads.entry(timeline).or_insert(last);
+        *head = (*head).max(last);
+        Ok(())
+    }
+
+    /// The changes that make this state out of an empty one: a checkpoint's.
+    pub fn as_changes(&self) -> Vec<Change> {
+        // Heads stand between the branches: a branch is checked against its parent's head.
+        let branches = self.branches.iter().flat_map(|branch| {
+            let timeline = branch.timeline;
+            let head = self.heads.get(&timeline).map(|lsn| Position { timeline, lsn: *lsn });
+            [Some(Change::BranchOpened(*branch)), head.map(Change::HeadReached)]
+        });
+        let retired = self.retired.iter().copied().map(Change::BranchRetired);
+        let segments = self.segments.values().copied().map(Change::SegmentCommitted);
+        let points = self.points.iter().cloned().map(Change::PointAdded);
+        let fence = [Change::FenceRaised(self.fence)];
+        let branches = branches.flatten();
+        branches.chain(retired).chain(segments).chain(fence).chain(points).collect()
+    }
+}
+
+/// Whether a manifest stands alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManifestKind {
+    /// Changes of the state before it.
+    Delta = 0,
+    /// The whole state.
+    Checkpoint = 1,
+}
+
+/// A decoded manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Whether it stands alone.
+    pub kind: ManifestKind,
+    /// Its number, from 1.
+    pub number: u64,
+    /// The vault.
+    pub vault: VaultId,
+    /// The item.
+    pub item: ItemId,
+    /// Generation of the store: which owner wrote it.
+    pub generation: u64,
+    /// Drawn by each writer when it opens the item.
+    pub writer: [u8; 16],
+    /// Keyed hash of all bytes of the manifest before it; zeros for number 1.
+    pub predecessor: [u8; 32],
+    /// A time by the store's clock, not after the commit; for deleting old manifests only.
+    pub stamped_at: UnixMillis,
+    /// What changed; for a checkpoint, from nothing.
+    pub changes: Vec<Change>,
+}

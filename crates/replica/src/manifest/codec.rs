@@ -1,0 +1,246 @@
+//! The bytes of manifests. What they mean is in the module above.
+
+use super::{Change, Manifest, ManifestKind, MarkerPlace, PointRecord, SegmentRange};
+use crate::fields::{Fields, put_text};
+use leeward_model::{Branch, ItemId, PointKind, PointOrigin, Position, VaultId};
+use leeward_wire::{
+    keys::{MacKey, mac, mac_matches},
+    message::ServerStamp,
+};
+
+const MAGIC: [u8; 4] = *b"LWM1";
+const VERSION: u16 = 1;
+const HEADER_BYTES: usize = 120;
+const MAC_BYTES: usize = 32;
+
+impl Manifest {
+    /// The bytes, with the MAC under `key` at their end.
+    pub fn encode(&self, key: &MacKey) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[self.kind as u8, 0]);
+        out.extend_from_slice(&self.number.to_le_bytes());
+        out.extend_from_slice(&self.vault.to_bytes());
+        out.extend_from_slice(&self.item.to_bytes());
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.writer);
+        out.extend_from_slice(&self.predecessor);
+        out.extend_from_slice(&self.stamped_at.0.to_le_bytes());
+        out.extend_from_slice(&(self.changes.len() as u32).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        for change in &self.changes {
+            encode_change(change, &mut out);
+        }
+        let body = (out.len() - HEADER_BYTES) as u32;
+        out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&body.to_le_bytes());
+        let tag = mac(key, &out);
+        out.extend_from_slice(&tag);
+        out
+    }
+
+    /// Reads [`Self::encode`].
+    ///
+    /// # Errors
+    /// Says what is wrong; a wrong MAC is found before anything else is believed.
+    pub fn decode(bytes: &[u8], key: &MacKey) -> Result<Manifest, String> {
+        let (signed, tag) =
+            bytes.split_last_chunk::<MAC_BYTES>().ok_or("it is shorter than its MAC")?;
+        if !mac_matches(key, signed, tag) {
+            return Err("its MAC does not fit".into());
+        }
+        let mut fields = Fields(signed);
+        decode_fields(&mut fields).ok_or_else(|| "its fields do not fit".into())
+    }
+}
+
+fn decode_fields(fields: &mut Fields<'_>) -> Option<Manifest> {
+    if fields.array::<4>()? != MAGIC || fields.u16()? != VERSION {
+        return None;
+    }
+    let kind = match fields.u8()? {
+        0 => ManifestKind::Delta,
+        1 => ManifestKind::Checkpoint,
+        _ => return None,
+    };
+    if fields.u8()? != 0 {
+        return None;
+    }
+    let mut manifest = Manifest {
+        kind,
+        number: fields.u64()?,
+        vault: VaultId::from_bytes(fields.array()?),
+        item: ItemId::from_bytes(fields.array()?),
+        generation: fields.u64()?,
+        writer: fields.array()?,
+        predecessor: fields.array()?,
+        stamped_at: fields.time()?,
+        changes: Vec::new(),
+    };
+    let (count, body) = (fields.u32()?, fields.u32()?);
+    if body as usize != fields.0.len() {
+        return None;
+    }
+    for _ in 0..count {
+        manifest.changes.push(decode_change(fields)?);
+    }
+    fields.0.is_empty().then_some(manifest)
+}
+
+fn put_position(out: &mut Vec<u8>, place: &Position) {
+    out.extend_from_slice(&place.timeline.to_bytes());
+    out.extend_from_slice(&place.lsn.0.to_le_bytes());
+}
+
+fn position(fields: &mut Fields<'_>) -> Option<Position> {
+    Some(Position { timeline: fields.timeline()?, lsn: fields.lsn()? })
+}
+
+fn encode_change(change: &Change, out: &mut Vec<u8>) {
+    match change {
+        Change::BranchOpened(branch) => {
+            out.push(1);
+            out.extend_from_slice(&branch.timeline.to_bytes());
+            out.extend_from_slice(&branch.epoch.0.to_le_bytes());
+            out.push(branch.parent.is_some().into());
+            if let Some(parent) = &branch.parent {
+                put_position(out, parent);
+            }
+        }
+        Change::SegmentCommitted(range) => {
+            out.push(2);
+            out.extend_from_slice(&range.segment.to_bytes());
+            out.extend_from_slice(&range.timeline.to_bytes());
+            for number in [range.first.0, range.last.0, range.bytes] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        Change::FenceRaised(epoch) => {
+            out.push(3);
+            out.extend_from_slice(&epoch.0.to_le_bytes());
+        }
+        Change::PointAdded(point) => {
+            out.push(4);
+            encode_point(point, out);
+        }
+        Change::PointRemoved(point) => {
+            out.push(5);
+            out.extend_from_slice(&point.to_bytes());
+        }
+        Change::SegmentDropped(segment) => {
+            out.push(6);
+            out.extend_from_slice(&segment.to_bytes());
+        }
+        Change::BranchRetired(timeline) => {
+            out.push(7);
+            out.extend_from_slice(&timeline.to_bytes());
+        }
+        Change::HeadReached(place) => {
+            out.push(8);
+            put_position(out, place);
+        }
+    }
+}
+
+fn decode_change(fields: &mut Fields<'_>) -> Option<Change> {
+    Some(match fields.u8()? {
+        1 => {
+            let (timeline, epoch) = (fields.timeline()?, fields.epoch()?);
+            let parent = match fields.u8()? {
+                0 => None,
+                1 => Some(position(fields)?),
+                _ => return None,
+            };
+            Change::BranchOpened(Branch { timeline, parent, epoch })
+        }
+        2 => Change::SegmentCommitted(SegmentRange {
+            segment: fields.segment()?,
+            timeline: fields.timeline()?,
+            first: fields.lsn()?,
+            last: fields.lsn()?,
+            bytes: fields.u64()?,
+        }),
+        3 => Change::FenceRaised(fields.epoch()?),
+        4 => Change::PointAdded(decode_point(fields)?),
+        5 => Change::PointRemoved(fields.point()?),
+        6 => Change::SegmentDropped(fields.segment()?),
+        7 => Change::BranchRetired(fields.timeline()?),
+        8 => Change::HeadReached(position(fields)?),
+        _ => return None,
+    })
+}
+
+fn kind_code(kind: PointKind) -> u8 {
+    match kind {
+        PointKind::CrashConsistent => 0,
+        PointKind::Final => 1,
+        PointKind::ApplicationConsistent => 2,
+    }
+}
+
+fn origin_code(origin: &PointOrigin) -> u8 {
+    match origin {
+        PointOrigin::Replicated => 0,
+        PointOrigin::BeforeChange => 1,
+        PointOrigin::Divergent => 2,
+    }
+}
+
+fn encode_point(point: &PointRecord, out: &mut Vec<u8>) {
+    out.extend_from_slice(&point.id.to_bytes());
+    put_position(out, &point.position);
+    out.extend_from_slice(&[kind_code(point.kind), origin_code(&point.origin)]);
+    for time in [point.cut_at.0, point.received_at.0, point.clock_offset_ms] {
+        out.extend_from_slice(&time.to_le_bytes());
+    }
+    out.extend_from_slice(&point.marker.segment.to_bytes());
+    out.extend_from_slice(&point.marker.offset.to_le_bytes());
+    out.extend_from_slice(&point.marker.len.to_le_bytes());
+    out.push(point.cut_server.is_some().into());
+    if let Some(stamp) = &point.cut_server {
+        out.extend_from_slice(&stamp.ms.to_le_bytes());
+        out.extend_from_slice(&stamp.wall.0.to_le_bytes());
+        put_text(out, &stamp.boot);
+    }
+    put_text(out, &point.name);
+}
+
+fn decode_point(fields: &mut Fields<'_>) -> Option<PointRecord> {
+    let (id, position) = (fields.point()?, position(fields)?);
+    let kind = match fields.u8()? {
+        0 => PointKind::CrashConsistent,
+        1 => PointKind::Final,
+        2 => PointKind::ApplicationConsistent,
+        _ => return None,
+    };
+    let origin = match fields.u8()? {
+        0 => PointOrigin::Replicated,
+        1 => PointOrigin::BeforeChange,
+        2 => PointOrigin::Divergent,
+        _ => return None,
+    };
+    let (cut_at, received_at, clock_offset_ms) = (fields.time()?, fields.time()?, fields.i64()?);
+    let marker =
+        MarkerPlace { segment: fields.segment()?, offset: fields.u64()?, len: fields.u32()? };
+    let cut_server = match fields.u8()? {
+        0 => None,
+        1 => {
+            let (ms, wall) = (fields.u64()?, fields.time()?);
+            Some(ServerStamp { boot: fields.text()?, ms, wall })
+        }
+        _ => return None,
+    };
+    let name = fields.text()?;
+    Some(PointRecord {
+        id,
+        position,
+        kind,
+        origin,
+        name,
+        cut_at,
+        received_at,
+        clock_offset_ms,
+        cut_server,
+        marker,
+    })
+}

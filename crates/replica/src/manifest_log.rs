@@ -1,0 +1,212 @@
+//! The numbered manifests of an item: finding the newest, loading, and committing another one.
+//!
+//! A commit is one create-if-absent; there is no other way in which an item's state changes.
+
+use crate::{
+    StoreError,
+    folder::{ItemFolder, read_whole},
+    manifest::{CHECKPOINT_EVERY, Change, ItemState, MANIFEST_BYTES_MAX, Manifest, ManifestKind},
+    storage::{Put, StorageError},
+};
+use leeward_model::UnixMillis;
+use leeward_wire::keys::mac;
+use std::sync::Arc;
+
+/// So many of the newest manifests are never deleted.
+const KEPT_MIN: u64 = 512;
+/// No manifest younger than this is deleted, in milliseconds: a day.
+const KEPT_MS: i64 = 86_400_000;
+
+/// An item's state as of its newest known manifest.
+#[derive(Clone)]
+pub(crate) struct ManifestLog {
+    folder: Arc<ItemFolder>,
+    newest: u64,
+    newest_mac: [u8; 32],
+    stamped_at: UnixMillis,
+    state: ItemState,
+}
+
+fn name(number: u64) -> String {
+    format!("manifest/{number:016}")
+}
+
+impl ManifestLog {
+    /// Loads the newest state there is.
+    pub(crate) fn load(folder: Arc<ItemFolder>) -> Result<ManifestLog, StoreError> {
+        let newest = newest_listed(&folder)?;
+        let mut log = ManifestLog {
+            folder,
+            newest: 0,
+            newest_mac: [0; 32],
+            stamped_at: UnixMillis(i64::MIN),
+            state: ItemState::default(),
+        };
+        let checkpoint = newest - newest % CHECKPOINT_EVERY;
+        if checkpoint > 0 {
+            log.take_checkpoint(checkpoint)?;
+        }
+        for number in checkpoint + 1..=newest {
+            log.take_delta(number)?;
+        }
+        Ok(log)
+    }
+
+    /// Takes what was committed since; gallops forward from the newest known manifest.
+    pub(crate) fn refresh(&mut self) -> Result<(), StoreError> {
+        if self.newest > 0 && !self.exists(self.newest)? {
+            *self = ManifestLog::load(self.folder.clone())?;
+            return Ok(());
+        }
+        let mut step = 1;
+        let mut known = self.newest;
+        while self.exists(known + step)? {
+            known += step;
+            step *= 2;
+        }
+        // The newest lies in known..known + step: manifests have no gaps at their upper end.
+        while step > 1 {
+            step /= 2;
+            if self.exists(known + step)? {
+                known += step;
+            }
+        }
+        for number in self.newest + 1..=known {
+            if number % CHECKPOINT_EVERY == 0 {
+                self.take_checkpoint(number)?;
+            } else {
+                self.take_delta(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn state(&self) -> &ItemState {
+        &self.state
+    }
+
+    /// Commits `changes` as the next manifest.
+    ///
+    /// `Refused` leaves everything as it was. After any other error it is not known whether the
+    /// manifest exists: the caller must load again.
+    pub(crate) fn commit(
+        &mut self,
+        writer: [u8; 16],
+        changes: Vec<Change>,
+        now: UnixMillis,
+    ) -> Result<(), StoreError> {
+        let mut state = self.state.clone();
+        for change in &changes {
+            state.apply(change).map_err(|why| StoreError::refused("a change", why))?;
+        }
+        let number = self.newest + 1;
+        let checkpoint = number.is_multiple_of(CHECKPOINT_EVERY);
+        let kind = if checkpoint { ManifestKind::Checkpoint } else { ManifestKind::Delta };
+        let stamped_at = now.max(self.stamped_at);
+        let manifest = Manifest {
+            kind,
+            number,
+            vault: self.folder.owner.vault,
+            item: self.folder.owner.item,
+            generation: self.folder.generation,
+            writer,
+            predecessor: self.newest_mac,
+            stamped_at,
+            changes: if checkpoint { state.as_changes() } else { changes },
+        };
+        let bytes = manifest.encode(&self.folder.manifest_key);
+        let path = self.folder.path(&name(number));
+        // Ours after a lost reply: only this writer draws this nonce, so equal bytes are ours.
+        if self.folder.blobs.put_new(&path, &bytes)? == Put::Exists
+            && self.folder.read_whole(&path, MANIFEST_BYTES_MAX as usize)? != bytes
+        {
+            return Err(StoreError::Conflict { number });
+        }
+        self.newest = number;
+        self.newest_mac = mac(&self.folder.manifest_key, &bytes);
+        self.stamped_at = stamped_at;
+        self.state = state;
+        Ok(())
+    }
+
+    /// Deletes manifests that no reader needs any more, oldest first.
+    pub(crate) fn trim(&self, now: UnixMillis) -> Result<(), StoreError> {
+        let checkpoint = self.newest.saturating_sub(KEPT_MIN) / CHECKPOINT_EVERY * CHECKPOINT_EVERY;
+        if checkpoint == 0 || !self.exists(checkpoint - 1)? {
+            return Ok(());
+        }
+        let (manifest, _) = self.read(checkpoint)?;
+        if manifest.stamped_at.0.saturating_add(KEPT_MS) > now.0 {
+            return Ok(());
+        }
+        let folder = self.folder.path("manifest");
+        for listed in self.folder.blobs.list(&folder)? {
+            if listed.parse::<u64>().is_ok_and(|number| number < checkpoint) {
+                self.folder.blobs.delete(&format!("{folder}/{listed}"))?;
+            }
+        }
+        Ok(self.folder.blobs.sync_dir(&folder)?)
+    }
+
+    fn exists(&self, number: u64) -> Result<bool, StoreError> {
+        Ok(self.folder.blobs.len(&self.folder.path(&name(number)))?.is_some())
+    }
+
+    fn read(&self, number: u64) -> Result<(Manifest, [u8; 32]), StoreError> {
+        let path = self.folder.path(&name(number));
+        let bytes = match read_whole(&*self.folder.blobs, &path, MANIFEST_BYTES_MAX as usize) {
+            Err(StoreError::Storage(StorageError::Absent { .. })) => {
+                return Err(StoreError::damaged(&path, "it is missing between others"));
+            }
+            read => read?,
+        };
+        let key = &self.folder.manifest_key;
+        let manifest =
+            Manifest::decode(&bytes, key).map_err(|why| StoreError::damaged(&path, why))?;
+        let owner = &self.folder.owner;
+        if (manifest.number, manifest.vault, manifest.item) != (number, owner.vault, owner.item) {
+            return Err(StoreError::damaged(&path, "it is another item's or another number"));
+        }
+        let tag = mac(key, &bytes);
+        Ok((manifest, tag))
+    }
+
+    fn take_checkpoint(&mut self, number: u64) -> Result<(), StoreError> {
+        let (manifest, tag) = self.read(number)?;
+        let path = self.folder.path(&name(number));
+        if manifest.kind != ManifestKind::Checkpoint {
+            return Err(StoreError::damaged(&path, "it should be a checkpoint"));
+        }
+        let mut state = ItemState::default();
+        for change in &manifest.changes {
+            state.apply(change).map_err(|why| StoreError::damaged(&path, why))?;
+        }
+        self.state = state;
+        self.set_newest(&manifest, tag);
+        Ok(())
+    }
+
+    fn take_delta(&mut self, number: u64) -> Result<(), StoreError> {
+        let (manifest, tag) = self.read(number)?;
+        let path = self.folder.path(&name(number));
+        if manifest.kind != ManifestKind::Delta || manifest.predecessor != self.newest_mac {
+            return Err(StoreError::damaged(&path, "it does not follow the manifest before it"));
+        }
+        for change in &manifest.changes {
+            self.state.apply(change).map_err(|why| StoreError::damaged(&path, why))?;
+        }
+        self.set_newest(&manifest, tag);
+        Ok(())
+    }
+
+    fn set_newest(&mut self, manifest: &Manifest, tag: [u8; 32]) {
+        self.newest = manifest.number;
+        self.newest_mac = tag;
+        self.stamped_at = manifest.stamped_at;
+    }
+}
+
+fn newest_listed(folder: &ItemFolder) -> Result<u64, StoreError> {
+    let names = folder.blobs.list(&folder.path("manifest"))?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).max().unwrap_or(0))
+}

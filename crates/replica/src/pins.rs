@@ -1,0 +1,51 @@
+//! Pins: what keeps a point's data while somebody reads them, in whatever process.
+//!
+//! A pin is put before anything is opened, and counts only if its point is still listed after
+//! that. Collection lists pins after the removal of points is durable, so one of the two sees the
+//! other. A pin that cannot be read stops collection: nothing is deleted on a guess.
+
+use crate::{StoreError, folder::ItemFolder, random::draw_uuid, storage::Put};
+use leeward_model::{PointId, Position, UnixMillis};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// One pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// Its id, drawn.
+    pub id: Uuid,
+    /// The point.
+    pub point: PointId,
+    /// Where the point lies.
+    pub position: Position,
+    /// Who pins it: an export, an instance, a job.
+    pub who: String,
+    /// Why, in words.
+    pub why: String,
+    /// When, by the pinning process's clock.
+    pub created: UnixMillis,
+}
+
+pub(crate) fn put(
+    folder: &ItemFolder,
+    point: (PointId, Position),
+    who: &str,
+    why: &str,
+    created: UnixMillis,
+) -> Result<Pin, StoreError> {
+    let (point, position) = point;
+    let id = draw_uuid(folder.random.as_ref());
+    let pin = Pin { id, point, position, who: who.into(), why: why.into(), created };
+    match folder.put_note(&format!("pins/{id}"), &pin)? {
+        Put::Created => Ok(pin),
+        Put::Exists => Err(StoreError::refused("a pin", "its id was drawn before")),
+    }
+}
+
+pub(crate) fn delete(folder: &ItemFolder, pin: Uuid) -> Result<(), StoreError> {
+    folder.delete(&format!("pins/{pin}"))
+}
+
+pub(crate) fn list(folder: &ItemFolder) -> Result<Vec<Pin>, StoreError> {
+    Ok(folder.notes("pins", "")?.into_iter().map(|(_, pin)| pin).collect())
+}

@@ -1,0 +1,346 @@
+//! An item as readers see it: the committed state, points, pins, evidence. Writes nothing but pins
+//! and evidence, and needs no lock for those.
+
+use crate::{
+    ItemKeys, KeptRecord, Pin, PointRecord, StoreError, TestOutcome, evidence,
+    folder::ItemFolder,
+    kept,
+    manifest::{ItemState, SegmentRange},
+    manifest_log::ManifestLog,
+    pins,
+    segments::{read_index, read_record},
+};
+use leeward_model::{
+    Branch, Epoch, Evidence, ItemId, Lsn, MachineSpec, Marker, PointId, PointInfo, Position, Site,
+    TimelineId, UnixMillis,
+};
+use leeward_wire::{
+    seal::Opener,
+    segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
+};
+use std::{cmp::Reverse, sync::Arc};
+use uuid::Uuid;
+
+/// Most points that one page lists.
+const PAGE_MAX: usize = 1000;
+
+/// See the module. As of its last [`ItemReader::refresh`].
+#[derive(Clone)]
+pub struct ItemReader {
+    pub(crate) folder: Arc<ItemFolder>,
+    pub(crate) log: ManifestLog,
+}
+
+/// A page of an item's points.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PointPage {
+    /// The points, newest first.
+    pub points: Vec<PointInfo>,
+    /// Number of all points.
+    pub total: u64,
+}
+
+enum Listed<'a> {
+    Committed(&'a PointRecord),
+    Kept(&'a KeptRecord),
+}
+
+impl ItemReader {
+    pub(crate) fn load(folder: Arc<ItemFolder>) -> Result<ItemReader, StoreError> {
+        Ok(ItemReader { log: ManifestLog::load(folder.clone())?, folder })
+    }
+
+    /// Takes what was committed since.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`].
+    pub fn refresh(&mut self) -> Result<(), StoreError> {
+        self.log.refresh()
+    }
+
+    /// The item.
+    pub fn item(&self) -> ItemId {
+        self.folder.owner.item
+    }
+
+    /// The item's keys, for the sealer of its data; in memory only.
+    pub fn keys(&self) -> &ItemKeys {
+        &self.folder.keys
+    }
+
+    /// The committed state.
+    pub fn state(&self) -> &ItemState {
+        self.log.state()
+    }
+
+    /// The lowest epoch that is taken, durable.
+    pub fn fence(&self) -> Epoch {
+        self.state().fence
+    }
+
+    /// The timelines, in the order in which they were opened.
+    pub fn branches(&self) -> &[Branch] {
+        &self.state().branches
+    }
+
+    /// Newest committed LSN on a timeline; its start when nothing is committed on it, `None` when
+    /// it is not known.
+    pub fn committed(&self, timeline: TimelineId) -> Option<Lsn> {
+        self.state().head(timeline)
+    }
+
+    /// The point that was committed last, on any timeline.
+    pub fn newest_point(&self) -> Option<&PointRecord> {
+        self.state().points.last()
+    }
+
+    /// Kept work.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`].
+    pub fn kept(&self) -> Result<Vec<KeptRecord>, StoreError> {
+        kept::list(&self.folder)
+    }
+
+    /// All pins, of all processes.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`].
+    pub fn pins(&self) -> Result<Vec<Pin>, StoreError> {
+        pins::list(&self.folder)
+    }
+
+    /// Pins a listed point; returns once the pin is durable and the point is known to be kept.
+    ///
+    /// # Errors
+    /// [`StoreError::NoPoint`] when it is not listed (any more); nothing stays pinned then.
+    pub fn pin(
+        &mut self,
+        point: PointId,
+        who: &str,
+        why: &str,
+        now: UnixMillis,
+    ) -> Result<Pin, StoreError> {
+        self.refresh()?;
+        let position = self.position_of(point)?;
+        let pin = pins::put(&self.folder, (point, position), who, why, now)?;
+        let listed = self.refresh().and_then(|()| self.position_of(point));
+        if let Err(error) = listed {
+            pins::delete(&self.folder, pin.id)?;
+            return Err(error);
+        }
+        Ok(pin)
+    }
+
+    /// Takes a pin off; an unknown one is fine.
+    ///
+    /// # Errors
+    /// [`StoreError::Storage`].
+    pub fn unpin(&self, pin: Uuid) -> Result<(), StoreError> {
+        pins::delete(&self.folder, pin)
+    }
+
+    /// Place of a listed point.
+    ///
+    /// # Errors
+    /// [`StoreError::NoPoint`].
+    pub fn position_of(&self, point: PointId) -> Result<Position, StoreError> {
+        if let Some(record) = self.state().point(point) {
+            return Ok(record.position);
+        }
+        let kept = self.kept()?.into_iter().find(|record| record.id == point);
+        kept.map(|record| record.position).ok_or(StoreError::NoPoint { point })
+    }
+
+    /// The points, newest first: leaves out `skip`, then at most `limit` (1000 at most).
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when a marker does not open, [`StoreError::Storage`].
+    pub fn points(&self, skip: u64, limit: u64, held_at: Site) -> Result<PointPage, StoreError> {
+        let kept = self.kept()?;
+        let committed = self.state().points.iter().map(|p| (p.received_at, Listed::Committed(p)));
+        let kept = kept.iter().map(|record| (record.received_at, Listed::Kept(record)));
+        let mut all: Vec<_> = committed.chain(kept).enumerate().collect();
+        all.sort_by_key(|(order, (received_at, _))| Reverse((*received_at, *order)));
+        let total = all.len() as u64;
+        let limit = usize::try_from(limit).unwrap_or(PAGE_MAX).min(PAGE_MAX);
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let (pins, names) = (self.pins()?, evidence::names(&self.folder)?);
+        let page = all.iter().skip(skip).take(limit);
+        let points = page.map(|(_, (_, listed))| self.info(listed, &pins, &names, held_at));
+        Ok(PointPage { points: points.collect::<Result<_, _>>()?, total })
+    }
+
+    /// One point and, when it is known, the machine at its cut.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`].
+    pub fn point(
+        &self,
+        id: PointId,
+        held_at: Site,
+    ) -> Result<Option<(PointInfo, Option<MachineSpec>)>, StoreError> {
+        let (pins, names) = (self.pins()?, evidence::names(&self.folder)?);
+        if let Some(record) = self.state().point(id) {
+            let machine = self.marker(record)?.machine;
+            let info = self.info(&Listed::Committed(record), &pins, &names, held_at)?;
+            return Ok(Some((info, Some(machine))));
+        }
+        let Some(record) = self.kept()?.into_iter().find(|record| record.id == id) else {
+            return Ok(None);
+        };
+        let info = self.info(&Listed::Kept(&record), &pins, &names, held_at)?;
+        Ok(Some((info, record.machine)))
+    }
+
+    fn info(
+        &self,
+        listed: &Listed<'_>,
+        pins: &[Pin],
+        names: &[String],
+        held_at: Site,
+    ) -> Result<PointInfo, StoreError> {
+        let mut info = match listed {
+            Listed::Committed(record) => PointInfo {
+                id: record.id,
+                name: record.name.clone(),
+                position: record.position,
+                kind: record.kind,
+                origin: record.origin.clone(),
+                cut_at: record.cut_at,
+                received_at: record.received_at,
+                held_at,
+                disks: self.marker(record)?.disks,
+                pinned_by: Vec::new(),
+                verification: Default::default(),
+            },
+            Listed::Kept(record) => PointInfo {
+                id: record.id,
+                name: record.name.clone(),
+                position: record.position,
+                kind: record.kind,
+                origin: record.origin.clone(),
+                cut_at: record.cut_at,
+                received_at: record.received_at,
+                held_at,
+                disks: record.disks.clone(),
+                pinned_by: Vec::new(),
+                verification: Default::default(),
+            },
+        };
+        let mine = pins.iter().filter(|pin| pin.point == info.id);
+        info.pinned_by = mine.map(|pin| format!("{}: {}", pin.who, pin.why)).collect();
+        info.verification = evidence::verification(&self.folder, names, info.id)?;
+        Ok(info)
+    }
+
+    /// Adds what a test of a point showed; names and hashes the picture.
+    ///
+    /// # Errors
+    /// [`StoreError::NoPoint`] when the point is not listed; [`StoreError::Storage`].
+    pub fn put_evidence(
+        &self,
+        point: PointId,
+        outcome: TestOutcome,
+        evidence: Evidence,
+        picture: Option<&[u8]>,
+    ) -> Result<Evidence, StoreError> {
+        self.position_of(point)?;
+        evidence::put(&self.folder, point, outcome, evidence, picture)
+    }
+
+    /// The picture that a point's evidence names, as it was put.
+    ///
+    /// # Errors
+    /// [`StoreError::Storage`].
+    pub fn picture(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        evidence::picture(&self.folder, name)
+    }
+
+    /// Bytes of the item's segments.
+    ///
+    /// # Errors
+    /// [`StoreError::Storage`].
+    pub fn stored_bytes(&self) -> Result<u64, StoreError> {
+        let folder = self.folder.path("segments");
+        let names = self.folder.blobs.list(&folder)?;
+        let lens = names.iter().map(|name| self.folder.blobs.len(&format!("{folder}/{name}")));
+        lens.map(|len| Ok(len?.unwrap_or(0))).sum()
+    }
+
+    /// The places whose data must survive: listed points, pins, kept work, and the heads of
+    /// timelines that are still written.
+    pub(crate) fn roots(&self) -> Result<Vec<Position>, StoreError> {
+        let state = self.state();
+        let mut roots: Vec<Position> = state.points.iter().map(|point| point.position).collect();
+        roots.extend(self.pins()?.iter().map(|pin| pin.position));
+        roots.extend(self.kept()?.iter().map(|record| record.position));
+        let written = state.branches.iter().filter(|b| !state.retired.contains(&b.timeline));
+        roots.extend(written.filter_map(|branch| {
+            Some(Position { timeline: branch.timeline, lsn: state.head(branch.timeline)? })
+        }));
+        Ok(roots)
+    }
+
+    /// Checks that the data of a place are kept.
+    pub(crate) fn check_kept(&self, position: Position) -> Result<(), StoreError> {
+        let listed = self.state().points.iter().any(|point| point.position == position);
+        if listed || self.roots()?.contains(&position) {
+            return Ok(());
+        }
+        let place = format!("{} of timeline {}", position.lsn, position.timeline);
+        Err(StoreError::NotKept { place })
+    }
+
+    /// Opens the marker of a point.
+    pub(crate) fn marker(&self, record: &PointRecord) -> Result<Marker, StoreError> {
+        let place = record.marker;
+        let path = self.folder.segment_path(place.segment);
+        let head = self.folder.blobs.read_at(&path, 0, SEGMENT_HEADER_BYTES)?;
+        let header =
+            SegmentHeader::decode(&head).map_err(|error| StoreError::damaged(&path, error))?;
+        let marker = open_marker(&self.folder, &header, place.offset, place.len as usize)?;
+        if marker.point == record.id && header.timeline == record.position.timeline {
+            Ok(marker)
+        } else {
+            Err(StoreError::damaged(&path, "its marker is another point's"))
+        }
+    }
+
+    /// The committed range that holds `lsn` of `timeline`.
+    pub(crate) fn range_of(&self, timeline: TimelineId, lsn: Lsn) -> Option<&SegmentRange> {
+        let holds = |range: &&SegmentRange| {
+            range.timeline == timeline && (range.first..=range.last).contains(&lsn)
+        };
+        self.state().segments.values().find(holds)
+    }
+
+    /// Header of the committed segment that holds `lsn`, and offset and length of its record.
+    pub(crate) fn find_record(
+        &self,
+        timeline: TimelineId,
+        lsn: Lsn,
+    ) -> Result<Option<(SegmentHeader, u64, usize)>, StoreError> {
+        let Some(range) = self.range_of(timeline, lsn) else { return Ok(None) };
+        let index = read_index(&self.folder, range)?;
+        let entry = index.entries.iter().find(|entry| entry.lsn == lsn);
+        Ok(entry.map(|entry| {
+            let len = crate::segments::record_end(entry) - u64::from(entry.offset);
+            (index.header, u64::from(entry.offset), len as usize)
+        }))
+    }
+}
+
+/// Opens the marker record at a place of a segment.
+pub(crate) fn open_marker(
+    folder: &ItemFolder,
+    header: &SegmentHeader,
+    offset: u64,
+    len: usize,
+) -> Result<Marker, StoreError> {
+    let path = folder.segment_path(header.segment);
+    let record = read_record(folder, &path, offset, len)?;
+    let opener = Opener::new(&folder.keys.data, header);
+    let opened = opener.open_marker(&record.header, &record.header_bytes, &record.stored);
+    opened.map_err(|error| StoreError::damaged(&path, error))
+}

@@ -1,0 +1,130 @@
+//! What a writer lets go: points and kept work that are too old, and segments that nothing needs.
+//!
+//! Nothing listed, pinned or running from the store loses a byte: see `collect` for what is needed.
+
+#[cfg(feature = "testing")]
+use crate::Mutation;
+use crate::{
+    ItemStore, KeptRecord, StoreError, collect::droppable, evidence, kept, manifest::Change,
+};
+use leeward_model::{PointId, SegmentId, TimelineId, UnixMillis};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// How long points are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Points older than this go, in milliseconds since they were received.
+    pub keep_ms: u64,
+    /// Until then, by the store's clock, no point goes at all.
+    pub keep_until: Option<UnixMillis>,
+}
+
+/// What [`ItemStore::expire`] let go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// Points that are no longer listed.
+    pub points: Vec<PointId>,
+    /// Kept work that is no longer listed; its files are the caller's to delete.
+    pub kept: Vec<KeptRecord>,
+    /// Segments that were deleted.
+    pub segments: Vec<SegmentId>,
+}
+
+impl ItemStore {
+    /// Lets points and kept work go that are older than `retention`, and deletes segments that
+    /// nothing listed or pinned needs. The newest point and pinned ones stay whatever their age.
+    ///
+    /// Deletion follows only after the manifest that says so is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when a pin or a segment cannot be read: nothing more is deleted.
+    pub fn expire(
+        &mut self,
+        now: UnixMillis,
+        retention: &Retention,
+    ) -> Result<Expired, StoreError> {
+        self.check_stale()?;
+        if retention.keep_until.is_some_and(|until| now < until) {
+            return Ok(Expired::default());
+        }
+        let keep = i64::try_from(retention.keep_ms).unwrap_or(i64::MAX);
+        let old = |received_at: UnixMillis| received_at.0.saturating_add(keep) < now.0;
+        let pins = self.reader.pins()?;
+        let pinned: BTreeSet<PointId> = pins.iter().map(|pin| pin.point).collect();
+        let newest = self.reader.newest_point().map(|point| point.id);
+        let listed = self.reader.state().points.iter();
+        let gone = listed.filter(|point| {
+            old(point.received_at) && !pinned.contains(&point.id) && Some(point.id) != newest
+        });
+        let points: Vec<PointId> = gone.map(|point| point.id).collect();
+        if !points.is_empty() {
+            self.commit(points.iter().copied().map(Change::PointRemoved).collect(), now)?;
+        }
+        let folder = self.reader.folder.clone();
+        let mut expired = Expired { points, ..Expired::default() };
+        for record in self.reader.kept()? {
+            if old(record.received_at) && !pinned.contains(&record.id) {
+                kept::delete(&folder, record.id)?;
+                expired.kept.push(record);
+            }
+        }
+        let forgotten = expired.kept.iter().map(|record| &record.id).chain(&expired.points);
+        for point in forgotten {
+            evidence::delete(&folder, *point)?;
+        }
+        // Collecting reads the index of every segment, so it waits until something was let go.
+        let pins: BTreeSet<Uuid> = pins.iter().map(|pin| pin.id).collect();
+        let unpinned = self.pins_seen.as_ref().is_none_or(|seen| !seen.is_subset(&pins));
+        if unpinned || !expired.points.is_empty() || !expired.kept.is_empty() {
+            expired.segments = self.collect(now)?;
+        }
+        self.pins_seen = Some(pins);
+        self.reader.log.trim(now)?;
+        Ok(expired)
+    }
+
+    /// Deletes segments that no point, pin, kept work or written timeline needs.
+    ///
+    /// # Errors
+    /// As [`Self::expire`].
+    pub fn collect(&mut self, now: UnixMillis) -> Result<Vec<SegmentId>, StoreError> {
+        self.check_stale()?;
+        let retired = self.ended_branches()?;
+        if !retired.is_empty() {
+            self.commit(retired.into_iter().map(Change::BranchRetired).collect(), now)?;
+        }
+        // Pins are listed here, after the removal of points is durable: see `pins`.
+        let mut dropped = droppable(&self.reader)?;
+        #[cfg(feature = "testing")]
+        if self.mutation == Some(Mutation::CollectTooMuch) {
+            dropped = self.reader.state().segments.keys().copied().collect();
+        }
+        let busy = |id: &SegmentId| self.pending.iter().any(|open| open.header.segment == *id);
+        dropped.retain(|id| !busy(id));
+        if dropped.is_empty() {
+            return Ok(dropped);
+        }
+        self.commit(dropped.iter().copied().map(Change::SegmentDropped).collect(), now)?;
+        let folder = self.reader.folder.clone();
+        for id in &dropped {
+            folder.blobs.delete(&folder.segment_path(*id))?;
+        }
+        Ok(dropped)
+    }
+
+    /// Timelines that nobody can write or read at their heads any more: others were opened since,
+    /// and no point, pin or kept work lies on them.
+    fn ended_branches(&self) -> Result<Vec<TimelineId>, StoreError> {
+        let state = self.reader.state();
+        let mut needed: BTreeSet<TimelineId> =
+            state.points.iter().map(|point| point.position.timeline).collect();
+        needed.extend(self.reader.pins()?.iter().map(|pin| pin.position.timeline));
+        needed.extend(self.reader.kept()?.iter().map(|record| record.position.timeline));
+        needed.extend(self.pending.iter().map(|segment| segment.header.timeline));
+        needed.extend(state.branches.last().map(|branch| branch.timeline));
+        needed.extend(&state.retired);
+        let all = state.branches.iter().map(|branch| branch.timeline);
+        Ok(all.filter(|timeline| !needed.contains(timeline)).collect())
+    }
+}

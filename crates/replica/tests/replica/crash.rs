@@ -1,0 +1,371 @@
+//! Power cuts: every short sequence of operations, cut at every step, against the model.
+
+use crate::world::{ITEM, World, check_contents, open_writer, seed};
+use leeward_model::Epoch;
+use leeward_replica::{
+    ItemStore, Mutation, StoreError,
+    model::ModelItem,
+    storage::{CrashDisk, LostSync, Seeded},
+};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Branch,
+    Append,
+    Sync,
+    Point,
+    Progress,
+    Fence,
+    Expire,
+    Pin,
+    Keep,
+    Seal,
+    Restart,
+}
+
+const OPS: [Op; 11] = [
+    Op::Branch,
+    Op::Append,
+    Op::Sync,
+    Op::Point,
+    Op::Progress,
+    Op::Fence,
+    Op::Expire,
+    Op::Pin,
+    Op::Keep,
+    Op::Seal,
+    Op::Restart,
+];
+
+fn apply(world: &mut World, op: Op) -> Result<(), StoreError> {
+    match op {
+        Op::Branch => world.branch_off(),
+        Op::Append => (0..2).try_for_each(|_| world.append().map(|_| ())),
+        Op::Sync => world.sync(),
+        Op::Point => world.commit_point().map(|_| ()),
+        Op::Progress => world.commit_progress(),
+        Op::Fence => world.raise_fence(),
+        Op::Expire => world.expire(),
+        Op::Pin => world.pin_newest(),
+        Op::Keep => world.add_kept(),
+        Op::Seal => world.seal(),
+        Op::Restart => world.restart(),
+    }
+}
+
+/// What was acknowledged before the operation that was cut, and after it.
+struct Bounds<'a> {
+    before: &'a ModelItem,
+    after: &'a ModelItem,
+}
+
+impl Bounds<'_> {
+    fn check(&self, item: &ItemStore) -> Result<(), String> {
+        let (reader, Bounds { before, after }) = (item.reader(), self);
+        let state = reader.state();
+        if state.fence < before.fence || state.fence > after.fence.max(before.fence) {
+            return Err(format!("the fence is {}", state.fence));
+        }
+        for branch in &before.branches {
+            if state.branch(branch.timeline) != Some(branch) {
+                return Err(format!("timeline {} is lost", branch.timeline));
+            }
+            let committed = reader.committed(branch.timeline).unwrap_or_default();
+            let (low, high) = (before.head(branch.timeline), after.head(branch.timeline));
+            if committed < low || committed > high {
+                return Err(format!("committed is {committed}, not {low} to {high}"));
+            }
+        }
+        if state.branches.iter().any(|branch| after.branch(branch.timeline).is_none()) {
+            return Err("a timeline came from nowhere".into());
+        }
+        for (id, place) in &before.points {
+            let listed = state.point(*id).is_some_and(|point| point.position == *place);
+            if !listed && after.points.contains_key(id) {
+                return Err(format!("point {id} is lost"));
+            }
+        }
+        for point in &state.points {
+            let known = before.points.get(&point.id).or(after.points.get(&point.id));
+            if known != Some(&point.position) {
+                return Err(format!("point {} is half a point", point.id));
+            }
+        }
+        let kept = reader.kept().map_err(|error| error.to_string())?;
+        for id in before.kept.keys().filter(|id| after.kept.contains_key(id)) {
+            if !kept.iter().any(|record| record.id == *id) {
+                return Err(format!("kept work {id} is lost"));
+            }
+        }
+        let pins = reader.pins().map_err(|error| error.to_string())?;
+        for (id, count) in &before.pins {
+            if pins.iter().filter(|pin| pin.point == *id).count() < *count {
+                return Err(format!("a pin of {id} is lost"));
+            }
+        }
+        // Records that are received again after a lost session differ; committed ones do not.
+        check_contents(reader, after).map_err(|error| format!("contents: {error}"))
+    }
+}
+
+/// Opens the store as a cut left it and checks it.
+fn check_state(state: CrashDisk, bounds: &Bounds<'_>) -> Result<(), String> {
+    let store = open_writer(Arc::new(state), 77).map_err(|error| format!("open: {error}"))?;
+    let item = store.item_open(ITEM).map_err(|error| format!("open item: {error}"))?;
+    bounds.check(&item)
+}
+
+struct Tally {
+    states: u64,
+    failures: Vec<String>,
+}
+
+struct Harness {
+    limit: usize,
+    lost_sync: Option<usize>,
+    random: Seeded,
+}
+
+impl Harness {
+    /// Runs `ops` and cuts at every step of the last one: earlier cuts are those of shorter
+    /// sequences.
+    fn run(&mut self, base: &CrashDisk, ops: &[Op], tally: &mut Tally) {
+        self.run_with(base, ops, tally, ops.len() - 1);
+    }
+
+    fn run_with(&mut self, base: &CrashDisk, ops: &[Op], tally: &mut Tally, from: usize) {
+        let (disk, mut world) = world_on(base);
+        if let Some(nth) = self.lost_sync {
+            disk.lose_sync(LostSync { nth: disk.syncs() + nth });
+        }
+        let mut acknowledged = vec![(disk.steps(), world.model.clone())];
+        for op in ops {
+            apply(&mut world, *op).unwrap_or_else(|error| panic!("{ops:?}: {op:?}: {error}"));
+            acknowledged.push((disk.steps(), world.model.clone()));
+        }
+        for window in acknowledged[from..].windows(2) {
+            let [(first, before), (last, after)] = window else { unreachable!("two each") };
+            for cut in *first..=*last {
+                // At the end of an operation it is acknowledged.
+                let before = if cut == *last { after } else { before };
+                let bounds = Bounds { before, after };
+                for state in disk.after_power_cut(cut, self.limit, &mut self.random) {
+                    tally.states += 1;
+                    if let Err(why) = check_state(state, &bounds) {
+                        tally.failures.push(format!("{ops:?} cut at {cut}: {why}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn base_disk() -> CrashDisk {
+    let (disk, world) = World::on_crash_disk(5);
+    drop(world);
+    disk
+}
+
+/// A world that goes on from `base`, on a disk whose present content is durable.
+fn world_on(base: &CrashDisk) -> (CrashDisk, World) {
+    let disk = CrashDisk::holding(base.blobs());
+    // The same seed makes the same ids and contents, so the model can be made again.
+    let (_, mut world) = World::on_crash_disk(5);
+    (world.item, world.store) = (None, None);
+    world.blobs = Arc::new(disk.clone());
+    world.restart().unwrap();
+    (disk, world)
+}
+
+fn harness(test: &str, limit: usize) -> Harness {
+    Harness { limit, lost_sync: None, random: Seeded::new(seed(test)) }
+}
+
+/// E3: acknowledged data survive, no half point, the fence never goes back, no wrong byte.
+#[test]
+fn every_sequence_of_three_operations_survives_a_power_cut_at_every_step() {
+    let mut harness = harness("crash states", 5);
+    let base = base_disk();
+    let mut tally = Tally { states: 0, failures: Vec::new() };
+
+    for a in OPS {
+        harness.run(&base, &[a], &mut tally);
+        for b in OPS {
+            harness.run(&base, &[a, b], &mut tally);
+            for c in OPS {
+                harness.run(&base, &[a, b, c], &mut tally);
+            }
+        }
+    }
+
+    println!("{} crash states checked", tally.states);
+    assert!(tally.failures.is_empty(), "{}: {:#?}", tally.failures.len(), &tally.failures[..1]);
+    assert!(tally.states >= 20_000, "only {} states", tally.states);
+}
+
+const STORY: [Op; 9] = [
+    Op::Append,
+    Op::Point,
+    Op::Keep,
+    Op::Fence,
+    Op::Branch,
+    Op::Append,
+    Op::Point,
+    Op::Expire,
+    Op::Pin,
+];
+
+/// Decision 45: a flush that is skipped anywhere must turn the harness red, unless another one
+/// covers it.
+#[test]
+fn skipping_a_flush_is_noticed() {
+    let base = base_disk();
+    let (disk, mut world) = world_on(&base);
+    let before = disk.syncs();
+    for op in STORY {
+        apply(&mut world, op).unwrap();
+    }
+    let flushes = disk.syncs() - before;
+
+    let mut noticed = Vec::new();
+    for nth in 0..flushes {
+        let random = Seeded::new(1);
+        let mut harness = Harness { limit: 6, lost_sync: Some(nth), random };
+        let mut tally = Tally { states: 0, failures: Vec::new() };
+        harness.run_with(&base, &STORY, &mut tally, 0);
+        if !tally.failures.is_empty() {
+            noticed.push(nth);
+        }
+    }
+
+    println!("{} of {flushes} skipped flushes noticed: {noticed:?}", noticed.len());
+    // Not seen are those that a later flush of the same folder covers before anything is
+    // acknowledged: within one expiry, the first of its two manifests and the deletions.
+    assert!(noticed.len() + 3 >= flushes, "of {flushes} only {noticed:?}");
+}
+
+#[test]
+fn committing_what_is_not_flushed_is_noticed() {
+    let base = base_disk();
+    let (disk, mut world) = world_on(&base);
+    world.item().set_mutation(Mutation::CommitUnflushed);
+    world.append().unwrap();
+    world.durable = world.received;
+    world.commit_progress().unwrap();
+
+    let bounds = Bounds { before: &world.model, after: &world.model };
+    let states = disk.after_power_cut(disk.steps(), 16, &mut Seeded::new(1));
+    let place = world.place(world.received);
+    let red = states.into_iter().any(|state| {
+        check_state(state.clone(), &bounds).is_err() || !reads(state, &world.model, place)
+    });
+
+    assert!(red, "no crash state showed the mistake");
+}
+
+fn reads(state: CrashDisk, model: &ModelItem, place: leeward_model::Position) -> bool {
+    let store = open_writer(Arc::new(state), 78).unwrap();
+    let Ok(item) = store.item_open(ITEM) else { return false };
+    crate::world::check_place(item.reader(), model, place).is_ok()
+}
+
+/// Decision 45: ignoring the epoch must turn a test red.
+#[test]
+fn ignoring_the_epoch_is_noticed() {
+    let refuses = |mutation: Option<Mutation>| {
+        let (_, mut world) = World::on_crash_disk(9);
+        if let Some(mutation) = mutation {
+            world.item().set_mutation(mutation);
+        }
+        world.raise_fence().unwrap();
+        world.epoch = Epoch(0);
+        let begun = world.begin();
+        matches!(begun, Err(StoreError::Fenced { .. }))
+    };
+
+    assert!(refuses(None));
+    assert!(!refuses(Some(Mutation::IgnoreEpoch)), "the mutation has no effect");
+}
+
+#[test]
+fn collecting_too_much_is_noticed() {
+    let (_, mut world) = World::on_crash_disk(9);
+    world.item().set_mutation(Mutation::CollectTooMuch);
+    world.seal().unwrap();
+
+    world.expire().unwrap();
+
+    assert!(world.check_contents().is_err(), "the checker did not see the loss");
+}
+
+/// A store that a power cut left is not only right but usable.
+#[test]
+fn after_a_power_cut_replication_goes_on() {
+    let base = base_disk();
+    let mut random = Seeded::new(seed("forward progress"));
+    let mut states = 0;
+    for op in OPS {
+        let (disk, mut world) = world_on(&base);
+        apply(&mut world, Op::Append).unwrap();
+        apply(&mut world, op).unwrap();
+        for cut in 0..=disk.steps() {
+            for state in disk.after_power_cut(cut, 3, &mut random) {
+                states += 1;
+                let mut next = world_after(state, &world);
+                next.append().unwrap();
+                next.commit_point().unwrap();
+                next.check_contents().unwrap();
+            }
+        }
+    }
+    println!("{states} crash states gone on from");
+}
+
+/// A source that asks the recovered store where to go on, and does.
+fn world_after(state: CrashDisk, world: &World) -> World {
+    let mut next = World::bare(Arc::new(state), 99).unwrap();
+    next.model = world.model.clone();
+    next.drawn = 1 << 100;
+    next.now = world.now;
+    let reader = next.item.as_ref().unwrap().reader().clone();
+    next.epoch = reader.fence();
+    next.branch = *reader.branches().last().unwrap();
+    next.model.branches = reader.branches().to_vec();
+    next.model.committed = reader
+        .branches()
+        .iter()
+        .map(|branch| (branch.timeline, reader.committed(branch.timeline).unwrap()))
+        .collect();
+    next.lose_session();
+    next
+}
+
+/// A power cut while the store or the item is being made leaves something that can be made again.
+#[test]
+fn a_store_and_an_item_that_were_half_made_can_be_made_again() {
+    use crate::world::{SeededRandom, VAULT, identity};
+    use leeward_replica::Store;
+    let disk = CrashDisk::new();
+    crate::world::init(&disk);
+    let made = disk.steps();
+    let store = open_writer(Arc::new(disk.clone()), 1).unwrap();
+    drop(store.item_create(VAULT, ITEM, None).unwrap());
+    drop(store);
+    let mut random = Seeded::new(seed("half made"));
+
+    for cut in 0..=disk.steps() {
+        for state in disk.after_power_cut(cut, 16, &mut random) {
+            let there = Store::exists(&state).unwrap();
+            assert!(there || cut < made, "an acknowledged store is lost");
+            if !there {
+                let again = Store::init(&state, identity(), SeededRandom::new(5).as_ref());
+                again.unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+            }
+            let store = open_writer(Arc::new(state.clone()), 2).unwrap();
+            let known = store.items().unwrap().contains(&ITEM);
+            assert!(known || cut < disk.steps(), "an acknowledged item is lost");
+            store.item_create(VAULT, ITEM, None).unwrap();
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Tests of the replica store through its public face: a source that seals, a disk that crashes,
+//! and a model that knows what must be there.
+//!
+//! `LEEWARD_SEED=n` replays a run; every random test prints its seed.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
+
+mod behaviour;
+mod crash;
+mod damage;
+mod faults;
+mod golden;
+mod oracle;
+mod races;
+mod retention;
+mod storage;
+mod world;

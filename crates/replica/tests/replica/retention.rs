@@ -1,0 +1,194 @@
+//! What expiry lets go and what it never does.
+
+use crate::world::{World, kept, retention};
+use leeward_model::{Epoch, PointId, UnixMillis};
+use leeward_replica::{Retention, StoreError, View, storage::BlobStore as _};
+
+#[test]
+fn old_points_go_and_the_newest_stays_whatever_its_age() {
+    let (_, mut world) = World::on_crash_disk(1);
+    let old = world.reader().newest_point().unwrap().id;
+    world.append().unwrap();
+    let newest = world.commit_point().unwrap();
+
+    let expired = world.item().expire(UnixMillis(i64::MAX), &retention()).unwrap();
+
+    assert_eq!(expired.points, [old]);
+    assert_eq!(world.reader().newest_point().unwrap().id, newest);
+}
+
+/// F-065.
+#[test]
+fn nothing_goes_before_its_time_or_while_points_are_kept_until_a_date() {
+    let (_, mut world) = World::on_crash_disk(1);
+    world.commit_point().unwrap();
+    let young = Retention { keep_ms: 1_000_000_000, keep_until: None };
+    let held = Retention { keep_ms: 0, keep_until: Some(UnixMillis(world.now + 1_000_000)) };
+    let now = UnixMillis(world.now + 500_000);
+
+    assert_eq!(world.item().expire(now, &young).unwrap().points, []);
+    assert_eq!(world.item().expire(now, &held).unwrap().points, []);
+}
+
+#[test]
+fn a_pinned_point_outlives_its_retention_and_goes_when_it_is_unpinned() {
+    let (_, mut world) = World::on_crash_disk(2);
+    let first = world.reader().newest_point().unwrap().clone();
+    world.pin_newest().unwrap();
+    world.append().unwrap();
+    world.commit_point().unwrap();
+
+    let expired = world.item().expire(UnixMillis(i64::MAX), &retention()).unwrap();
+    assert_eq!(expired.points, []);
+    View::open(world.reader(), first.position).unwrap().verify().unwrap();
+
+    let (pin, _) = world.pins[0];
+    world.reader().unpin(pin).unwrap();
+    let expired = world.item().expire(UnixMillis(i64::MAX), &retention()).unwrap();
+    assert_eq!(expired.points, [first.id]);
+    let refused = View::open(world.reader(), first.position);
+    assert!(matches!(refused, Err(StoreError::NotKept { .. })));
+}
+
+/// The race that pins are made for: the point went between the listing and the pin.
+#[test]
+fn a_pin_on_a_point_that_has_just_gone_is_refused_and_leaves_nothing() {
+    let (_, mut world) = World::on_crash_disk(3);
+    let mut other = world.reader().clone();
+    let old = world.reader().newest_point().unwrap().id;
+    world.append().unwrap();
+    world.commit_point().unwrap();
+    world.item().expire(UnixMillis(i64::MAX), &retention()).unwrap();
+
+    let refused = other.pin(old, "export", "serving", UnixMillis(1));
+
+    assert!(matches!(refused, Err(StoreError::NoPoint { .. })));
+    assert!(world.reader().pins().unwrap().is_empty());
+}
+
+#[test]
+fn segments_are_deleted_once_nothing_needs_them_and_not_before() {
+    let (disk, mut world) = World::on_crash_disk(4);
+    let mut deleted = 0;
+    for _ in 0..30 {
+        for _ in 0..8 {
+            world.append().unwrap();
+        }
+        world.seal().unwrap();
+        world.commit_point().unwrap();
+        world.seal().unwrap();
+        let now = world.tick();
+        let expired = world.item().expire(now, &retention()).unwrap();
+        deleted += expired.segments.len();
+        world.check_contents().unwrap();
+        for segment in &expired.segments {
+            let path = format!("items/{}/segments/{segment}", crate::world::ITEM);
+            assert_eq!(disk.len(&path).unwrap(), None);
+        }
+    }
+
+    assert!(deleted > 20, "only {deleted} segments were collected");
+}
+
+#[test]
+fn a_damaged_pin_stops_collection_instead_of_being_ignored() {
+    let (disk, mut world) = World::on_crash_disk(5);
+    world.pin_newest().unwrap();
+    world.append().unwrap();
+    world.commit_point().unwrap();
+    let pin = disk.blobs().into_keys().find(|name| name.contains("/pins/")).unwrap();
+    disk.flip(&pin, 700);
+    let segments = world.reader().state().segments.len();
+
+    let refused = world.item().expire(UnixMillis(i64::MAX), &retention());
+
+    assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
+    assert_eq!(world.reader().state().segments.len(), segments);
+}
+
+/// Kept work holds the data it sits on, until its own retention ends.
+#[test]
+fn kept_work_holds_its_base_until_it_expires() {
+    let (_, mut world) = World::on_crash_disk(6);
+    let base = world.reader().newest_point().unwrap().position;
+    let (id, late) = (PointId::from_u128(500), UnixMillis(world.now + 100_000));
+    world.item().add_kept(&kept(id, base, late)).unwrap();
+    world.append().unwrap();
+    world.commit_point().unwrap();
+
+    let expired = world.item().expire(UnixMillis(late.0 + 500), &retention()).unwrap();
+    assert_eq!((expired.points.len(), expired.kept.len()), (1, 0));
+    View::open(world.reader(), base).unwrap().verify().unwrap();
+
+    let expired = world.item().expire(UnixMillis(late.0 + 5_000), &retention()).unwrap();
+    assert_eq!(expired.kept[0].id, id);
+    assert!(View::open(world.reader(), base).is_err());
+}
+
+/// Decision 13 in reverse: an abandoned change of point runs its machine on the kept overlay again.
+#[test]
+fn kept_work_whose_machine_runs_again_is_taken_off_the_list() {
+    let (_, mut world) = World::on_crash_disk(6);
+    let base = world.reader().newest_point().unwrap().position;
+    let id = PointId::from_u128(500);
+    world.item().add_kept(&kept(id, base, UnixMillis(0))).unwrap();
+
+    world.item().remove_kept(id).unwrap();
+    world.item().remove_kept(id).unwrap();
+
+    assert!(world.reader().kept().unwrap().is_empty());
+    assert!(matches!(world.reader().position_of(id), Err(StoreError::NoPoint { .. })));
+}
+
+#[test]
+fn kept_work_cannot_sit_on_data_that_are_gone() {
+    let (_, mut world) = World::on_crash_disk(6);
+    let mut place = world.reader().newest_point().unwrap().position;
+    place.lsn.0 -= 1;
+
+    let refused = world.item().add_kept(&kept(PointId::from_u128(1), place, UnixMillis(0)));
+
+    assert!(matches!(refused, Err(StoreError::NotKept { .. })), "{refused:?}");
+}
+
+#[test]
+fn an_ended_timeline_takes_nothing_more() {
+    let (_, mut world) = World::on_crash_disk(7);
+    let old = world.branch;
+    world.branch_off().unwrap();
+    world.append().unwrap();
+    world.commit_point().unwrap();
+    world.item().expire(UnixMillis(i64::MAX), &retention()).unwrap();
+    world.check_contents().unwrap();
+
+    world.branch = old;
+    world.received = world.reader().committed(old.timeline).unwrap();
+    world.sealer = None;
+
+    assert!(matches!(world.append(), Err(StoreError::Refused { .. })));
+}
+
+#[test]
+fn old_manifests_are_trimmed_below_a_checkpoint_and_the_state_stays() {
+    let (disk, mut world) = World::on_crash_disk(8);
+    for epoch in 1..=1_100 {
+        let now = UnixMillis(world.now);
+        world.item().raise_fence(Epoch(epoch), now).unwrap();
+    }
+    let folder = format!("items/{}/manifest", crate::world::ITEM);
+    let before = disk.list(&folder).unwrap().len();
+    let soon = UnixMillis(world.now + 3_600_000);
+    let later = UnixMillis(world.now + 2 * 86_400_000);
+
+    world.item().expire(soon, &retention()).unwrap();
+    assert!(disk.list(&folder).unwrap().len() >= before, "younger than a day");
+    world.item().expire(later, &retention()).unwrap();
+    let left = disk.list(&folder).unwrap();
+
+    assert!(left.len() >= 512 && left.len() < 800, "{} manifests are left", left.len());
+    let state = world.reader().state().clone();
+    world.epoch = Epoch(1_100);
+    world.restart().unwrap();
+    assert_eq!(world.reader().state(), &state);
+    world.commit_point().unwrap();
+}

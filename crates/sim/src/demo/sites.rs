@@ -1,0 +1,242 @@
+//! The two sites of the demo: real processes of the product on this machine, in one folder.
+
+use super::{guest::GuestImages, progress::wait_for};
+use anyhow::{Context as _, bail};
+use std::{
+    fs::File,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// The recovery site's and the primary site's processes.
+pub struct Sites {
+    /// Everything lies below it.
+    pub folder: PathBuf,
+    program: PathBuf,
+    up: Option<Child>,
+    host: Option<Child>,
+    keep: bool,
+}
+
+impl Sites {
+    /// Sites below a fresh folder, run with the product's program.
+    pub fn new(folder: PathBuf, program: PathBuf, keep: bool) -> Self {
+        Sites { folder, program, up: None, host: None, keep }
+    }
+
+    /// Folder of the recovery site.
+    pub fn up_folder(&self) -> PathBuf {
+        self.folder.join("up")
+    }
+
+    /// Folder of the primary site.
+    pub fn host_folder(&self) -> PathBuf {
+        self.folder.join("host")
+    }
+
+    fn spawn(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Child> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(format!("{name}.log")))?;
+        Command::new(&self.program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("could not start {}", self.program.display()))
+    }
+
+    /// Starts the recovery site and waits until it is ready; returns its endpoint.
+    ///
+    /// # Errors
+    /// When it ends or is not ready within 20 s.
+    pub async fn up_start(&mut self) -> anyhow::Result<String> {
+        let data = self.up_folder();
+        let endpoint = data.join("endpoint");
+        let before = std::fs::read_to_string(&endpoint).unwrap_or_default();
+        let listen = match before.trim().strip_prefix("https://") {
+            Some(address) => address.to_owned(),
+            None => "127.0.0.1:0".to_owned(),
+        };
+        // Removed, so that its return says that the process is ready.
+        let _ = std::fs::remove_file(&endpoint);
+        let data = data.to_string_lossy().into_owned();
+        let mut child = self.spawn("up", &["up", "--data", &data, "--listen", &listen])?;
+        let ready = wait_for(
+            "the recovery site's start",
+            Duration::from_secs(20),
+            Duration::from_millis(10),
+            || {
+                let ended = child.try_wait();
+                let text = std::fs::read_to_string(&endpoint).ok();
+                async move {
+                    if let Some(status) = ended? {
+                        bail!("leeward up ended with {status}");
+                    }
+                    Ok(text.map(|text| text.trim().to_owned()))
+                }
+            },
+        )
+        .await;
+        self.up = Some(child);
+        ready
+    }
+
+    /// Starts the primary site's host, joining with `key` at the first start.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn host_start(&mut self, endpoint: &str, key: Option<&str>) -> anyhow::Result<()> {
+        let data = self.host_folder().to_string_lossy().into_owned();
+        let server = endpoint.trim_start_matches("https://");
+        let mut arguments = vec!["host", "--data", &data, "--join", server, "--name", "primary"];
+        let key_file = self.folder.join("registration.key");
+        let key_path = key_file.to_string_lossy().into_owned();
+        if let Some(key) = key {
+            leeward::folder::write_secret(&key_file, key.as_bytes())?;
+            arguments.extend(["--key-file", &key_path]);
+        }
+        self.host = Some(self.spawn("host", &arguments)?);
+        Ok(())
+    }
+
+    /// Puts the guest's images and description into the primary site's folder.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn machine_make(&self, images: &GuestImages, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.host_folder().join("machines").join(name);
+        std::fs::create_dir_all(&folder)?;
+        for image in ["boot.raw", "data.raw"] {
+            let copied = Command::new("cp")
+                .args(["--sparse=always", "--reflink=auto"])
+                .arg(images.folder.join(image))
+                .arg(folder.join(image))
+                .status()?;
+            if !copied.success() {
+                bail!("could not copy {image}");
+            }
+        }
+        let port = folder.join("workload.sock");
+        let text = format!(
+            "memory_mib = 256\ncpus = 1\ndisplay = true\n\n\
+             [[disks]]\nid = \"boot\"\npath = \"boot.raw\"\nformat = \"raw\"\n\n\
+             [[disks]]\nid = \"data\"\npath = \"data.raw\"\nformat = \"raw\"\n\n\
+             [[nics]]\nmac = \"52:54:00:4c:57:01\"\nnetwork = \"isolated\"\n\n\
+             [[channels]]\nname = \"leeward.workload\"\npath = \"{}\"\n\n\
+             [probe]\nconsole_contains = \"LEDGER {{\"\n\
+             console_must_not_contain = \"\\\"ok\\\":false\"\ntimeout_seconds = 180\n",
+            port.display()
+        );
+        std::fs::write(folder.join("machine.toml"), text)?;
+        Ok(folder)
+    }
+
+    /// Starts a machine by hand, as its owner does.
+    ///
+    /// # Errors
+    /// When the product refuses.
+    pub fn machine_start(&self, name: &str) -> anyhow::Result<()> {
+        let output = Command::new(&self.program)
+            .args(["host", "start", name, "--data"])
+            .arg(self.host_folder())
+            .output()?;
+        if !output.status.success() {
+            bail!("could not start {name}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
+    /// Kills the host's process and the source's QEMU with SIGKILL, the host first.
+    ///
+    /// # Errors
+    /// When the machine's process is not known.
+    pub fn disaster(&mut self) -> anyhow::Result<()> {
+        let qemus = processes_below(&self.host_folder(), "qemu-system");
+        if qemus.is_empty() {
+            bail!("no QEMU of the primary site was found");
+        }
+        self.host_kill()?;
+        for pid in qemus {
+            kill(pid);
+        }
+        Ok(())
+    }
+
+    /// Kills the host's process with SIGKILL.
+    ///
+    /// # Errors
+    /// When it was not running.
+    pub fn host_kill(&mut self) -> anyhow::Result<()> {
+        let mut host = self.host.take().context("the host was not running")?;
+        host.kill()?;
+        host.wait()?;
+        Ok(())
+    }
+
+    /// Kills the recovery site's process with SIGKILL.
+    ///
+    /// # Errors
+    /// When it was not running.
+    pub fn up_kill(&mut self) -> anyhow::Result<()> {
+        let mut up = self.up.take().context("the recovery site was not running")?;
+        up.kill()?;
+        up.wait()?;
+        Ok(())
+    }
+
+    /// Ends everything that runs below the demo's folder and deletes it.
+    pub fn clean(&mut self) {
+        for child in [self.host.take(), self.up.take()].into_iter().flatten() {
+            let mut child = child;
+            // One that has ended already is fine.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for pid in processes_below(&self.folder, "") {
+            kill(pid);
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Drop for Sites {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.clean();
+        }
+    }
+}
+
+/// Processes of this machine whose command line names something below `folder` and whose program
+/// begins with `program`. Never this process.
+pub fn processes_below(folder: &Path, program: &str) -> Vec<u32> {
+    let wanted = folder.to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return found };
+    for entry in entries.filter_map(Result::ok) {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let line = String::from_utf8_lossy(&line);
+        let mut words = line.split('\0');
+        let first = words.next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
+        if pid != std::process::id() && first.starts_with(program) && line.contains(&wanted) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+        // One that has ended meanwhile is fine.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
