@@ -54,7 +54,7 @@ HARMLESS+='|^Setting free (blocks|inodes) count to|^Clearing orphaned inode|: [0
 judge_file_system() {
   REPLAY=false FSCK=0
   if dumpe2fs -h "$1" 2>/dev/null | grep -q needs_recovery; then REPLAY=true; fi
-  e2fsck -f -y "$1" > "$WORK/fsck.log" 2>&1 || FSCK=$?
+  e2fsck -f -y -E no_optimize_extents "$1" > "$WORK/fsck.log" 2>&1 || FSCK=$?
   if [ "$FSCK" -gt 1 ] || grep -Evq "$HARMLESS" "$WORK/fsck.log"; then
     FILE_SYSTEMS_OK=false
     sed 's/^/e2fsck: /' "$WORK/fsck.log" >&2

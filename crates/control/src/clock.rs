@@ -49,4 +49,3 @@ pub trait PermitSigner: Send + Sync + 'static {
 pub(crate) fn new_id<T: From<uuid::Uuid>>(draw: &dyn Draw) -> T {
     uuid::Builder::from_random_bytes(draw.draw().to_be_bytes()).into_uuid().into()
 }
-

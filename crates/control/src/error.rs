@@ -28,7 +28,7 @@ pub struct ControlError {
     /// The sort.
     pub kind: ErrorKind,
     /// What the operator reads.
-    pub problem: Problem,
+    pub problem: Box<Problem>,
 }
 
 /// Is the result of every service function.
@@ -37,7 +37,7 @@ pub type Result<T> = std::result::Result<T, ControlError>;
 impl ControlError {
     /// Makes a refusal of one kind and code; `what` says what happened to which object.
     pub fn new(kind: ErrorKind, code: Code, what: impl Into<String>) -> Self {
-        ControlError { kind, problem: code.problem(what) }
+        ControlError { kind, problem: Box::new(code.problem(what)) }
     }
     /// The request is wrong: `what` names the field and what is allowed.
     pub fn bad_request(what: impl Into<String>) -> Self {

@@ -63,8 +63,9 @@ impl Control {
     /// NotFound.
     pub async fn event_get(&self, vault: VaultId, seq: u64) -> Result<EventView> {
         let found = self.event_list(vault, seq.saturating_sub(1), 1).await?;
-        found.into_iter().find(|event| event.seq == seq).ok_or_else(|| {
-            ControlError::not_found(format!("there is no event {seq}"))
-        })
+        found
+            .into_iter()
+            .find(|event| event.seq == seq)
+            .ok_or_else(|| ControlError::not_found(format!("there is no event {seq}")))
     }
 }

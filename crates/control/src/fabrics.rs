@@ -228,9 +228,10 @@ impl Control {
         let named = |known: &HostView| {
             known.name.eq_ignore_ascii_case(host) || known.id.to_string().eq_ignore_ascii_case(host)
         };
-        hosts.into_iter().find(named).ok_or_else(|| {
-            ControlError::not_found(format!("fabric {fabric} has no host {host}"))
-        })
+        hosts
+            .into_iter()
+            .find(named)
+            .ok_or_else(|| ControlError::not_found(format!("fabric {fabric} has no host {host}")))
     }
 
     /// Takes a host out of a fabric.

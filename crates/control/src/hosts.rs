@@ -135,6 +135,11 @@ impl Control {
         let Some(mut row) = store::hosts::find(&mut tx, host).await? else {
             return Err(crate::ControlError::not_found(format!("no host {host} is registered")));
         };
+        let member = !store::hosts::fabrics(&mut tx, host).await?.is_empty();
+        if !member && host != self.config().local_host.id {
+            let what = format!("host {} was removed from its site", row.name);
+            return Err(crate::ControlError::not_found(what));
+        }
         if row.boot != hello.boot {
             row.boot.clone_from(&hello.boot);
             store::hosts::save(&mut tx, &row).await?;
@@ -242,7 +247,7 @@ impl Control {
                     code if code == Code::BAD_REQUEST.code => crate::ErrorKind::BadRequest,
                     _ => crate::ErrorKind::Unavailable,
                 };
-                Err(crate::ControlError { kind, problem })
+                Err(crate::ControlError { kind, problem: Box::new(problem) })
             }
             Ok(Err(_)) | Err(_) => Err(away()),
         }

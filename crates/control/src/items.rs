@@ -10,8 +10,8 @@ pub(crate) use view::live_at;
 use crate::fabrics::fabric_row;
 use crate::{Control, ControlError, error::Result, jobs::Scenario, store};
 use leeward_model::{
-    Branch, Epoch, FabricId, HostId, InstanceId, ItemId, JobId, MachineSpec, MachineState,
-    PointId, Policy, Position, Problem, ProtectedItem, Site, UnixMillis, VaultId,
+    Branch, Epoch, FabricId, HostId, InstanceId, ItemId, JobId, MachineSpec, MachineState, PointId,
+    Policy, Position, Problem, ProtectedItem, Site, UnixMillis, VaultId,
 };
 use leeward_wire::message::{
     CopyProgress, CycleFigures, DivergentNote, NewestPoint, ProbeResult, Purpose, Stage,

@@ -13,12 +13,14 @@ pub mod fabrics;
 mod health;
 mod hosts;
 pub mod items;
+#[allow(clippy::result_large_err, reason = "the engine defines what a step returns")]
 pub mod jobs;
 pub mod machines;
 pub mod mappings;
 mod plan;
 pub mod points;
 pub mod policies;
+#[allow(clippy::result_large_err, reason = "the engine defines what a step returns")]
 mod reconcilers;
 pub mod registration;
 mod rpo;
@@ -26,6 +28,7 @@ mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vaults;
+#[allow(clippy::result_large_err, reason = "the engine defines what a step returns")]
 mod world;
 
 #[cfg(test)]

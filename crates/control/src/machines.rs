@@ -3,7 +3,9 @@
 use crate::fabrics::fabric_row;
 use crate::store::{self, machines::MachineRow};
 use crate::{Control, ControlError, Now, error::Result};
-use leeward_model::{DiscoveredMachine, FabricId, HostId, ItemId, MachineSpec, MachineState, VaultId};
+use leeward_model::{
+    DiscoveredMachine, FabricId, HostId, ItemId, MachineSpec, MachineState, VaultId,
+};
 use leeward_wire::message::Observed;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

@@ -36,7 +36,8 @@ pub(crate) async fn policy_row(conn: &mut Conn, vault: VaultId, name: &str) -> R
 
 fn check(policy: &Policy) -> Result<()> {
     let interval = u128::from(policy.point_interval_ms);
-    let fits = (POINT_INTERVAL_MIN.as_millis()..=POINT_INTERVAL_MAX.as_millis()).contains(&interval);
+    let fits =
+        (POINT_INTERVAL_MIN.as_millis()..=POINT_INTERVAL_MAX.as_millis()).contains(&interval);
     if !fits {
         let what = "the interval between recovery points must be 1 second to 1 hour";
         return Err(ControlError::bad_request(what));

@@ -118,7 +118,14 @@ impl Control {
         };
         store::hosts::save(&mut tx, &row).await?;
         store::hosts::join(&mut tx, fabric.id, row.id).await?;
+        let mut told = Vec::new();
+        for item in store::items::of_host(&mut tx, row.id).await? {
+            // Its address may be another one now, and sources are told where to dial.
+            store::hosts::bump(&mut tx, item.plan.source.host).await?;
+            told.push(item.plan.source.host);
+        }
         store::commit(tx).await?;
+        self.publish(&told).await?;
         Ok(Registration {
             host: row.id,
             vault: fabric.vault,

@@ -64,8 +64,7 @@ mod tests {
     fn a_point_of_an_earlier_boot_is_at_least_as_old_as_this_boot() {
         let wall = UnixMillis(9_000_000);
         let stamp = ServerStamp { boot: "earlier".into(), ms: 5, wall };
-        let now =
-            Now { wall: UnixMillis(1_000), boottime_ms: 60_001, boot: "this".into() };
+        let now = Now { wall: UnixMillis(1_000), boottime_ms: 60_001, boot: "this".into() };
 
         assert_eq!(rpo_seconds(&newest(Some(stamp), 0), &now), Some(61));
     }

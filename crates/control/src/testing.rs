@@ -156,7 +156,12 @@ impl Fleet {
     ///
     /// # Panics
     /// After `turns_max` turns.
-    pub async fn until(&mut self, turns_max: usize, what: &str, done: impl AsyncFn(&Fleet) -> bool) {
+    pub async fn until(
+        &mut self,
+        turns_max: usize,
+        what: &str,
+        done: impl AsyncFn(&Fleet) -> bool,
+    ) {
         for _ in 0..turns_max {
             if done(self).await {
                 return;

@@ -154,9 +154,8 @@ impl Control {
         let mut tx = self.store().begin().await?;
         let known = store::hosts::find(&mut tx, local.id).await?;
         let address = Some(local.data_address);
-        let same = known
-            .as_ref()
-            .is_some_and(|row| row.name == local.name && row.data_address == address);
+        let same =
+            known.as_ref().is_some_and(|row| row.name == local.name && row.data_address == address);
         if !same {
             let boot = known.map(|row| row.boot).unwrap_or_default();
             let row = HostRow {

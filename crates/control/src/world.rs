@@ -248,12 +248,7 @@ impl World {
     }
 
     /// Wants an instance to be at least at `stage`, and waits for it.
-    pub(crate) fn instance_reach(
-        &mut self,
-        id: InstanceId,
-        stage: Stage,
-        give_up: bool,
-    ) -> Step {
+    pub(crate) fn instance_reach(&mut self, id: InstanceId, stage: Stage, give_up: bool) -> Step {
         let permitted = stage == Stage::Running;
         self.instance_set(id, |plan| {
             if rank(plan.stage) < rank(stage) {

@@ -93,7 +93,8 @@ async fn guest_runs(
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     let file = |source| ProcessError::File { what: "write", path: image.clone(), source };
     std::fs::write(&image, sector).map_err(file)?;
-    let drive = format!("if=ide,format=raw,file={}", image.display().to_string().replace(',', ",,"));
+    let drive =
+        format!("if=ide,format=raw,file={}", image.display().to_string().replace(',', ",,"));
     let arguments: Vec<OsString> = [
         "-accel",
         accelerator.argument(),

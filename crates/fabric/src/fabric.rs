@@ -107,7 +107,8 @@ impl FencedChanges {
     pub fn ranges(&self, number: DiskNumber) -> Option<Vec<ByteRange>> {
         let FencedChanges::Noted { disks } = self else { return None };
         let disk = disks.iter().find(|disk| disk.disk == number)?;
-        let ranges = disk.ranges.iter().map(|(offset, len)| ByteRange { offset: *offset, len: *len });
+        let ranges =
+            disk.ranges.iter().map(|(offset, len)| ByteRange { offset: *offset, len: *len });
         Some(ranges.collect())
     }
 }
@@ -155,7 +156,7 @@ pub enum FabricError {
         /// The machine.
         machine: MachineRef,
         /// The first obstacle's code.
-        code: Code,
+        code: Box<Code>,
         /// The obstacles in words.
         what: String,
     },
@@ -219,7 +220,7 @@ impl FabricError {
     pub fn code(&self) -> Code {
         match self {
             FabricError::Unknown(_) => Code::MACHINE_UNKNOWN,
-            FabricError::Unusable { code, .. } => *code,
+            FabricError::Unusable { code, .. } => **code,
             FabricError::Fenced(_) => Code::NO_PERMIT,
             FabricError::Off { .. } | FabricError::Hypervisor { .. } => Code::QMP_FAILED,
             FabricError::Start { machine: MachineRef::Owned(_), .. } => Code::START_FAILED,

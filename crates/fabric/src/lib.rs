@@ -8,6 +8,8 @@ pub mod accelerator;
 mod fabric;
 pub mod image;
 pub mod machine_toml;
+#[cfg(feature = "testing")]
+pub mod memory;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

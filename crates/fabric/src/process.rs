@@ -75,11 +75,13 @@ pub struct ProcessIdentity {
 pub fn boot_id() -> Result<String, ProcessError> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = fs::read_to_string(path);
-    let text = text.map_err(|source| ProcessError::File { what: "read", path: path.into(), source });
+    let text =
+        text.map_err(|source| ProcessError::File { what: "read", path: path.into(), source });
     Ok(text?.trim().to_owned())
 }
 
-/// Start time of a living process; none when there is none of that number or it is a zombie.
+/// Start time of a living process; none when there is none of that number or it is a zombie. A
+/// zombie whose other threads have not ended yet still lives: they may hold files and sockets.
 fn start_time(pid: u32) -> Result<Option<u64>, ProcessError> {
     let look = |source| ProcessError::Look { pid, source };
     let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
@@ -95,10 +97,12 @@ fn start_time(pid: u32) -> Result<Option<u64>, ProcessError> {
         Some((_, rest)) => rest.split_whitespace().collect(),
         None => Vec::new(),
     };
-    let (Some(state), Some(start)) = (fields.first(), fields.get(19)) else {
+    let (Some(state), Some(threads), Some(start)) =
+        (fields.first(), fields.get(17), fields.get(19))
+    else {
         return Err(look(io::ErrorKind::InvalidData.into()));
     };
-    if matches!(*state, "Z" | "X") {
+    if *state == "X" || (*state == "Z" && matches!(*threads, "0" | "1")) {
         return Ok(None);
     }
     start.parse().map(Some).map_err(|_| look(io::ErrorKind::InvalidData.into()))
@@ -214,8 +218,8 @@ pub struct Mark {
 /// [`ProcessError::File`].
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ProcessError> {
     let file = |what| move |source| ProcessError::File { what, path: path.into(), source };
-    let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| file("write")(io::Error::other(error)))?;
+    let bytes =
+        serde_json::to_vec_pretty(value).map_err(|error| file("write")(io::Error::other(error)))?;
     let fresh = path.with_extension("new");
     let write = || -> io::Result<()> {
         let mut out = File::create(&fresh)?;

@@ -247,10 +247,7 @@ mod tests {
             (CliError::Usage("x".into()), 2),
             (CliError::Client(ClientError::Setup("x".into())), 2),
             (
-                CliError::Client(ClientError::Unreachable {
-                    address: "a".into(),
-                    why: "b".into(),
-                }),
+                CliError::Client(ClientError::Unreachable { address: "a".into(), why: "b".into() }),
                 3,
             ),
             (refused(400), 4),

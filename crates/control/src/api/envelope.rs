@@ -72,8 +72,7 @@ impl From<ControlError> for Refusal {
             ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
             ErrorKind::NotSupported => (StatusCode::NOT_IMPLEMENTED, "NotSupported"),
         };
-        // `into` boxes it.
-        Refusal { status, code, problem: error.problem.into(), target: None, allow: None }
+        Refusal { status, code, problem: error.problem, target: None, allow: None }
     }
 }
 

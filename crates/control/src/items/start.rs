@@ -24,9 +24,10 @@ use leeward_wire::message::Purpose;
 /// Applies what a request starts with. That it does not fit is the caller's error, not ours.
 fn begin(world: &mut World, event: &Event) -> Result<()> {
     let item = item(world)?;
-    let possible = item.state.apply(event).map_err(|illegal| {
-        ControlError::not_now(format!("{}: {illegal}", item.name))
-    })?;
+    let possible = item
+        .state
+        .apply(event)
+        .map_err(|illegal| ControlError::not_now(format!("{}: {illegal}", item.name)))?;
     if let Some(item) = &mut world.item {
         item.state = possible;
     }
@@ -145,9 +146,9 @@ impl Control {
             let row = item(world)?;
             running.refuse(&row.name, &[Lane::Main, Lane::Test])?;
             let job = world.new_id();
-            row.state.apply(&Event::DisableStarted { job }).map_err(|illegal| {
-                ControlError::not_now(format!("{}: {illegal}", row.name))
-            })?;
+            row.state
+                .apply(&Event::DisableStarted { job })
+                .map_err(|illegal| ControlError::not_now(format!("{}: {illegal}", row.name)))?;
             let reads = row.plan.instances.iter().find(|plan| {
                 let seen = world.instance_now(plan.id);
                 let whole = seen.and_then(|seen| seen.hydrated_percent).unwrap_or(0.0) >= 100.0;
@@ -328,9 +329,9 @@ impl Control {
         self.item_change(id, |world, running| {
             let row = item(world)?;
             running.refuse(&row.name, &[Lane::Main])?;
-            row.state.apply(&Event::Committed).map_err(|illegal| {
-                ControlError::not_now(format!("{}: {illegal}", row.name))
-            })?;
+            row.state
+                .apply(&Event::Committed)
+                .map_err(|illegal| ControlError::not_now(format!("{}: {illegal}", row.name)))?;
             let new = world.new_id();
             let new = NewJob::asked(new, Lane::Main, Scenario::CommitFailover, Request::Commit);
             start(world, new, &CommitFailover {})

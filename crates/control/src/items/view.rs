@@ -10,7 +10,7 @@ use crate::{Control, ControlError, health, jobs::Scenario};
 use leeward_model::{
     FabricId, JobId, MachineState, Protection, Site, SourceState, TestState, UnixMillis,
 };
-use leeward_wire::message::{CapturePhase, InstanceObserved, Purpose, Stage};
+use leeward_wire::message::{CapturePhase, Purpose, Stage};
 
 impl Control {
     /// Shows a stored item.
@@ -165,29 +165,21 @@ fn allowed(row: &ItemRow, running: &[JobRow]) -> Vec<Operation> {
     allowed
 }
 
-/// Whether a machine made by a failover can write.
+/// Whether a machine made by a failover runs; none when it cannot be told.
 fn target_runs(world: &World) -> Option<bool> {
     let item = world.item.as_ref()?;
-    let machines: Vec<_> =
-        item.plan.instances.iter().filter(|plan| plan.purpose == Purpose::Failover).collect();
-    let seen: Vec<Option<&InstanceObserved>> =
-        machines.iter().map(|plan| world.instance_now(plan.id)).collect();
-    if seen.iter().flatten().any(|seen| {
-        seen.stage == Stage::Running && seen.machine != MachineState::Off
-    }) {
-        return Some(true);
+    let mut unknown = false;
+    for plan in item.plan.instances.iter().filter(|plan| plan.purpose == Purpose::Failover) {
+        match world.instance_now(plan.id) {
+            Some(seen) if seen.machine == MachineState::Off => {}
+            // Its processors stand still until its permit comes.
+            Some(seen) if seen.stage != Stage::Running && !plan.permitted => {}
+            Some(_) => return Some(true),
+            // One that never held a permit, or whose stop a job has confirmed, cannot run.
+            None => unknown |= plan.permitted,
+        }
     }
-    if machines.iter().all(|plan| !plan.permitted && plan.stage != Stage::Running)
-        && machines.iter().zip(&seen).all(|(plan, seen)| {
-            plan.stage != Stage::Stopped
-                || seen.is_some_and(|seen| seen.machine == MachineState::Off)
-                || matches!(item.state.source, SourceState::Running)
-        })
-    {
-        return Some(false);
-    }
-    let known = seen.iter().all(|seen| seen.is_some_and(|s| s.machine == MachineState::Off));
-    (known && world.target.sight.connected).then_some(false)
+    (!unknown).then_some(false)
 }
 
 /// Where the machine is live, and what says so.

@@ -120,8 +120,7 @@ pub(crate) fn release_source(world: &mut World) -> Step {
     if !world.source.sight.connected {
         return Ok(Outcome::Skipped("the source is away; it lets go when it is back".to_owned()));
     }
-    let released =
-        world.source_now().is_none_or(|seen| seen.phase == CapturePhase::Released);
+    let released = world.source_now().is_none_or(|seen| seen.phase == CapturePhase::Released);
     match released && world.source_answered() {
         true => Ok(Outcome::Done),
         false => pending(format!("host {} to let go of the machine", world.source.name)),

@@ -7,8 +7,8 @@ use crate::plan::{InstancePlan, RunPlan, TargetRun};
 use crate::world::{Step, World, engine_problem, pending, permanent, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
 use leeward_model::{
-    Code, Event, Fence, InstanceId, MachineState, PointId, Position, Protection,
-    SourceState, TimelineId,
+    Code, Event, Fence, InstanceId, MachineState, PointId, Position, Protection, SourceState,
+    TimelineId,
 };
 use leeward_wire::message::{Purpose, ShutdownOutcome, Stage};
 use serde::{Deserialize, Serialize};
@@ -69,10 +69,8 @@ impl Job for Failover {
         Reversible::new("build-overlay", Self::build_overlay, Self::drop_machine),
         Reversible::new("prepare-machine", Self::prepare, Self::drop_machine),
     ];
-    const FORWARD: &'static [Forward<Self>] = &[
-        Forward::new("start-machine", Self::start_machine),
-        Forward::new("record", Self::record),
-    ];
+    const FORWARD: &'static [Forward<Self>] =
+        &[Forward::new("start-machine", Self::start_machine), Forward::new("record", Self::record)];
     const ABANDON: &'static [Forward<Self>] = &way_back::steps::<Self>();
 }
 
@@ -150,8 +148,16 @@ impl Failover {
             return Err(permanent(Code::NO_POINT, "the replica has no complete recovery point"));
         };
         self.newest = Some(newest);
-        let ran = world.source_machine() != MachineState::Off;
-        world.item_mut()?.plan.source_ran = ran;
+        if self.choice == Chosen::Processed {
+            self.point = Some(newest);
+        }
+        let machine = world.source_machine();
+        world.item_mut()?.plan.source_ran = machine != MachineState::Off;
+        // A machine that its owner switched off holds a permit and may be started any time.
+        world.source_seen(match machine {
+            MachineState::Running | MachineState::Paused => SourceState::Running,
+            MachineState::Off | MachineState::Unknown => SourceState::Unknown,
+        })?;
         Ok(Outcome::Done)
     }
 
@@ -254,8 +260,8 @@ impl Failover {
         else {
             return Ok(Outcome::Done);
         };
-        let durable = world.target_answered()
-            && world.target_now().is_some_and(|seen| seen.fence >= epoch);
+        let durable =
+            world.target_answered() && world.target_now().is_some_and(|seen| seen.fence >= epoch);
         if !durable && world.target.sight.connected {
             // What the target took before its fence is only known once the fence is durable.
             return pending(format!("host {} to make the fence durable", world.target.name));
@@ -279,7 +285,7 @@ impl Failover {
     fn choose_point(&mut self, world: &mut World, _: &Moment) -> Step {
         let point = match self.choice {
             Chosen::Latest => world.item()?.plan.fenced_at.or(self.newest),
-            Chosen::Processed => self.newest,
+            Chosen::Processed => self.point,
             Chosen::Point(point, position) => Some((point, position)),
         };
         let Some(point) = point else {

@@ -63,9 +63,7 @@ fn task_name(kind: &str, list: List, step: &str) -> (String, String) {
 
 fn capital(word: &str) -> String {
     let mut letters = word.chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(letters).collect()
-    })
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn task(kind: &str, step: &StepLog) -> TaskView {
@@ -106,7 +104,9 @@ pub(crate) fn state(record: &Record) -> RunState {
         Phase::Succeeded if record.warnings().next().is_some() => RunState::SucceededWithWarning,
         Phase::Succeeded => RunState::Succeeded,
         Phase::RolledBack { reason } | Phase::Abandoned { reason } => ended(reason),
-        _ if record.question().is_some() && record.next() == leeward_durable::Next::WaitingForOperator => {
+        _ if record.question().is_some()
+            && record.next() == leeward_durable::Next::WaitingForOperator =>
+        {
             RunState::Suspended
         }
         Phase::Undoing { .. } | Phase::Abandoning { .. } => RunState::Cancelling,
@@ -123,7 +123,10 @@ pub(crate) fn state(record: &Record) -> RunState {
 }
 
 fn errors(record: &Record) -> Vec<Problem> {
-    let mut errors: Vec<Problem> = record.log.iter().filter_map(|step| step.problem.as_ref())
+    let mut errors: Vec<Problem> = record
+        .log
+        .iter()
+        .filter_map(|step| step.problem.as_ref())
         .chain(record.log.iter().filter_map(|step| step.undo.as_ref()?.problem.as_ref()))
         .map(model_problem)
         .collect();

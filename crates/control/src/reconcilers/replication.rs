@@ -21,9 +21,13 @@ pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
         }
         Protection::Protected => {
             let seen = world.source_now().filter(|_| world.source_answered());
-            let Some(reason) = seen.and_then(|seen| seen.resync_reason.clone()) else {
-                return Ok(());
-            };
+            let asked = item.plan.source.resync;
+            let reason = seen.and_then(|seen| match &seen.resync_reason {
+                Some(reason) => Some(reason.clone()),
+                None if seen.resync_done < asked => Some("a way back asked for it".to_owned()),
+                None => None,
+            });
+            let Some(reason) = reason else { return Ok(()) };
             let job = world.new_id();
             world.apply(Event::ResyncNeeded { job, reason: reason.clone() })?;
             let text = format!("{} is compared with its replica: {reason}", world.item()?.name);

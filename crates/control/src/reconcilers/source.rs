@@ -1,4 +1,4 @@
-//! Follows what is known of the machine that a failover left, and ends its start request.
+//! Follows what is known of the source machine, and ends the request to start it.
 
 use crate::events::Severity;
 use crate::plan::RunPlan;
@@ -15,6 +15,12 @@ pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
             return world.source_seen(SourceState::Running);
         }
         return Ok(());
+    }
+    if matches!(item.plan.source.run, RunPlan::Replicate { .. }) {
+        return match world.source_machine() {
+            MachineState::Running => world.source_seen(SourceState::Running),
+            MachineState::Paused | MachineState::Off | MachineState::Unknown => Ok(()),
+        };
     }
     let left = matches!(
         item.state.protection,

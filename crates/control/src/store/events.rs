@@ -4,10 +4,16 @@ use super::{Conn, StoreResult, parse, query, text};
 use crate::events::EventView;
 use leeward_model::{Event, ItemId, UnixMillis, VaultId};
 
+/// Events that are kept at least, over all vaults: some 50 MB of text.
+const EVENTS_MAX: i64 = 100_000;
+
 pub(crate) async fn append(conn: &mut Conn, vault: VaultId, event: &EventView) -> StoreResult<()> {
     let sql = "INSERT INTO events (vault, body) VALUES (?, ?)";
-    let done = sqlx::query(sql).bind(vault.to_string()).bind(text(event)).execute(conn).await;
-    query("append an event", done).map(drop)
+    let done = sqlx::query(sql).bind(vault.to_string()).bind(text(event)).execute(&mut *conn).await;
+    query("append an event", done)?;
+    let old = "DELETE FROM events WHERE vault = ? AND seq <= (SELECT MAX(seq) FROM events) - ?";
+    let done = sqlx::query(old).bind(vault.to_string()).bind(EVENTS_MAX).execute(conn).await;
+    query("forget old events", done).map(drop)
 }
 
 /// Events after `after`, oldest first.

@@ -81,8 +81,7 @@ fn expect_one(item: &ItemRow, rows: u64) -> StoreResult<()> {
 
 pub(crate) async fn find(conn: &mut Conn, item: ItemId) -> StoreResult<Option<ItemRow>> {
     let sql = "SELECT version, body FROM items WHERE id = ?";
-    let found =
-        query(LOAD, sqlx::query_as(sql).bind(item.to_string()).fetch_optional(conn).await)?;
+    let found = query(LOAD, sqlx::query_as(sql).bind(item.to_string()).fetch_optional(conn).await)?;
     found.as_ref().map(row).transpose()
 }
 

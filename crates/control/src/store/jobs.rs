@@ -87,8 +87,7 @@ pub(crate) async fn update(
     revision: u64,
     record: &Record,
 ) -> StoreResult<()> {
-    let sql =
-        "UPDATE jobs SET ended = ?, revision = ?, record = ? WHERE id = ? AND revision = ?";
+    let sql = "UPDATE jobs SET ended = ?, revision = ?, record = ? WHERE id = ? AND revision = ?";
     let done = sqlx::query(sql)
         .bind(record.ended_ms.map(signed))
         .bind(signed(record.revision))

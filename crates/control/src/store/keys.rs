@@ -29,4 +29,3 @@ pub(crate) async fn take(
     query(what, sqlx::query(gone).bind(now.0).execute(conn).await)?;
     Ok(row.filter(|(_, expires)| *expires > now.0).and_then(|(fabric, _)| fabric.parse().ok()))
 }
-

@@ -45,7 +45,9 @@ pub enum StoreError {
         source: sqlx::Error,
     },
     /// A newer program made it.
-    #[error("database {path} has schema {found}, this program knows up to {known}: use the newer program that wrote it")]
+    #[error(
+        "database {path} has schema {found}, this program knows up to {known}: use the newer program that wrote it"
+    )]
     Newer {
         /// The file.
         path: PathBuf,

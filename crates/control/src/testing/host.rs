@@ -46,6 +46,8 @@ pub struct ScriptedHost {
     /// What it knows of items.
     pub items: BTreeMap<ItemId, ScriptedItem>,
     pub(super) session: Option<HostSession>,
+    /// How often it has booted.
+    boots: u32,
     assignment: Arc<Assignment>,
 }
 
@@ -110,6 +112,7 @@ impl ScriptedHost {
             machines: machines.iter().map(|name| ((*name).to_owned(), true)).collect(),
             items: BTreeMap::new(),
             session: None,
+            boots: 1,
             assignment: Arc::default(),
         }
     }
@@ -122,6 +125,7 @@ impl ScriptedHost {
             machines: self.machines.clone(),
             items: self.items.clone(),
             session: None,
+            boots: self.boots,
             assignment: self.assignment.clone(),
         }
     }
@@ -150,6 +154,21 @@ impl ScriptedHost {
         source.copying = COPY_STEPS;
     }
 
+    /// Boots anew: nothing runs, and what it was assigned counts only once it is asked for again.
+    pub fn reboot(&mut self) {
+        self.boots += 1;
+        self.session = None;
+        self.assignment = Arc::default();
+        self.machines.values_mut().for_each(|runs| *runs = false);
+        for made in self.items.values_mut().flat_map(|known| known.instances.values_mut()) {
+            made.runs = false;
+        }
+    }
+
+    fn boot(&self) -> String {
+        format!("boot-{}-of-{}", self.boots, self.name)
+    }
+
     fn reachable(&self) -> bool {
         matches!(self.temper, Temper::Obeys | Temper::GuestIgnoresShutdown)
     }
@@ -163,7 +182,7 @@ impl ScriptedHost {
             version_max: 1,
             host: self.id,
             name: self.name.clone(),
-            boot: format!("boot-of-{}", self.name),
+            boot: self.boot(),
             program: "scripted".to_owned(),
         };
         self.session = control.host_hello(&hello).await.ok();
@@ -183,11 +202,15 @@ impl ScriptedHost {
             }
         }
         let assignment = self.assignment.clone();
+        if assignment.generation == 0 {
+            // It knows nothing yet, and so it changes nothing.
+            return;
+        }
         for duty in &assignment.duties {
             let mut known = self.items.remove(&duty.item).unwrap_or_default();
             self.source_step(&mut known, duty, draw, now);
             target_step(&mut known, duty);
-            instances_step(&mut known, duty, self.id, now, &self.name);
+            instances_step(&mut known, duty, (self.id, &self.boot()), now);
             self.items.insert(duty.item, known);
         }
         let assigned = |item: &ItemId| assignment.duties.iter().any(|duty| duty.item == *item);
@@ -228,10 +251,10 @@ impl ScriptedHost {
             source.copying = COPY_STEPS;
         }
         source.duty = wanted.clone();
+        let boot = self.boot();
         let runs = self.machines.get_mut(&wanted.machine).expect("it was found on this host");
         match &wanted.run {
             SourceRun::Replicate { permit, start } => {
-                let boot = format!("boot-of-{}", self.name);
                 let permit = permit.as_ref().expect("a source that may run has a permit");
                 assert_eq!((permit.terms.host, &permit.terms.host_boot), (self.id, &boot));
                 assert_eq!(permit.terms.epoch, wanted.branch.epoch);
@@ -254,10 +277,8 @@ impl ScriptedHost {
                     }
                     true => {
                         *runs = false;
-                        source.final_wanted |= matches!(
-                            source.shutdown,
-                            Some((_, ShutdownOutcome::InProgress))
-                        );
+                        source.final_wanted |=
+                            matches!(source.shutdown, Some((_, ShutdownOutcome::InProgress)));
                         source.shutdown.clone().map_or(ShutdownOutcome::InProgress, |(_, o)| o)
                     }
                 };
@@ -288,7 +309,8 @@ impl ScriptedHost {
             SourceRun::ShutDown { .. } if source.final_wanted => Some(PointKind::Final),
             _ => None,
         };
-        let items = self.items.iter().filter_map(|(item, known)| Some((item, known.source.as_ref()?)));
+        let items =
+            self.items.iter().filter_map(|(item, known)| Some((item, known.source.as_ref()?)));
         items
             .filter_map(|(item, source)| {
                 Some(Sent {
@@ -360,17 +382,14 @@ impl ScriptedHost {
         }
         let seen = Observed {
             generation: self.assignment.generation,
-            boot: format!("boot-of-{}", self.name),
+            boot: self.boot(),
             wall: now.wall,
             machines: self.machines.iter().map(|(name, runs)| machine(name, *runs)).collect(),
             items: self.items.iter().map(|(id, known)| self.observe(*id, known)).collect(),
             store_free_bytes: Some(1 << 40),
             accelerator: "tcg".to_owned(),
         };
-        control
-            .host_observed(self.id, session.number, seen)
-            .await
-            .expect("the database works");
+        control.host_observed(self.id, session.number, seen).await.expect("the database works");
     }
 
     fn observe(&self, item: ItemId, known: &ScriptedItem) -> ItemObserved {
@@ -408,13 +427,7 @@ fn target_step(known: &mut ScriptedItem, duty: &ItemDuty) {
     }
 }
 
-fn instances_step(
-    known: &mut ScriptedItem,
-    duty: &ItemDuty,
-    host: HostId,
-    now: &Now,
-    name: &str,
-) {
+fn instances_step(known: &mut ScriptedItem, duty: &ItemDuty, host: (HostId, &str), now: &Now) {
     for wanted in &duty.instances {
         let made = known.instances.entry(wanted.instance).or_insert_with(|| Instance {
             duty: wanted.clone(),
@@ -426,8 +439,8 @@ fn instances_step(
         made.duty = wanted.clone();
         if let Some(permit) = &wanted.permit {
             assert_eq!(permit.terms.machine, wanted.instance.to_string());
-            assert_eq!((permit.terms.host, permit.terms.epoch), (host, duty.epoch));
-            assert_eq!(permit.terms.host_boot, format!("boot-of-{name}"));
+            assert_eq!((permit.terms.host, permit.terms.host_boot.as_str()), host);
+            assert_eq!(permit.terms.epoch, duty.epoch);
         }
         let kept_before = made.kept;
         made.step();

@@ -113,13 +113,7 @@ async fn cancel(pair: &Pair, job: JobId) {
 }
 
 /// Runs the job to its end with one blow at `place`, and says whether the blow fell.
-async fn run(
-    pair: &mut Pair,
-    job: JobId,
-    place: Place,
-    lead: Option<Lead>,
-    blow: Blow,
-) -> bool {
+async fn run(pair: &mut Pair, job: JobId, place: Place, lead: Option<Lead>, blow: Blow) -> bool {
     let (mut fell, mut led) = (false, lead.is_none());
     for _ in 0..TURNS_MAX {
         pair.fleet.step().await;
@@ -184,7 +178,9 @@ async fn check(pair: &mut Pair, kind: &str, job: JobId) {
         | ("cancel-failover" | "change-point" | "commit", false) => {
             let view = pair.view().await;
             let machine = match view.state.protection {
-                Protection::FailedOver { machine, .. } | Protection::Committed { machine } => machine,
+                Protection::FailedOver { machine, .. } | Protection::Committed { machine } => {
+                    machine
+                }
                 other => panic!("{kind} left the item {other:?}"),
             };
             assert_eq!(pair.live(), [machine.to_string()]);

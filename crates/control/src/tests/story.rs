@@ -152,3 +152,89 @@ async fn protection_ends_with_or_without_its_points() {
         pair.succeeds(again).await;
     }
 }
+
+/// F-079: the recovery site dies in the middle of a failover; production comes back without it.
+#[tokio::test]
+async fn a_cancel_starts_the_source_again_also_when_the_target_has_died() {
+    for turns in 1..8 {
+        let mut pair = Pair::protected().await;
+        let job = pair.failover(Shutdown::First).await;
+        for _ in 0..turns {
+            pair.fleet.turn().await;
+        }
+        let view = pair.view().await;
+        if !matches!(view.state.protection, Protection::FailingOver { .. })
+            || view
+                .instances
+                .iter()
+                .any(|made| made.wanted == leeward_wire::message::Stage::Running)
+        {
+            break;
+        }
+        pair.fleet.host(TARGET).temper = Temper::Dead;
+        pair.fleet.control.job_cancel(pair.vault, job).await.unwrap();
+
+        assert_eq!(pair.finish(job).await.state, RunState::Cancelled, "after {turns} turns");
+        assert_eq!(pair.live(), ["web01"]);
+        pair.fleet.host(TARGET).temper = Temper::Obeys;
+        pair.until("protected", |v| v.state.protection == Protection::Protected).await;
+        let point = pair.view().await.newest.map(|newest| newest.point);
+        let newer =
+            |v: &ItemView| v.newest.is_some() && v.newest.as_ref().map(|n| n.point) != point;
+        pair.until("a new point", newer).await;
+        pair.until("protected", |v| v.state.protection == Protection::Protected).await;
+        pair.until("no machine is left", |view| view.instances.is_empty()).await;
+        assert_eq!(pair.live(), ["web01"]);
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_is_left_alone_runs_until_the_target_is_about_to_start() {
+    let mut pair = Pair::protected().await;
+
+    let job = pair.failover(Shutdown::Leave).await;
+    for _ in 0..TURNS_MAX {
+        pair.fleet.turn().await;
+        assert!(pair.live().len() <= 1, "two machines run");
+        if pair.job(job).await.ended.is_some() {
+            break;
+        }
+    }
+
+    let view = pair.job(job).await;
+    assert_eq!(view.state, RunState::Succeeded);
+    assert_eq!(view.tasks[1].state, RunState::Skipped);
+}
+
+/// F-070.
+#[tokio::test]
+async fn a_source_host_that_dies_while_it_shuts_the_guest_down_does_not_hold_up_the_failover() {
+    let mut pair = Pair::protected().await;
+    let source = pair.source;
+    let job = pair.failover(Shutdown::First).await;
+    pair.fleet.turn().await;
+    pair.fleet.host(source).temper = Temper::Dead;
+
+    let view = pair.finish(job).await;
+
+    assert_eq!(view.state, RunState::SucceededWithWarning);
+    assert_eq!(view.errors[0].code, Code::SOURCE_AWAY.code);
+    assert_eq!(pair.live().len(), 1);
+    assert_eq!(pair.view().await.state.active, Site::Recovery);
+}
+
+#[tokio::test]
+async fn a_host_that_has_booted_anew_gets_new_permits_and_the_machines_run_again() {
+    let mut pair = Pair::failed_over().await;
+    let source = pair.source;
+
+    pair.fleet.host(TARGET).reboot();
+    pair.fleet.host(source).reboot();
+    assert!(pair.live().is_empty());
+    for _ in 0..4 {
+        pair.fleet.turn().await;
+    }
+
+    assert_eq!(pair.live().len(), 1);
+    assert_eq!(pair.view().await.live_at, LiveAt::Site(Site::Recovery));
+}

@@ -171,7 +171,7 @@ pub(crate) fn commit(disks: &[DiskBitmaps], position: Position) -> Vec<Value> {
         } else {
             actions.push(disk.add(&fresh));
         }
-        actions.push(merge_action(number, &fresh, &[OPEN.into()]));
+        let _ = merge_action(number, &fresh, &[OPEN.into()]);
         actions.push(bitmap_action("remove", number, OPEN));
         actions.extend(older.iter().map(|name| bitmap_action("remove", number, name)));
     }

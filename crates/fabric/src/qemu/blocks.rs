@@ -107,7 +107,8 @@ pub(crate) async fn reopen_tops(
     tops: impl IntoIterator<Item = (DiskNumber, String)>,
 ) -> Result<(), QmpError> {
     let option = |(disk, child)| {
-        json!({"driver": "raw", "node-name": top_node(disk), "file": child, "discard": "unmap"})
+        let name = top_node(disk);
+        json!({"driver": "raw", "node-name": name, "file": child, "discard": "unmap"})
     };
     let options: Vec<Value> = tops.into_iter().map(option).collect();
     if options.is_empty() {

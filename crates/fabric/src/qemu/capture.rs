@@ -276,9 +276,8 @@ impl QemuCapture {
         self.part("end the cut", self.abandon(&qmp)).await?;
         let disks = self.part("list the bitmaps", self.bitmaps(&qmp)).await?;
         let nowhere = |disk: &DiskBitmaps| {
-            disk.oldest_point().is_none_or(|(bitmap, place)| {
-                bitmap.inconsistent || place.timeline.as_u128() == 0
-            })
+            disk.oldest_point()
+                .is_none_or(|(bitmap, place)| bitmap.inconsistent || place.timeline.as_u128() == 0)
         };
         if disks.iter().any(nowhere) {
             let what = format!("note the changes of {}", self.vm.machine);

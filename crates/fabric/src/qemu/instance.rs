@@ -8,9 +8,7 @@ use super::arguments::{self, Begin, DiskImage, Launch, Networks, OnError};
 use super::blocks::{self, format_node};
 use super::overlay;
 use super::vm::{CHANGE, Guest, QUICK, Vm};
-use crate::fabric::{
-    ExportAnswers, FabricError, InstancePlan, InstanceStatus, IoStop, MachineRef,
-};
+use crate::fabric::{ExportAnswers, FabricError, InstancePlan, InstanceStatus, IoStop, MachineRef};
 use crate::process;
 use crate::qmp::{QmpError, QmpEvent};
 use leeward_model::{DiskEntry, DiskFormat, DiskNumber, InstanceId, MachineState};
@@ -236,8 +234,7 @@ impl QemuFabric {
         let plan = self.plan(instance)?;
         let vm = self.instance_vm(&plan);
         let state = vm.state().await;
-        let still =
-            InstanceStatus { state, io_stop: None, guest_off: false, hydrated_percent: 0 };
+        let still = InstanceStatus { state, io_stop: None, guest_off: false, hydrated_percent: 0 };
         match state {
             MachineState::Off => {
                 let hydrated_percent = hydrated_while_off(&plan);
@@ -321,9 +318,8 @@ impl QemuFabric {
 /// taken for the other kind, a guest is let go on once in vain, and the event is seen.
 fn why_stopped(events: &[QmpEvent], devices: &Value) -> IoStop {
     let since = events.iter().rev().take_while(|event| event.name != "RESUME");
-    let stops = since.filter(|event| {
-        event.name == "BLOCK_IO_ERROR" && event.data["action"] == "stop"
-    });
+    let stops =
+        since.filter(|event| event.name == "BLOCK_IO_ERROR" && event.data["action"] == "stop");
     let causes: Vec<bool> = stops.map(|event| event.data["nospace"] == true).collect();
     let mut devices = devices.as_array().into_iter().flatten();
     let is_full = match causes.is_empty() {
@@ -347,9 +343,7 @@ fn hydrated(disks: &[DiskEntry], jobs: &Value, nodes: &[blocks::Node]) -> u8 {
         whole = false;
         let id = stream_job(disk.number);
         let job = jobs.as_array().into_iter().flatten().find(|job| job["device"] == *id);
-        let number = |field: &str| {
-            u128::from(job.and_then(|job| job[field].as_u64()).unwrap_or(0))
-        };
+        let number = |field: &str| u128::from(job.and_then(|job| job[field].as_u64()).unwrap_or(0));
         have += (size * number("offset")).checked_div(number("len")).unwrap_or(0).min(size);
     }
     match whole {

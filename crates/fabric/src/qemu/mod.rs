@@ -149,8 +149,11 @@ impl Fabric for QemuFabric {
         let vm = self.vm(machine)?;
         match machine {
             MachineRef::Owned(_) => vm.quit().await,
-            // While its export is away, quitting would hang: it is killed at once.
-            MachineRef::Instance(_) => vm.kill().await,
+            MachineRef::Instance(id) => match self.status(*id).await {
+                Ok(status) if status.hydrated_percent == 100 => vm.quit().await,
+                // While its export is away, quitting would hang: it is killed at once.
+                Ok(_) | Err(_) => vm.kill().await,
+            },
         }
     }
 

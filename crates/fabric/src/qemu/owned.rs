@@ -1,8 +1,8 @@
 //! Owners' machines: found in their folders, started, or adopted when their owner started them.
 
+use super::QemuFabric;
 use super::arguments::{self, Begin, DiskImage, Launch, Networks, OnError};
 use super::vm::{CHANGE, Guest, QUICK, Vm};
-use super::QemuFabric;
 use crate::fabric::{FabricError, MachineRef};
 use crate::machine_toml::{self, Machine};
 use leeward_model::{DiscoveredMachine, DiskEntry, DiskSpec};
@@ -60,7 +60,7 @@ impl QemuFabric {
         }
         if let Some(first) = machine.obstacles.first() {
             let words: Vec<&str> = machine.obstacles.iter().map(|o| o.what.as_str()).collect();
-            let (machine, code) = (vm.machine.clone(), first.code);
+            let (machine, code) = (vm.machine.clone(), Box::new(first.code));
             return Err(FabricError::Unusable { machine, code, what: words.join("; ") });
         }
         vm.forget_fence()?;

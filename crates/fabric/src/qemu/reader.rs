@@ -106,8 +106,8 @@ impl DiskReader for QemuReader {
     async fn ranges(&self, disk: DiskNumber) -> Result<Vec<ByteRange>, CaptureError> {
         let Open { client, context } = self.disk(disk)?;
         let extents = client.map_all(context).await;
-        let extents =
-            extents.map_err(|error| self.failed(format!("list what to read of disk {disk}"), error))?;
+        let extents = extents
+            .map_err(|error| self.failed(format!("list what to read of disk {disk}"), error))?;
         let counts = |flags: u32| match context == ALLOCATION {
             true => flags & READS_AS_ZERO == 0,
             false => flags & IS_DIRTY != 0,

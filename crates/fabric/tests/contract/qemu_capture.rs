@@ -2,9 +2,10 @@
 
 use crate::qemu_world::{DEADLINE, Disks, MIB, Monitor, QemuWorld, Random};
 use leeward_capture::{Attached, CaptureError, ChangeSource, CutEnd, LiveRead};
-use leeward_fabric::{Fabric, MachineRef};
+use leeward_fabric::{Fabric, MachineRef, Shutdown};
 use leeward_model::{DiskNumber, Lsn, MachineState, Position, TimelineId};
 use serde_json::json;
+use std::time::Duration;
 
 fn at(lsn: u64) -> Position {
     Position { timeline: TimelineId::from_u128(0x1ee), lsn: Lsn(lsn) }
@@ -166,7 +167,9 @@ async fn a_cut_that_stopped_between_two_commands_is_cleaned_up_without_loss() {
     let filter = json!({"driver": "copy-before-write", "node-name": "lw-cbw-0",
                         "file": "lw-disk-0", "target": "lw-scr-0"});
     world.monitor.call("blockdev-add", filter).await;
-    world.monitor.call("block-dirty-bitmap-add", json!({"node": "lw-disk-0", "name": "lw-open"}))
+    world
+        .monitor
+        .call("block-dirty-bitmap-add", json!({"node": "lw-disk-0", "name": "lw-open"}))
         .await;
     world.write_some().await;
     drop(source);
@@ -287,4 +290,40 @@ async fn a_machine_that_does_not_answer_is_killed_when_it_is_fenced() {
 
     assert_eq!(changes.dirty_bytes(), None);
     assert!(!process.is_alive().unwrap());
+}
+
+/// A guest in one sector that switches itself off.
+const POWER_OFF: [u8; 9] = [0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xeb, 0xfe];
+
+/// F-086: after the guest is off its last changes are still there to be captured.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_is_off_can_still_be_captured_and_be_let_go_on() {
+    let mut world = Captured::start(19).await;
+    let patient = Duration::from_millis(300);
+    let deaf = world.world.fabric.machine_shutdown(&world.machine, patient).await.unwrap();
+    assert_eq!(deaf, Shutdown::NotInTime, "a guest without a system heeds no button");
+    let mut source = world.first_point().await;
+    for (at, byte) in POWER_OFF.iter().enumerate() {
+        world.monitor.write(0, at as u64, 1, *byte).await;
+        world.truth.write(0, at as u64, 1, *byte);
+    }
+    for (at, byte) in [(510, 0x55), (511, 0xaa)] {
+        world.monitor.write(0, at, 1, byte).await;
+        world.truth.write(0, at, 1, byte);
+    }
+    world.monitor.call("system_reset", json!({})).await;
+
+    let off = world.world.fabric.machine_shutdown(&world.machine, DEADLINE).await.unwrap();
+    assert_eq!(off, Shutdown::Done);
+    assert_eq!(
+        world.world.fabric.machine_state(&world.machine).await.unwrap(),
+        MachineState::Paused
+    );
+    world.commit(&mut *source, 2).await;
+    world.copy.assert_is(&world.truth, "the final point");
+
+    world.world.fabric.machine_start("web01").await.unwrap();
+    let again = world.world.fabric.machine_shutdown(&world.machine, DEADLINE).await.unwrap();
+    assert_eq!(again, Shutdown::Done, "it booted again and switched itself off again");
+    assert_eq!(source.attach(Some(at(2))).await.unwrap(), Attached::Continues);
 }

@@ -34,7 +34,7 @@ const LOAD: [u8; 61] = [
 /// Its disk address packet, at byte 0x64: one sector to 0000:8000, from sector 0 on.
 const LOAD_PACKET: [u8; 8] = [0x10, 0, 1, 0, 0x00, 0x80, 0, 0];
 /// Size of its disk: large enough that it does not come round within a test.
-const LOAD_DISK: u64 = 256 * MIB;
+const LOAD_DISK: u64 = 128 * MIB;
 
 fn load_sector() -> Vec<u8> {
     let mut sector = vec![0; 512];
@@ -376,4 +376,43 @@ async fn a_guest_stopped_by_a_disk_error_goes_on_when_the_export_answers_unless_
     world.fabric.instance_tend(INSTANCE, ExportAnswers::Yes).await.unwrap();
     let jobs = monitor.call("query-block-jobs", json!({})).await;
     assert_eq!(jobs[0]["status"], "running", "hydration did not go on: {jobs}");
+}
+
+/// Real QEMU as a host of the suite.
+pub struct QemuHost {
+    world: QemuWorld,
+    _exports: Exports,
+}
+
+impl QemuHost {
+    pub fn new(world: QemuWorld) -> Self {
+        world.add_machine("web01");
+        fs::write(world.path("a"), vec![0x55; 16 << 20]).unwrap();
+        fs::write(world.path("b"), vec![0x55; 32 << 20]).unwrap();
+        let _exports = Exports::serve(&world, &["a", "b"]);
+        QemuHost { world, _exports }
+    }
+}
+
+#[async_trait::async_trait]
+impl crate::suite::Host for QemuHost {
+    fn fabric(&self) -> &dyn Fabric {
+        &self.world.fabric
+    }
+
+    fn restart_role(&mut self) {
+        self.world.fabric = self.world.fabric_again();
+    }
+
+    fn plan(&self) -> InstancePlan {
+        plan(&self.world, &[("a", 16 * MIB), ("b", 32 * MIB)])
+    }
+
+    async fn guest_write(&self, machine: &MachineRef, disk: u16, offset: u64, pattern: u8) {
+        self.world.monitor(machine).await.write(disk, offset, 4096, pattern).await;
+    }
+
+    async fn kill_process(&self, machine: &MachineRef) {
+        self.world.mark(machine).process.kill(DEADLINE).await.unwrap();
+    }
 }

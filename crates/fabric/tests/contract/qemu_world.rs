@@ -1,10 +1,10 @@
 //! A host with real QEMU processes: its folders, its machines, and a hand on their disks.
 
+use leeward_fabric::MachineRef;
 use leeward_fabric::accelerator::Accelerator;
 use leeward_fabric::process::{self, Mark};
 use leeward_fabric::qemu::{QemuConfig, QemuFabric};
 use leeward_fabric::qmp::Qmp;
-use leeward_fabric::MachineRef;
 use leeward_model::{DiskNumber, InstanceId};
 use serde_json::{Value, json};
 use std::fs;

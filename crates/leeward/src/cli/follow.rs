@@ -92,14 +92,11 @@ fn summary(properties: &Value) -> (u64, u64, String) {
         !matches!(state, "NotStarted" | "InProgress" | "Suspended")
     };
     let done = tasks.iter().filter(over).count() as u64;
-    let now = tasks.iter().find(|task| {
-        matches!(task["state"].as_str(), Some("InProgress" | "Suspended"))
-    });
-    let mut line = format!(
-        "{} {}",
-        text(&properties["friendlyName"]),
-        text(&properties["stateDescription"])
-    );
+    let now = tasks
+        .iter()
+        .find(|task| matches!(task["state"].as_str(), Some("InProgress" | "Suspended")));
+    let mut line =
+        format!("{} {}", text(&properties["friendlyName"]), text(&properties["stateDescription"]));
     if let Some(task) = now {
         line.push_str(&format!(": {}", text(&task["friendlyName"])));
         let message = text(&task["leewardMessage"]);

@@ -189,6 +189,22 @@ impl CrashDisk {
         states
     }
 
+    /// The disk as a process finds it whose predecessor was killed after `steps` steps: all of them
+    /// are visible, and what was not flushed still is not.
+    pub fn after_kill(&self, steps: usize) -> CrashDisk {
+        let old = self.inner();
+        let cut = old.cut(steps);
+        let mut new = Inner { names: cut.names, inodes: cut.inodes, ..Inner::default() };
+        for (inode, offset, bytes) in &cut.writes {
+            write_into(&mut new.inodes[*inode], *offset, bytes);
+        }
+        cut.entries.iter().for_each(|entry| apply_entry(&mut new.names, entry));
+        new.base.clone_from(&old.base);
+        new.steps = old.steps[..steps].to_vec();
+        new.temporary = old.temporary;
+        CrashDisk { inner: Arc::new(Mutex::new(new)) }
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -369,3 +369,32 @@ fn a_store_and_an_item_that_were_half_made_can_be_made_again() {
         }
     }
 }
+
+/// What a killed writer put but did not flush is seen by the next one: it must be durable before
+/// anything is said about it.
+#[test]
+fn what_a_restarted_writer_reports_survives_a_power_cut_after_a_kill() {
+    let base = base_disk();
+    let mut random = Seeded::new(seed("kill, then power cut"));
+    for op in [Op::Fence, Op::Point, Op::Branch, Op::Keep, Op::Pin] {
+        let (disk, mut world) = world_on(&base);
+        let before = disk.steps();
+        apply(&mut world, op).unwrap();
+        for kill in before..=disk.steps() {
+            let killed = disk.after_kill(kill);
+            let store = open_writer(Arc::new(killed.clone()), 60).unwrap();
+            let item = store.item_open(ITEM).unwrap();
+            let (state, reader) = (item.reader().state().clone(), item.reader());
+            let kept = reader.kept().unwrap();
+            let pins = reader.pins().unwrap();
+
+            for left in killed.after_power_cut(killed.steps(), 16, &mut random) {
+                let store = open_writer(Arc::new(left), 61).unwrap();
+                let item = store.item_open(ITEM).unwrap();
+                assert_eq!(item.reader().state(), &state, "{op:?} killed at {kill}");
+                assert_eq!(item.reader().kept().unwrap(), kept, "{op:?} killed at {kill}");
+                assert_eq!(item.reader().pins().unwrap(), pins, "{op:?} killed at {kill}");
+            }
+        }
+    }
+}

@@ -129,8 +129,7 @@ impl Sites {
              [[disks]]\nid = \"data\"\npath = \"data.raw\"\nformat = \"raw\"\n\n\
              [[nics]]\nmac = \"52:54:00:4c:57:01\"\nnetwork = \"isolated\"\n\n\
              [[channels]]\nname = \"leeward.workload\"\npath = \"{}\"\n\n\
-             [probe]\nconsole_contains = \"LEDGER {{\"\n\
-             console_must_not_contain = \"\\\"ok\\\":false\"\ntimeout_seconds = 180\n",
+             [probe]\nconsole_contains = \"LEDGER-FIRST {{\"\ntimeout_seconds = 180\n",
             port.display()
         );
         std::fs::write(folder.join("machine.toml"), text)?;

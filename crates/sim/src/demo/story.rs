@@ -342,6 +342,12 @@ impl Story {
     }
 
     async fn test_failover(&mut self, early: &JudgedPoint) -> anyhow::Result<()> {
+        let site = self.site().clone();
+        wait_for("a newer point", Duration::from_secs(60), Duration::from_millis(100), || async {
+            let newest = site.points().await?.first().and_then(|one| one["id"].as_str().map(str::to_owned));
+            Ok((newest.as_deref() != Some(&early.id)).then_some(()))
+        })
+        .await?;
         let (first, times) = self.test_once(None).await?;
         self.report.test_failover_accepted_to_first_record_seconds = Some(times);
         let (second, _) = self.test_once(Some(early)).await?;

@@ -26,6 +26,9 @@ const PROBE_LOOK: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a probe waits when the machine does not say: a slow boot under emulation.
 const PROBE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+/// From the probe's verdict to the picture: the display shows what the console said a little
+/// later, and a picture of half of it proves less.
+const PICTURE_SETTLE: Duration = Duration::from_millis(1_500);
 /// How much of the console a probe reads.
 const CONSOLE_BYTES: u64 = 256 << 10;
 /// The longest line that is kept as evidence.
@@ -64,6 +67,8 @@ struct Worker {
     instance: InstanceId,
     kept: Kept,
     probing: Option<Instant>,
+    /// The probe's verdict and when it was reached; the picture follows.
+    verdict: Option<((bool, String), Instant)>,
 }
 
 /// Runs the worker of an instance until its work is taken away.
@@ -77,7 +82,7 @@ pub async fn run(
     let folder = host.instance_folder(instance);
     let kept = std::fs::read(folder.join("instance.json")).unwrap_or_default();
     let kept = serde_json::from_slice(&kept).unwrap_or_default();
-    let mut worker = Worker { host, store, item, instance, kept, probing: None };
+    let mut worker = Worker { host, store, item, instance, kept, probing: None, verdict: None };
     loop {
         let Some(now) = work.borrow_and_update().clone() else {
             worker.host.board.instance(item, instance, None);
@@ -378,12 +383,15 @@ impl Worker {
             0 => PROBE_TIMEOUT_DEFAULT,
             seconds => Duration::from_secs(u64::from(seconds)),
         };
-        let verdict = match judge(&spec, &String::from_utf8_lossy(&console)) {
-            Some(verdict) => verdict,
-            None if begun.elapsed() > limit => {
-                (false, format!("nothing was seen within {} s", limit.as_secs()))
-            }
-            None => return Ok(()),
+        if self.verdict.is_none() {
+            let seen = judge(&spec, &String::from_utf8_lossy(&console));
+            let late = begun.elapsed() > limit;
+            let late = || late.then(|| (false, format!("not seen within {} s", limit.as_secs())));
+            self.verdict = seen.or_else(late).map(|verdict| (verdict, Instant::now()));
+        }
+        let verdict = match &self.verdict {
+            Some((verdict, reached)) if reached.elapsed() >= PICTURE_SETTLE => verdict.clone(),
+            _ => return Ok(()),
         };
         let picture = self.host.fabric.machine_screenshot(&machine).await;
         let picture = picture.map_err(|error| error.problem())?;

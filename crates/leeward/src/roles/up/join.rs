@@ -43,7 +43,7 @@ async fn admit(
 ) -> Result<JoinAnswer, Problem> {
     let join = JoinRequest { name: request.host_name, data_address: None };
     let admitted = doors.control.registration_key_redeem(&request.registration_key, join).await;
-    let admitted = admitted.map_err(|error| error.problem)?;
+    let admitted = admitted.map_err(|error| *error.problem)?;
     let certificate = doors.authority.issue_host(&request.csr_pem, admitted.host);
     let certificate_pem = certificate.map_err(|error| {
         Code::BAD_REQUEST.because("the host's signing request was refused", error.to_string())

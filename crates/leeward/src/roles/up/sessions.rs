@@ -90,7 +90,7 @@ async fn open(control: &Control, peer: HostId, hello: &HostHello) -> Result<Host
     if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
         return Err(Code::VERSION_MISMATCH.problem("the session was refused"));
     }
-    control.host_hello(hello).await.map_err(|error| error.problem)
+    control.host_hello(hello).await.map_err(|error| *error.problem)
 }
 
 async fn converse<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(

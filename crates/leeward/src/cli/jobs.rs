@@ -1,0 +1,197 @@
+//! Verbs of jobs and events.
+
+use super::{
+    CliError, follow,
+    session::{Session, escape, failure, text, texts},
+};
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+/// Verbs of jobs.
+#[derive(Clone, Debug, Subcommand)]
+pub enum JobVerb {
+    /// Lists jobs, newest first.
+    List {
+        /// Only jobs in this state, for example InProgress or Failed.
+        #[arg(long)]
+        state: Option<String>,
+    },
+    /// Shows a job with its tasks.
+    Show {
+        /// The job's id.
+        job: String,
+    },
+    /// Follows a job until it has ended or waits for a person.
+    Watch {
+        /// The job's id.
+        job: String,
+    },
+    /// Asks a job to go back. With --wait: until it has.
+    Cancel {
+        /// The job's id.
+        job: String,
+    },
+    /// Answers a job that waits for a person, or makes it try again now.
+    Resume {
+        /// The job's id.
+        job: String,
+        /// What to answer.
+        #[arg(long, value_enum, default_value = "retry")]
+        answer: Answer,
+        /// The text of a reply.
+        #[arg(long, default_value = "")]
+        comments: String,
+    },
+    /// Starts a failed or cancelled job anew, as a new job.
+    Restart {
+        /// The job's id.
+        job: String,
+    },
+}
+
+/// What a person answers a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Answer {
+    /// Try the step again.
+    Retry,
+    /// Go on, with the comments as the reply.
+    Reply,
+    /// Give the job up.
+    Abandon,
+}
+
+/// Verbs of events.
+#[derive(Clone, Debug, Subcommand)]
+pub enum EventVerb {
+    /// Lists events, oldest first.
+    List,
+}
+
+pub(super) async fn run(session: &Session, verb: JobVerb) -> Result<(), CliError> {
+    let path = |job: &str| format!("replicationJobs/{}", escape(job));
+    match verb {
+        JobVerb::List { state } => list(session, state.as_deref()).await,
+        JobVerb::Show { job } => {
+            show(session, &session.client.get(&path(&job)).await?);
+            Ok(())
+        }
+        JobVerb::Watch { job } => watch(session, &job).await,
+        JobVerb::Cancel { job } => {
+            let reply = session.client.post(&format!("{}/cancel", path(&job)), &json!({})).await?;
+            if session.wait {
+                let ended = follow::job(session, &job).await?;
+                show(session, &ended);
+            } else {
+                show(session, &reply.body);
+            }
+            Ok(())
+        }
+        JobVerb::Resume { job, answer, comments } => {
+            let answer = format!("{answer:?}");
+            let body = json!({ "properties": { "leewardAnswer": answer, "comments": comments } });
+            let reply = session.client.post(&format!("{}/resume", path(&job)), &body).await?;
+            if session.wait {
+                return watch(session, &job).await;
+            }
+            show(session, &reply.body);
+            Ok(())
+        }
+        JobVerb::Restart { job } => {
+            let reply = session.client.post(&format!("{}/restart", path(&job)), &json!({})).await?;
+            let new = text(&reply.body["name"]);
+            if session.wait {
+                return watch(session, &new).await;
+            }
+            show(session, &reply.body);
+            Ok(())
+        }
+    }
+}
+
+/// Follows a job; its failure or cancel is this verb's failure.
+async fn watch(session: &Session, job: &str) -> Result<(), CliError> {
+    let ended = follow::job(session, job).await?;
+    show(session, &ended);
+    match ended["properties"]["state"].as_str() {
+        Some("Failed" | "Cancelled") => {
+            let path = format!("replicationOperationStatus/{}", escape(job));
+            Err(failure(&session.client.get(&path).await?["error"]))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn list(session: &Session, state: Option<&str>) -> Result<(), CliError> {
+    let path = match state {
+        Some(state) => {
+            let filter = format!("JobStatus eq '{}'", state.replace('\'', "''"));
+            format!("replicationJobs?$filter={}", escape(&filter))
+        }
+        None => "replicationJobs".into(),
+    };
+    let jobs = session.client.list(&path).await?;
+    let heads = ["ID", "STARTED", "OPERATION", "OBJECT", "STATE", "DESCRIPTION"];
+    session.list(&jobs, &heads, |job| {
+        let properties = &job["properties"];
+        vec![
+            text(&job["name"]),
+            text(&properties["startTime"]),
+            text(&properties["friendlyName"]),
+            text(&properties["targetObjectName"]),
+            text(&properties["state"]),
+            text(&properties["stateDescription"]),
+        ]
+    });
+    Ok(())
+}
+
+fn show(session: &Session, job: &Value) {
+    let properties = &job["properties"];
+    session.show(
+        job,
+        &[
+            ("job", text(&job["name"])),
+            ("operation", text(&properties["friendlyName"])),
+            ("object", text(&properties["targetObjectName"])),
+            ("state", text(&properties["state"])),
+            ("description", text(&properties["stateDescription"])),
+            ("started", text(&properties["startTime"])),
+            ("ended", text(&properties["endTime"])),
+            ("asks", text(&properties["leewardQuestion"])),
+            ("allowed now", texts(&properties["allowedActions"])),
+        ],
+    );
+    for task in properties["tasks"].as_array().into_iter().flatten() {
+        let message = text(&task["leewardMessage"]);
+        let message = if message.is_empty() { message } else { format!(" ({message})") };
+        let name = text(&task["friendlyName"]);
+        session.say(&format!("  {:<12} {name}{message}", text(&task["state"])));
+    }
+    for error in properties["errors"].as_array().into_iter().flatten() {
+        let details = &error["serviceErrorDetails"];
+        session.say(&format!(
+            "{}: {}\n  cause: {}\n  now:   {}\n  do:    {}",
+            text(&details["code"]),
+            text(&details["message"]),
+            text(&details["possibleCauses"]),
+            text(&error["leewardCurrentState"]),
+            text(&details["recommendedAction"])
+        ));
+    }
+}
+
+pub(super) async fn events(session: &Session, verb: EventVerb) -> Result<(), CliError> {
+    let EventVerb::List = verb;
+    let events = session.client.list("replicationEvents").await?;
+    session.list(&events, &["TIME", "SEVERITY", "EVENT", "OBJECT", "TEXT"], |event| {
+        let properties = &event["properties"];
+        vec![
+            text(&properties["timeOfOccurrence"]),
+            text(&properties["severity"]),
+            text(&properties["eventCode"]),
+            text(&properties["affectedObjectFriendlyName"]),
+            text(&properties["description"]),
+        ]
+    });
+    Ok(())
+}
