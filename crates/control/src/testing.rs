@@ -4,8 +4,10 @@
 //! They panic where a real host would be asked for something it must refuse.
 
 mod host;
+mod instance;
 
-pub use host::{ScriptedHost, Temper};
+pub use host::{ScriptedHost, ScriptedItem, Temper};
+pub use instance::Instance;
 
 use crate::clock::{Clock, Draw, Now, PermitSigner};
 use crate::{Config, Control, Durability, LocalHost, Ports, Store};

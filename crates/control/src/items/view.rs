@@ -8,86 +8,112 @@ use crate::store::{self, Conn, items::ItemRow};
 use crate::world::World;
 use crate::{Control, ControlError, health, jobs::Scenario};
 use leeward_model::{
-    FabricId, JobId, MachineState, Protection, Site, SourceState, TestState, UnixMillis,
+    FabricId, JobId, MachineSpec, MachineState, Protection, Site, SourceState, TestState,
+    UnixMillis,
 };
-use leeward_wire::message::{CapturePhase, Purpose, Stage};
+use leeward_wire::message::{
+    CapturePhase, CopyProgress, NewestPoint, Purpose, SourceObserved, Stage,
+};
 
 impl Control {
     /// Shows a stored item.
     pub(crate) async fn item_show(&self, conn: &mut Conn, row: ItemRow) -> Result<ItemView> {
-        let running = store::jobs::running(conn, row.id).await?;
-        let spec = store::machines::find(conn, row.machine_id).await?.map(|machine| machine.spec);
-        let source_fabric_name = fabric_name(conn, row.fabric).await?;
-        let target_fabric_name = fabric_name(conn, row.target_fabric).await?;
-        let noted = store::machines::newest(conn, row.id).await?;
+        let stored = Stored {
+            running: store::jobs::running(conn, row.id).await?,
+            spec: store::machines::find(conn, row.machine_id).await?.map(|machine| machine.spec),
+            source_fabric_name: fabric_name(conn, row.fabric).await?,
+            target_fabric_name: fabric_name(conn, row.target_fabric).await?,
+            newest: store::machines::newest(conn, row.id).await?,
+        };
         let world = self.world_of(conn, row.clone()).await?;
-        // A host that is away told the truth when it was last heard; it only gets older.
-        let target = world.target.sight.item(row.id).and_then(|seen| seen.target.as_ref());
-        let source = world.source.sight.item(row.id).and_then(|seen| seen.source.as_ref());
-        let newest = target.and_then(|seen| seen.newest.clone()).or(noted);
-        let newest = newest.filter(|newest| row.plan.on_line(newest.position));
-        let replicating = matches!(
-            row.state.protection,
-            Protection::InitialReplication { .. }
-                | Protection::Protected
-                | Protection::Resynchronizing { .. }
-                | Protection::FailingOver { .. }
-        );
-        let rpo = newest.as_ref().filter(|_| replicating);
-        let rpo_seconds = rpo.and_then(|newest| crate::rpo::rpo_seconds(newest, &world.now));
-        let (live_at, live_evidence) = live_at(&world);
-        let connected_source = world.source_now();
-        Ok(ItemView {
-            id: row.id,
-            vault: row.vault,
-            name: row.name.clone(),
-            extra: row.extra.clone(),
-            machine_id: row.machine_id,
-            machine: row.machine.clone(),
-            spec,
-            source_machine: world.source_machine(),
-            state: row.state.clone(),
-            branch: row.plan.source.branch,
-            allowed: allowed(&row, &running),
-            health: health::of_item(&world, rpo_seconds),
-            rpo_seconds,
-            live_at,
-            live_evidence,
-            policy_name: row.policy.clone(),
-            policy: world.policy.clone(),
-            source_fabric: row.fabric,
-            source_fabric_name,
-            target_fabric: row.target_fabric,
-            target_fabric_name,
-            source_host: world.source.id,
-            source_host_name: world.source.name.clone(),
-            source_connected: world.source.sight.connected,
-            target_host: world.target.id,
-            target_host_name: world.target.name.clone(),
-            target_connected: world.target.sight.connected,
-            copy: connected_source.and_then(|seen| match seen.phase {
-                CapturePhase::Copying(progress) => Some(progress),
-                CapturePhase::Idle
-                | CapturePhase::Delta
-                | CapturePhase::Paused
-                | CapturePhase::Fenced
-                | CapturePhase::Released => None,
-            }),
-            resync_reason: connected_source.and_then(|seen| seen.resync_reason.clone()),
-            newest,
-            points: target.map(|seen| seen.points),
-            cycles: source.map(|seen| seen.cycles.clone()).unwrap_or_default(),
-            sent_bytes: source.map(|seen| seen.sent_bytes),
-            stored_bytes: target.map(|seen| seen.stored_bytes),
-            divergent: source.and_then(|seen| seen.divergent.clone()),
-            instances: row.plan.instances.iter().map(|plan| instance(&world, plan)).collect(),
-            running: running_in(&running, Lane::Main),
-            running_test: running_in(&running, Lane::Test),
-            last_failover: row.last_failover,
-            last_test: row.last_test,
-            fenced_at: row.plan.fenced_at.map(|(_, position)| position),
-            epoch: row.state.epoch,
-        })
+        Ok(show(row, stored, &world))
+    }
+}
+
+/// Is what is stored beside an item's row.
+struct Stored {
+    running: Vec<JobRow>,
+    spec: Option<MachineSpec>,
+    source_fabric_name: String,
+    target_fabric_name: String,
+    newest: Option<NewestPoint>,
+}
+
+fn copy_of(seen: &SourceObserved) -> Option<CopyProgress> {
+    match seen.phase {
+        CapturePhase::Copying(progress) => Some(progress),
+        CapturePhase::Idle
+        | CapturePhase::Delta
+        | CapturePhase::Paused
+        | CapturePhase::Fenced
+        | CapturePhase::Released => None,
+    }
+}
+
+/// Whether points are due, so that their age means something.
+fn is_replicating(state: &Protection) -> bool {
+    matches!(
+        state,
+        Protection::InitialReplication { .. }
+            | Protection::Protected
+            | Protection::Resynchronizing { .. }
+            | Protection::FailingOver { .. }
+    )
+}
+
+fn show(row: ItemRow, stored: Stored, world: &World) -> ItemView {
+    // A host that is away told the truth when it was last heard; it only gets older.
+    let target = world.target.sight.item(row.id).and_then(|seen| seen.target.as_ref());
+    let source = world.source.sight.item(row.id).and_then(|seen| seen.source.as_ref());
+    let newest = target.and_then(|seen| seen.newest.clone()).or(stored.newest);
+    let newest = newest.filter(|newest| row.plan.on_line(newest.position));
+    let rpo = newest.as_ref().filter(|_| is_replicating(&row.state.protection));
+    let rpo_seconds = rpo.and_then(|newest| crate::rpo::rpo_seconds(newest, &world.now));
+    let (live_at, live_evidence) = live_at(world);
+    let connected_source = world.source_now();
+    ItemView {
+        id: row.id,
+        vault: row.vault,
+        name: row.name.clone(),
+        extra: row.extra.clone(),
+        machine_id: row.machine_id,
+        machine: row.machine.clone(),
+        spec: stored.spec,
+        source_machine: world.source_machine(),
+        state: row.state.clone(),
+        branch: row.plan.source.branch,
+        allowed: allowed(&row, &stored.running),
+        health: health::of_item(world, rpo_seconds),
+        rpo_seconds,
+        live_at,
+        live_evidence,
+        policy_name: row.policy.clone(),
+        policy: world.policy.clone(),
+        source_fabric: row.fabric,
+        source_fabric_name: stored.source_fabric_name,
+        target_fabric: row.target_fabric,
+        target_fabric_name: stored.target_fabric_name,
+        source_host: world.source.id,
+        source_host_name: world.source.name.clone(),
+        source_connected: world.source.sight.connected,
+        target_host: world.target.id,
+        target_host_name: world.target.name.clone(),
+        target_connected: world.target.sight.connected,
+        copy: connected_source.and_then(copy_of),
+        resync_reason: connected_source.and_then(|seen| seen.resync_reason.clone()),
+        newest,
+        points: target.map(|seen| seen.points),
+        cycles: source.map(|seen| seen.cycles.clone()).unwrap_or_default(),
+        sent_bytes: source.map(|seen| seen.sent_bytes),
+        stored_bytes: target.map(|seen| seen.stored_bytes),
+        divergent: source.and_then(|seen| seen.divergent.clone()),
+        instances: row.plan.instances.iter().map(|plan| instance(world, plan)).collect(),
+        running: running_in(&stored.running, Lane::Main),
+        running_test: running_in(&stored.running, Lane::Test),
+        last_failover: row.last_failover,
+        last_test: row.last_test,
+        fenced_at: row.plan.fenced_at.map(|(_, position)| position),
+        epoch: row.state.epoch,
     }
 }
 

@@ -1,10 +1,11 @@
 //! One scripted host: source, target and maker of machines, without disks or guests.
 
+use super::instance::{Instance, instances_step};
 use crate::clock::{Draw, Now, new_id};
 use crate::{Control, HostSession};
 use leeward_model::{
-    Branch, Code, DiscoveredMachine, Epoch, Evidence, Firmware, HostId, InstanceId, ItemId, Lsn,
-    MachineSpec, MachineState, PointId, PointInfo, PointKind, PointOrigin, Position, Probe,
+    Branch, Code, DiscoveredMachine, Epoch, Evidence, Firmware, HostId, InstanceId, ItemId, JobId,
+    Lsn, MachineSpec, MachineState, PointId, PointInfo, PointKind, PointOrigin, Position, Probe,
     Problem, Site, UnixMillis, Verification,
 };
 use leeward_wire::message::{
@@ -55,7 +56,7 @@ pub struct ScriptedHost {
 #[derive(Clone, Debug, Default)]
 pub struct ScriptedItem {
     source: Option<Source>,
-    target: Option<Target>,
+    pub(super) target: Option<Target>,
     /// Machines made from points.
     pub instances: BTreeMap<InstanceId, Instance>,
 }
@@ -66,30 +67,19 @@ struct Source {
     copying: u64,
     resync_done: u64,
     copied: bool,
-    shutdown: Option<(leeward_model::JobId, ShutdownOutcome)>,
+    shutdown: Option<(JobId, ShutdownOutcome)>,
     final_wanted: bool,
-    started: Option<leeward_model::JobId>,
+    started: Option<JobId>,
     divergent: Option<DivergentNote>,
     resync_reason: Option<String>,
 }
 
 #[derive(Clone, Debug)]
-struct Target {
+pub(super) struct Target {
     duty: TargetDuty,
     fence: Epoch,
     points: Vec<(PointInfo, Option<ServerStamp>)>,
     deleted: bool,
-}
-
-/// Is a machine made from a point.
-#[derive(Clone, Debug)]
-pub struct Instance {
-    duty: InstanceDuty,
-    stage: Stage,
-    /// Whether its guest runs.
-    pub runs: bool,
-    started: bool,
-    kept: Option<PointId>,
 }
 
 /// Is what a source sends in one step: the changes up to one cut.
@@ -268,21 +258,8 @@ impl ScriptedHost {
                 source.copied |= source.copying == 0;
             }
             SourceRun::ShutDown { job, .. } => {
-                let begun = source.shutdown.as_ref().is_some_and(|(by, _)| by == job);
-                let outcome = match begun {
-                    false => ShutdownOutcome::InProgress,
-                    true if self.temper == Temper::GuestIgnoresShutdown => {
-                        let what = format!("{} did not shut down", wanted.machine);
-                        ShutdownOutcome::Failed { problem: Code::SHUTDOWN_FAILED.problem(what) }
-                    }
-                    true => {
-                        *runs = false;
-                        source.final_wanted |=
-                            matches!(source.shutdown, Some((_, ShutdownOutcome::InProgress)));
-                        source.shutdown.clone().map_or(ShutdownOutcome::InProgress, |(_, o)| o)
-                    }
-                };
-                source.shutdown = Some((*job, outcome));
+                let ignores = self.temper == Temper::GuestIgnoresShutdown;
+                *runs &= !source.shut_down(*job, ignores);
             }
             SourceRun::Fenced => {
                 if *runs {
@@ -427,97 +404,26 @@ fn target_step(known: &mut ScriptedItem, duty: &ItemDuty) {
     }
 }
 
-fn instances_step(known: &mut ScriptedItem, duty: &ItemDuty, host: (HostId, &str), now: &Now) {
-    for wanted in &duty.instances {
-        let made = known.instances.entry(wanted.instance).or_insert_with(|| Instance {
-            duty: wanted.clone(),
-            stage: Stage::Absent,
-            runs: false,
-            started: false,
-            kept: None,
-        });
-        made.duty = wanted.clone();
-        if let Some(permit) = &wanted.permit {
-            assert_eq!(permit.terms.machine, wanted.instance.to_string());
-            assert_eq!((permit.terms.host, permit.terms.host_boot.as_str()), host);
-            assert_eq!(permit.terms.epoch, duty.epoch);
-        }
-        let kept_before = made.kept;
-        made.step();
-        if let (None, Some(keep)) = (kept_before, made.kept)
-            && let Some(target) = &mut known.target
-        {
-            let wanted = made.duty.keep_as.as_ref().expect("kept as it was told");
-            let timeline = made.duty.timeline;
-            let lsn = made.duty.position.lsn.next();
-            let place = Position { timeline, lsn };
-            let kind = PointKind::CrashConsistent;
-            let mut kept = point(keep, place, kind, wanted.origin.clone(), now);
-            kept.name.clone_from(&wanted.name);
-            target.points.push((kept, None));
-        }
-    }
-    let wanted = |id: &InstanceId| duty.instances.iter().any(|duty| duty.instance == *id);
-    known.instances.retain(|id, made| wanted(id) || made.stage != Stage::Absent);
-}
-
-impl Instance {
-    /// One stage a step; a guest runs only with a permit.
-    fn step(&mut self) {
-        match (self.stage, self.duty.stage) {
-            (_, Stage::Absent) => {
-                self.stage = Stage::Absent;
-                self.runs = false;
-            }
-            (Stage::Absent, _) => self.stage = Stage::Overlay,
-            (Stage::Overlay, Stage::Prepared | Stage::Running) => self.stage = Stage::Prepared,
-            (Stage::Prepared | Stage::Stopped | Stage::Running, Stage::Running) => {
-                assert!(self.duty.permit.is_some(), "no guest runs without a permit");
-                self.stage = Stage::Running;
-                (self.runs, self.started, self.kept) = (true, true, None);
-            }
-            (Stage::Stopped, Stage::Stopped) => {
-                if self.started && self.kept.is_none() {
-                    self.kept = self.duty.keep_as.as_ref().map(|keep| keep.point);
-                }
-            }
-            (_, Stage::Stopped) => {
-                self.stage = Stage::Stopped;
-                self.runs = false;
-            }
-            (_, Stage::Overlay | Stage::Prepared) => {}
-        }
-    }
-
-    fn observe(&self, instance: InstanceId) -> InstanceObserved {
-        let evidence = Evidence {
-            booted_at: UnixMillis(0),
-            took_ms: 1,
-            probe: "console".to_owned(),
-            seen: "ready".to_owned(),
-            picture: None,
-            picture_hash: None,
-            content_hash: None,
-        };
-        InstanceObserved {
-            instance,
-            stage: self.stage,
-            machine: match (self.stage, self.runs) {
-                (_, true) => MachineState::Running,
-                (Stage::Prepared, false) => MachineState::Paused,
-                (_, false) => MachineState::Off,
-            },
-            hydrated_percent: self.runs.then_some(100.0),
-            qemu_started_at: self.started.then_some(UnixMillis(0)),
-            guest_started_at: self.started.then_some(UnixMillis(0)),
-            evidence: self.runs.then_some(ProbeResult { passed: true, evidence }),
-            kept: self.kept,
-            problem: None,
-        }
-    }
-}
-
 impl Source {
+    /// One step of a shutdown; says whether the guest is off.
+    fn shut_down(&mut self, job: JobId, ignores: bool) -> bool {
+        let before = self.shutdown.take().filter(|(by, _)| *by == job);
+        let (outcome, off) = match before.map(|(_, outcome)| outcome) {
+            None => (ShutdownOutcome::InProgress, false),
+            Some(_) if ignores => {
+                let what = format!("{} did not shut down", self.duty.machine);
+                let problem = Code::SHUTDOWN_FAILED.problem(what);
+                (ShutdownOutcome::Failed { problem }, false)
+            }
+            Some(outcome) => {
+                self.final_wanted |= outcome == ShutdownOutcome::InProgress;
+                (outcome, true)
+            }
+        };
+        self.shutdown = Some((job, outcome));
+        off
+    }
+
     fn observe(&self, runs: bool, epoch: Epoch) -> SourceObserved {
         let progress = CopyProgress {
             done_bytes: COPY_STEPS.saturating_sub(self.copying) << 20,
@@ -548,6 +454,11 @@ impl Source {
 }
 
 impl Target {
+    /// Lists the work of a stopped machine.
+    pub(super) fn keep(&mut self, point: PointInfo) {
+        self.points.push((point, None));
+    }
+
     fn observe(&self) -> TargetObserved {
         let newest = self.points.iter().max_by_key(|(point, _)| point.received_at);
         TargetObserved {
@@ -592,7 +503,7 @@ fn answer(items: &BTreeMap<ItemId, ScriptedItem>, query: &Query) -> Result<Answe
     }
 }
 
-fn point(
+pub(super) fn point(
     id: PointId,
     position: Position,
     kind: PointKind,

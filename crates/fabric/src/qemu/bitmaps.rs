@@ -99,7 +99,7 @@ pub(crate) fn merge_all(disks: &[DiskBitmaps]) -> Vec<Value> {
         let mut others = disk.names();
         others.retain(|name| *name != target);
         let mut sources = others.clone();
-        sources.retain(|name| name != LIVE);
+        sources.retain(|name| name != LIVE && name != OPEN);
         actions.push(bitmap_action("enable", disk.disk, &target));
         if !sources.is_empty() {
             actions.push(merge_action(disk.disk, &target, &sources));
@@ -171,7 +171,7 @@ pub(crate) fn commit(disks: &[DiskBitmaps], position: Position) -> Vec<Value> {
         } else {
             actions.push(disk.add(&fresh));
         }
-        let _ = merge_action(number, &fresh, &[OPEN.into()]);
+        actions.push(merge_action(number, &fresh, &[OPEN.into()]));
         actions.push(bitmap_action("remove", number, OPEN));
         actions.extend(older.iter().map(|name| bitmap_action("remove", number, name)));
     }

@@ -1,0 +1,358 @@
+"""Drives the life of one protected machine with the official SDKs, against running hosts.
+
+A config server runs, and a host of the named site with the named machine runs or is started by
+the caller once --key-file appears. Prints one line a step; ends with 1 at the first mismatch.
+"""
+
+import os
+import sys
+
+from azure.mgmt.recoveryservices import models as vault_models
+from azure.mgmt.recoveryservicessiterecovery import models
+
+import sdk
+from sdk import holds, refused, same, step
+
+
+class Story:
+    """What the steps share."""
+
+    def __init__(self, server, options):
+        self.server = server
+        self.client = server.site_recovery
+        self.items = server.site_recovery.replication_protected_items
+        self.options = options
+        self.container = None
+        self.item = None
+
+    @property
+    def place(self):
+        """Resource group, vault, fabric, container and item, as the calls want them."""
+        return (*self.server.scope, self.options.fabric, self.container, self.options.item)
+
+    def show(self):
+        """The item now."""
+        return self.items.get(*self.place)
+
+    def points(self):
+        """All recovery points, newest first."""
+        return list(self.client.recovery_points.list_by_replication_protected_items(*self.place))
+
+    def job_of(self, scenario):
+        """The newest job of a scenario on the item, with its tasks."""
+        jobs = self.client.replication_jobs
+        found = [
+            job
+            for job in jobs.list(*self.server.scope)
+            if job.properties.scenario_name == scenario
+            and job.properties.target_object_name == self.options.item
+        ]
+        holds(found, f"there is a job {scenario}")
+        return jobs.get(*self.server.scope, found[0].name)
+
+
+def site_is_ready(story):
+    server, options = story.server, story.options
+    scope = server.scope
+    body = vault_models.Vault(
+        location="here",
+        sku=vault_models.Sku(name="RS0", tier="Standard"),
+        properties=vault_models.VaultProperties(),
+    )
+    server.wait(server.vaults.vaults.begin_create_or_update(*scope, body), "vault")
+    site = models.FabricCreationInput(properties=models.FabricCreationInputProperties())
+    fabrics = story.client.replication_fabrics
+    server.wait(fabrics.begin_create(*scope, options.fabric, site), "fabric")
+    step(f"vault {options.vault} and site {options.fabric}")
+
+    request = vault_models.CertificateRequest(
+        properties={"authType": "AAD", "leewardFabric": options.fabric}
+    )
+    answer = server.vaults.vault_certificates.create(*scope, options.fabric, request)
+    key = answer.properties["leewardRegistrationKey"]
+    holds(key.startswith("lwk1."), "the registration key has its form")
+    if options.key_file:
+        draft = options.key_file + ".new"
+        with open(draft, "w", encoding="utf-8", opener=private) as file:
+            file.write(key + "\n")
+        os.replace(draft, options.key_file)
+    step("a registration key through the certificates resource")
+
+    containers = story.client.replication_protection_containers
+    story.container = next(iter(containers.list_by_replication_fabrics(*scope, options.fabric))).name
+    providers = story.client.replication_recovery_services_providers
+
+    def connected():
+        hosts = providers.list_by_replication_fabrics(*scope, options.fabric)
+        return [one for one in hosts if one.properties.connection_status == "Connected"]
+
+    server.until("a host of the site is connected", connected)
+    step("a host of the site is connected")
+
+
+def private(path, flags):
+    """Opens a file that only its owner may read."""
+    return os.open(path, flags, 0o600)
+
+
+def relation_is_made(story):
+    server, options, client = story.server, story.options, story.client
+    scope = server.scope
+    given = models.HyperVReplicaBluePolicyInput(
+        replication_frequency_in_seconds=options.interval, recovery_points=4
+    )
+    body = models.CreatePolicyInput(
+        properties=models.CreatePolicyInputProperties(provider_specific_input=given)
+    )
+    policies = client.replication_policies
+    policy = server.wait(policies.begin_create(*scope, options.policy, body), "policy")
+    mapping = models.CreateProtectionContainerMappingInput(
+        properties=models.CreateProtectionContainerMappingInputProperties(
+            policy_id=policy.id,
+            target_protection_container_id="Microsoft Azure",
+            provider_specific_input=models.ReplicationProviderSpecificContainerMappingInput(),
+        )
+    )
+    mappings = client.replication_protection_container_mappings
+    made = server.wait(
+        mappings.begin_create(
+            *scope, options.fabric, story.container, options.policy + "-mapping", mapping
+        ),
+        "mapping",
+    )
+    same(made.properties.policy_id, policy.id, "the mapping's policy")
+    same(made.properties.state, "Paired", "the mapping's state")
+    step("policy and container mapping")
+    return policy
+
+
+def machine_is_protected(story, policy):
+    server, options, client = story.server, story.options, story.client
+    machines = client.replication_protectable_items
+
+    def look():
+        found = machines.list_by_replication_protection_containers(
+            *server.scope, options.fabric, story.container
+        )
+        return next((one for one in found if one.properties.friendly_name == options.machine), None)
+
+    machine = server.until(f"machine {options.machine} is found", look)
+    same(machine.properties.protection_status, "Unprotected", "the machine before")
+    same(machine.properties.protection_readiness_errors, [], "obstacles")
+    request = models.EnableProtectionInput(
+        properties=models.EnableProtectionInputProperties(
+            policy_id=policy.id, protectable_item_id=machine.id
+        )
+    )
+    wrong = models.EnableProtectionInput(
+        properties=models.EnableProtectionInputProperties(policy_id=policy.id)
+    )
+    refused(
+        lambda: story.items.begin_create(*story.place, wrong), 400, "LW-0101", "enable of nothing"
+    )
+    server.wait(story.items.begin_create(*story.place, request), "enable")
+
+    def protected():
+        item = story.show()
+        state = item.properties.protection_state
+        holds(not state.endswith("Failed") and not state.startswith("Cancel"), f"state {state}")
+        return item if state == "Protected" else None
+
+    item = server.until("the item is Protected", protected)
+    details = item.properties.provider_specific_details
+    same(details.instance_type, "HyperVReplica2012R2", "the item's type")
+    same(
+        details.initial_replication_details.initial_replication_progress_percentage,
+        "100",
+        "the first copy's percentage",
+    )
+    same(item.properties.active_location, "Primary", "activeLocation")
+    same(details["leewardLiveAt"], "Primary", "leewardLiveAt")
+    holds("UnplannedFailover" in item.properties.allowed_operations, "a failover is allowed")
+    same(item.id, story.show().id, "the item's id")
+    story.item = item
+    same(story.job_of("EnableProtection").properties.state, "Succeeded", "the enable job")
+    step(f"{options.item} is Protected")
+
+
+def points_appear(story):
+    def three():
+        found = story.points()
+        return found if len(found) >= 3 else None
+
+    points = story.server.until("there are three recovery points", three)
+    newest = points[0]
+    one = story.client.recovery_points.get(*story.place, newest.name)
+    same(one.id, newest.id, "the id of a point")
+    same(one.properties.recovery_point_type, "CrashConsistent", "recoveryPointType")
+    details = one.properties.provider_specific_details
+    holds(details["leewardPosition"]["lsn"] > 0, "a point has its place")
+    same(details["leewardOrigin"], "Replicated", "the point's origin")
+    times = [point.properties.recovery_point_time for point in points]
+    same(times, sorted(times, reverse=True), "the order of points")
+    step(f"{len(points)} recovery points, newest first")
+
+
+def test_failover_waits_and_is_cleaned_up(story):
+    server = story.server
+    request = models.TestFailoverInput(
+        properties=models.TestFailoverInputProperties(
+            failover_direction="PrimaryToRecovery",
+            network_type="NoNetworkAttachAsInput",
+            provider_specific_details=models.HyperVReplicaAzureTestFailoverInput(
+                recovery_point_id=story.points()[0].id
+            ),
+        )
+    )
+    item = server.wait(story.items.begin_test_failover(*story.place, request), "test failover")
+    same(item.properties.test_failover_state, "WaitingForCompletion", "testFailoverState")
+    same(item.properties.protection_state, "Protected", "protectionState")
+    holds("TestFailoverCleanup" in item.properties.allowed_operations, "cleanup is allowed")
+    instances = item.properties.provider_specific_details["leewardInstances"]
+    same([one["purpose"] for one in instances], ["Test"], "the test machine")
+    refused(
+        lambda: story.items.begin_test_failover(*story.place, request),
+        409,
+        "LW-0105",
+        "a second test failover",
+    )
+    cleanup = models.TestFailoverCleanupInput(
+        properties=models.TestFailoverCleanupInputProperties(comments="it booted")
+    )
+    item = server.wait(story.items.begin_test_failover_cleanup(*story.place, cleanup), "cleanup")
+    same(item.properties.test_failover_state, "None", "testFailoverState after cleanup")
+    same(item.properties.provider_specific_details["leewardInstances"], [], "machines after")
+    holds(item.properties.last_successful_test_failover_time, "the test's time is kept")
+    step("test failover and cleanup")
+
+
+def machine_fails_over(story):
+    server = story.server
+    request = models.UnplannedFailoverInput(
+        properties=models.UnplannedFailoverInputProperties(
+            failover_direction="PrimaryToRecovery",
+            source_site_operations="Required",
+            provider_specific_details=models.HyperVReplicaAzureUnplannedFailoverInput(),
+        )
+    )
+    backwards = models.UnplannedFailoverInput(
+        properties=models.UnplannedFailoverInputProperties(
+            failover_direction="RecoveryToPrimary",
+            provider_specific_details=models.HyperVReplicaAzureUnplannedFailoverInput(),
+        )
+    )
+    refused(
+        lambda: story.items.begin_unplanned_failover(*story.place, backwards),
+        400,
+        "LW-0101",
+        "a failover in the wrong direction",
+    )
+    refused(
+        lambda: story.items.begin_failover_commit(*story.place), 409, "LW-0105", "an early commit"
+    )
+    item = server.wait(story.items.begin_unplanned_failover(*story.place, request), "failover")
+    properties = item.properties
+    same(
+        properties.protection_state,
+        "UnplannedFailoverCommitPendingStatesBegin",
+        "protectionState after the failover",
+    )
+    same(properties.active_location, "Recovery", "activeLocation after the failover")
+    same(item.id, story.item.id, "the item's id after the failover")
+    holds({"Commit", "ChangePit"} <= set(properties.allowed_operations), "commit is allowed")
+    job = story.job_of("UnplannedFailover")
+    same(job.properties.state, "Succeeded", "the failover job")
+    names = [task.name for task in job.properties.tasks]
+    holds("VmFailover" in names, f"the job's tasks have the contract's names: {names}")
+    step("unplanned failover with shutdown of the source")
+
+
+def point_is_changed_and_committed(story):
+    server = story.server
+    running = story.show().properties.failover_recovery_point_id
+    other = next(point for point in story.points() if point.id != running)
+    request = models.ApplyRecoveryPointInput(
+        properties=models.ApplyRecoveryPointInputProperties(
+            recovery_point_id=other.id,
+            provider_specific_details=models.HyperVReplicaAzureApplyRecoveryPointInput(),
+        )
+    )
+    poller = story.items.begin_apply_recovery_point(*story.place, request)
+    item = server.wait(poller, "change of point")
+    same(item.properties.failover_recovery_point_id, other.id, "the point after the change")
+    origins = [
+        point.properties.provider_specific_details["leewardOrigin"] for point in story.points()
+    ]
+    holds("BeforeChange" in origins, "the running machine's work is kept as a point")
+    step("change of recovery point keeps the work")
+
+    item = server.wait(story.items.begin_failover_commit(*story.place), "commit")
+    same(item.properties.protection_state, "UnplannedFailoverCommitted", "after the commit")
+    holds("Commit" not in item.properties.allowed_operations, "a second commit is not allowed")
+    step("commit")
+
+
+def what_is_missing_says_so(story):
+    planned = models.PlannedFailoverInput(
+        properties=models.PlannedFailoverInputProperties(
+            failover_direction="PrimaryToRecovery",
+            provider_specific_details=models.HyperVReplicaAzurePlannedFailoverProviderInput(),
+        )
+    )
+    reverse = models.ReverseReplicationInput(
+        properties=models.ReverseReplicationInputProperties(failover_direction="RecoveryToPrimary")
+    )
+    refused(
+        lambda: story.items.begin_planned_failover(*story.place, planned),
+        501,
+        "LW-0102",
+        "a planned failover",
+    )
+    refused(
+        lambda: story.items.begin_reprotect(*story.place, reverse), 501, "LW-0102", "a reprotect"
+    )
+    gone = (*story.place[:-1], "nobody")
+    refused(lambda: story.items.get(*gone), 404, "LW-0103", "an item that is not there")
+    step("what is not there yet says so")
+
+
+def protection_ends(story):
+    request = models.DisableProtectionInput(
+        properties=models.DisableProtectionInputProperties(
+            disable_protection_reason="NotSpecified",
+            replication_provider_input=models.DisableProtectionProviderSpecificInput(),
+        )
+    )
+    story.server.wait(story.items.begin_delete(*story.place, request), "disable")
+    refused(lambda: story.show(), 404, "LW-0103", "the item after its removal")
+    same(story.job_of("DisableProtection").properties.state, "Succeeded", "the disable job")
+    step("protection is ended")
+
+
+def run(server, options):
+    options.item = options.item or options.machine
+    story = Story(server, options)
+    site_is_ready(story)
+    policy = relation_is_made(story)
+    machine_is_protected(story, policy)
+    points_appear(story)
+    test_failover_waits_and_is_cleaned_up(story)
+    machine_fails_over(story)
+    point_is_changed_and_committed(story)
+    what_is_missing_says_so(story)
+    if options.disable:
+        protection_ends(story)
+
+
+def extend(parser):
+    parser.add_argument("--fabric", required=True, help="the site")
+    parser.add_argument("--machine", required=True, help="the machine, by its name on its host")
+    parser.add_argument("--item", help="name of the protected item; the machine's by default")
+    parser.add_argument("--policy", default="conformance")
+    parser.add_argument("--interval", type=int, default=5, help="seconds between points")
+    parser.add_argument("--key-file", help="where to write the registration key for the host")
+    parser.add_argument("--disable", action="store_true", help="end protection at the end")
+
+
+if __name__ == "__main__":
+    sys.exit(sdk.main(__doc__, extend, run))
