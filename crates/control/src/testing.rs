@@ -5,6 +5,7 @@
 
 mod host;
 mod instance;
+pub mod steps;
 
 pub use host::{ScriptedHost, ScriptedItem, Temper};
 pub use instance::Instance;

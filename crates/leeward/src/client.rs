@@ -146,8 +146,7 @@ impl ApiClient {
         body: Option<&Value>,
     ) -> Result<Reply, ClientError> {
         let address = format!("{}:{}", self.host, self.port);
-        let unreachable =
-            |why: String| ClientError::Unreachable { address: address.clone(), why };
+        let unreachable = |why: String| ClientError::Unreachable { address: address.clone(), why };
         let exchange = async {
             let tcp = TcpStream::connect((self.host.as_str(), self.port))
                 .await

@@ -29,12 +29,8 @@ fn write_whole_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()>
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let temporary = parent.join(format!(".{name}.{}.tmp", std::process::id()));
     let result = (|| {
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file =
+            File::options().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;

@@ -1,4 +1,8 @@
 //! Rules about the code itself that a machine can check. The rules stand in STYLE.md.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends at the first thing that is not as it should be"
+)]
 
 use std::{collections::BTreeMap, fs, path::Path, path::PathBuf, process::Command};
 
@@ -7,7 +11,8 @@ const MODULE_LINES_MAX: usize = 800;
 const LINE_COLUMNS_MAX: usize = 100;
 const BANNED_MODULES: [&str; 5] = ["util", "common", "misc", "helpers", "manager"];
 /// Words of other products for what the glossary names otherwise, as parts of public names.
-const BANNED_WORDS: [&str; 6] = ["Snapshotter", "Checkpointer", "Replicator", "Mgr", "Tenant", "Runbook"];
+const BANNED_WORDS: [&str; 6] =
+    ["Snapshotter", "Checkpointer", "Replicator", "Mgr", "Tenant", "Runbook"];
 
 /// Which crates of ours a crate may use.
 const MAY_USE: [(&str, &[&str]); 10] = [
@@ -19,15 +24,10 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("replica", &["model", "wire", "nbd"]),
     ("fabric", &["model", "capture", "nbd"]),
     ("control", &["model", "wire", "fabric", "durable"]),
-    (
-        "leeward",
-        &["model", "wire", "nbd", "capture", "replica", "fabric", "durable", "control"],
-    ),
+    ("leeward", &["model", "wire", "nbd", "capture", "replica", "fabric", "durable", "control"]),
     (
         "sim",
-        &[
-            "model", "wire", "nbd", "capture", "replica", "fabric", "durable", "control", "leeward",
-        ],
+        &["model", "wire", "nbd", "capture", "replica", "fabric", "durable", "control", "leeward"],
     ),
 ];
 
@@ -117,8 +117,10 @@ fn every_file_is_tidy() {
     sources(&root().join("crates"), &mut files);
     assert!(files.len() > 50, "the sources were not found");
 
-    let faults: Vec<_> =
-        files.iter().flat_map(|file| check_file(file, &fs::read_to_string(file).unwrap())).collect();
+    let faults: Vec<_> = files
+        .iter()
+        .flat_map(|file| check_file(file, &fs::read_to_string(file).unwrap()))
+        .collect();
 
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
@@ -159,7 +161,10 @@ fn every_dependency_has_its_reason() {
             let name = dependency["name"].as_str().unwrap();
             let is_ours = !dependency["path"].is_null();
             let line = format!("#   {name}: ");
-            assert!(is_ours || reasons.contains(&line), "deny.toml does not say why {name} is used");
+            assert!(
+                is_ours || reasons.contains(&line),
+                "deny.toml does not say why {name} is used"
+            );
         }
     }
 }
@@ -182,7 +187,14 @@ fn only_the_items_module_writes_protection_states() {
 #[test]
 fn nothing_in_the_project_names_the_machine_it_was_written_on() {
     let output = Command::new("git")
-        .args(["grep", "-nIE", "/work/(main|shared)|\\.library/", "--", ".", ":!crates/leeward/tests/tidy.rs"])
+        .args([
+            "grep",
+            "-nIE",
+            "/work/(main|shared)|\\.library/",
+            "--",
+            ".",
+            ":!crates/leeward/tests/tidy.rs",
+        ])
         .current_dir(root())
         .output()
         .unwrap();

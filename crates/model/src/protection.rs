@@ -433,10 +433,8 @@ impl ProtectedItem {
             Protection::Reprotecting { job } => FailoverOrigin::Reprotecting { job: *job },
             _ => return false,
         };
-        let retained = matches!(
-            from,
-            FailoverOrigin::Committed { .. } | FailoverOrigin::Reprotecting { .. }
-        );
+        let retained =
+            matches!(from, FailoverOrigin::Committed { .. } | FailoverOrigin::Reprotecting { .. });
         // After a commit only a retained point will do: there is no newest one of this direction.
         if retained && !matches!(choice, PointChoice::Custom(_)) {
             return false;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     items::{ItemView, LiveAt},
+    testing::Fleet,
     vaults::{VaultKey, VaultSpec, VaultView},
 };
 use axum::http::{Method as HttpMethod, StatusCode};
@@ -14,7 +15,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use tower::ServiceExt as _;
 
-mod world;
+mod protected;
 
 const SUBSCRIPTION: &str = "00000000-0000-0000-0000-000000000001";
 const VAULT: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/leeward\
@@ -97,8 +98,12 @@ impl TokenCheck for RoleTokens {
     }
 }
 
-/// The interface over a config server, whose folder goes with it.
-struct Api(Router, #[expect(dead_code, reason = "held until the end")] tempfile::TempDir);
+/// The interface over a config server with scripted hosts, whose folder goes with it.
+struct Api {
+    router: Router,
+    fleet: Fleet,
+    _folder: tempfile::TempDir,
+}
 
 struct Reply {
     status: StatusCode,
@@ -115,31 +120,43 @@ impl Reply {
     }
 }
 
+/// Sends one request and reads the answer.
+async fn exchange(
+    router: Router,
+    token: &str,
+    method: HttpMethod,
+    path: &str,
+    body: Vec<u8>,
+) -> Reply {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "server:4443")
+        .header("authorization", format!("Bearer {token}"))
+        .header("x-ms-client-request-id", "mine")
+        .body(Body::from(body))
+        .unwrap();
+    let (parts, body) = router.oneshot(request).await.unwrap().into_parts();
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+    Reply { status: parts.status, headers: parts.headers, body }
+}
+
 impl Api {
     async fn new() -> Api {
         let settings =
             ApiSettings { tokens: Arc::new(RoleTokens), ca_fingerprint: "ab".repeat(32) };
-        let (control, folder) = world::control().await;
-        let api = Api(router(control, settings), folder);
+        let folder = tempfile::tempdir().unwrap();
+        let fleet = Fleet::new(&folder.path().join("control.db")).await;
+        let router = router(fleet.control.clone(), settings);
+        let api = Api { router, fleet, _folder: folder };
         let made = api.put(VAULT, json!({"location": "here"})).await;
         assert_eq!(made.status, StatusCode::CREATED);
         api
     }
 
     async fn send(&self, token: &str, method: HttpMethod, path: &str, body: Vec<u8>) -> Reply {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "server:4443")
-            .header("authorization", format!("Bearer {token}"))
-            .header("x-ms-client-request-id", "mine")
-            .body(Body::from(body))
-            .unwrap();
-        let response = self.0.clone().oneshot(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Reply { status: parts.status, headers: parts.headers, body }
+        exchange(self.router.clone(), token, method, path, body).await
     }
     async fn get(&self, path: &str) -> Reply {
         self.send("Owner", HttpMethod::GET, path, Vec::new()).await

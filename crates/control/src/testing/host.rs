@@ -4,15 +4,14 @@ use super::instance::{Instance, instances_step};
 use crate::clock::{Draw, Now, new_id};
 use crate::{Control, HostSession};
 use leeward_model::{
-    Branch, Code, DiscoveredMachine, Epoch, Evidence, Firmware, HostId, InstanceId, ItemId, JobId,
-    Lsn, MachineSpec, MachineState, PointId, PointInfo, PointKind, PointOrigin, Position, Probe,
-    Problem, Site, UnixMillis, Verification,
+    Branch, Code, DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, JobId, Lsn,
+    MachineSpec, MachineState, PointId, PointInfo, PointKind, PointOrigin, Position, Probe,
+    Problem, Site, Verification,
 };
 use leeward_wire::message::{
-    Answer, Assignment, CapturePhase, CopyProgress, DivergentNote, HostHello, InstanceDuty,
-    InstanceObserved, ItemDuty, ItemObserved, NewestPoint, Observed, ProbeResult, Purpose, Query,
-    ServerStamp, ShutdownOutcome, SourceDuty, SourceObserved, SourceRun, Stage, TargetDuty,
-    TargetObserved,
+    Answer, Assignment, CapturePhase, CopyProgress, DivergentNote, HostHello, ItemDuty,
+    ItemObserved, NewestPoint, Observed, Purpose, Query, ServerStamp, ShutdownOutcome, SourceDuty,
+    SourceObserved, SourceRun, TargetDuty, TargetObserved,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -99,7 +99,7 @@ pub(crate) fn merge_all(disks: &[DiskBitmaps]) -> Vec<Value> {
         let mut others = disk.names();
         others.retain(|name| *name != target);
         let mut sources = others.clone();
-        sources.retain(|name| name != LIVE && name != OPEN);
+        sources.retain(|name| name != LIVE);
         actions.push(bitmap_action("enable", disk.disk, &target));
         if !sources.is_empty() {
             actions.push(merge_action(disk.disk, &target, &sources));

@@ -253,13 +253,13 @@ pub(super) async fn machine(session: &Session, verb: MachineVerb) -> Result<(), 
         let properties = &machine["properties"];
         let details = &properties["customDetails"];
         let disks = details["diskDetails"].as_array().map_or(&[][..], Vec::as_slice);
-        let size: f64 = disks.iter().filter_map(|disk| disk["leewardSizeBytes"].as_f64()).sum();
+        let size: u64 = disks.iter().filter_map(|disk| disk["leewardSizeBytes"].as_u64()).sum();
         vec![
             text(&properties["friendlyName"]),
             text(&details["leewardHost"]),
             text(&details["leewardMachineState"]),
             disks.len().to_string(),
-            bytes(size),
+            bytes(size as f64),
             text(&properties["protectionStatus"]),
             texts(&properties["protectionReadinessErrors"]),
         ]

@@ -19,10 +19,10 @@ pub mod target;
 
 use crate::folder;
 use board::Board;
-use clock::ServerClock;
+use clock::{ServerClock, WallClock};
 use instances::InstanceWork;
 use leeward_fabric::Fabric;
-use leeward_model::{DiscoveredMachine, Epoch, HostId, InstanceId, ItemId};
+use leeward_model::{DiscoveredMachine, HostId, InstanceId, ItemId};
 use leeward_wire::message::{Assignment, ItemDuty, Observed, TargetDuty};
 use site_store::SiteStore;
 use source::SourceWork;
@@ -32,7 +32,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// How often the list of machines is read anew. Reading it opens every image.
@@ -68,6 +68,9 @@ pub struct Host {
     pub board: Board,
     /// The config server's clock.
     pub clock: ServerClock,
+    /// Its own wall clock.
+    pub wall: WallClock,
+    tasks: Mutex<JoinSet<()>>,
     state: Mutex<State>,
 }
 
@@ -78,7 +81,13 @@ struct State {
     machines: Vec<DiscoveredMachine>,
     sources: BTreeMap<ItemId, watch::Sender<Option<SourceWork>>>,
     instances: BTreeMap<InstanceId, watch::Sender<Option<InstanceWork>>>,
-    targets: BTreeMap<ItemId, watch::Sender<Option<(Epoch, ItemDuty)>>>,
+    targets: BTreeMap<ItemId, watch::Sender<Option<ItemDuty>>>,
+    /// Counts changes of instances' work.
+    turn: u64,
+    /// Instances whose worker has not yet acted on its newest work, and the turn of that work.
+    untaken: BTreeMap<InstanceId, u64>,
+    /// The newest assignment on which every instance's worker has acted.
+    settled: u64,
 }
 
 /// The parts of a host that its owner chooses.
@@ -103,6 +112,8 @@ pub struct HostParts {
     pub dialer: dial::SharedDialer,
     /// How it serves points to its guests.
     pub exports: Arc<dyn exports::ExportLauncher>,
+    /// Its wall clock.
+    pub wall: WallClock,
 }
 
 impl Host {
@@ -112,7 +123,7 @@ impl Host {
         let permit_key = std::fs::read_to_string(parts.folder.join("permit-key")).ok();
         let state = State { permit_key, ..State::default() };
         let HostParts { id, name, boot, folder, run_folder, accelerator, .. } = parts;
-        let HostParts { fabric, store, dialer, exports, .. } = parts;
+        let HostParts { fabric, store, dialer, exports, wall, .. } = parts;
         let host = Arc::new(Host {
             id,
             name,
@@ -126,6 +137,8 @@ impl Host {
             exports,
             board: Board::default(),
             clock: ServerClock::default(),
+            wall,
+            tasks: Mutex::default(),
             state: Mutex::new(state),
         });
         host.assign(assignment);
@@ -134,6 +147,18 @@ impl Host {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a worker of this host.
+    pub(crate) fn spawn(&self, worker: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(worker);
+    }
+
+    /// Ends every worker where it stands, as the end of the process does. Guests run on.
+    pub fn abort(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 
     /// Folder of what is kept for an item as source.
@@ -164,27 +189,33 @@ impl Host {
         let mut state = self.state();
         if state.permit_key.as_deref() != Some(key) {
             state.permit_key = Some(key.to_owned());
-            if let Err(error) = folder::write_secret(&self.folder.join("permit-key"), key.as_bytes())
+            if let Err(error) =
+                folder::write_secret(&self.folder.join("permit-key"), key.as_bytes())
             {
                 tracing::error!(%error, "could not keep the permit key");
             }
         }
     }
 
-    /// The item's epoch and this host's duty as its target.
-    pub fn target_duty(&self, item: ItemId) -> Option<(Epoch, TargetDuty)> {
+    /// This host's duty as the item's target.
+    pub fn target_duty(&self, item: ItemId) -> Option<TargetDuty> {
         let state = self.state();
         let duty = state.assignment.duties.iter().find(|duty| duty.item == item)?;
-        Some((duty.epoch, duty.target.clone()?))
+        duty.target.clone()
     }
 
     /// The whole observed state.
     pub fn observed(&self) -> Observed {
         let state = self.state();
+        // An instance that its worker has not looked at must not pass for gone.
+        let generation = match state.untaken.is_empty() {
+            true => state.assignment.generation,
+            false => state.settled,
+        };
         Observed {
-            generation: state.assignment.generation,
+            generation,
             boot: self.boot.clone(),
-            wall: clock::wall_now(),
+            wall: self.wall.now(),
             machines: state.machines.clone(),
             items: self.board.items_seen(),
             store_free_bytes: self.store.as_ref().and_then(|store| store.free_bytes()),
@@ -208,19 +239,19 @@ impl Host {
         self.assign_sources(&mut state, &duties);
         self.assign_targets(&mut state, &duties);
         self.assign_instances(&mut state, &duties);
+        if state.untaken.is_empty() {
+            state.settled = state.assignment.generation;
+        }
         drop(state);
         self.board.poke();
     }
 
     fn assign_sources(self: &Arc<Self>, state: &mut State, duties: &[ItemDuty]) {
         let work_of = |duty: &ItemDuty| {
-            let work = SourceWork {
-                item: duty.item,
-                vault: duty.vault,
-                epoch: duty.epoch,
-                duty: duty.source.clone()?,
-            };
-            Some((duty.item, work))
+            let source = duty.source.clone()?;
+            // The branch's epoch, not the item's: a host that is both ends sees the item's.
+            let (item, vault, epoch) = (duty.item, duty.vault, source.branch.epoch);
+            Some((item, SourceWork { item, vault, epoch, duty: source }))
         };
         let wanted: BTreeMap<_, _> = duties.iter().filter_map(work_of).collect();
         state.sources.retain(|item, sender| {
@@ -236,7 +267,7 @@ impl Host {
                 None => {
                     let (sender, receiver) = watch::channel(Some(work));
                     state.sources.insert(item, sender);
-                    tokio::spawn(source::run(Arc::clone(self), item, receiver));
+                    self.spawn(source::run(Arc::clone(self), item, receiver));
                 }
             }
         }
@@ -246,7 +277,7 @@ impl Host {
         let wanted: BTreeMap<_, _> = duties
             .iter()
             .filter(|duty| duty.target.is_some())
-            .map(|duty| (duty.item, (duty.epoch, duty.clone())))
+            .map(|duty| (duty.item, duty.clone()))
             .collect();
         state.targets.retain(|item, sender| {
             let keep = wanted.contains_key(item);
@@ -262,12 +293,7 @@ impl Host {
                 None => {
                     let (sender, receiver) = watch::channel(Some(work));
                     state.targets.insert(item, sender);
-                    tokio::spawn(tend_replica(
-                        Arc::clone(self),
-                        Arc::clone(store),
-                        item,
-                        receiver,
-                    ));
+                    self.spawn(tend_replica(Arc::clone(self), Arc::clone(store), item, receiver));
                 }
             }
         }
@@ -278,6 +304,7 @@ impl Host {
         for duty in duties {
             for instance in &duty.instances {
                 let work = InstanceWork {
+                    turn: 0,
                     item: duty.item,
                     name: duty.name.clone(),
                     epoch: duty.epoch,
@@ -286,25 +313,48 @@ impl Host {
                 wanted.insert(instance.instance, work);
             }
         }
-        state.instances.retain(|instance, sender| {
+        let State { instances, untaken, .. } = &mut *state;
+        instances.retain(|instance, sender| {
             let keep = wanted.contains_key(instance);
             if !keep {
                 sender.send_replace(None);
+                untaken.remove(instance);
             }
             keep
         });
         let Some(store) = &self.store else { return };
-        for (instance, work) in wanted {
+        for (instance, mut work) in wanted {
+            state.turn += 1;
+            work.turn = state.turn;
             match state.instances.get(&instance) {
-                Some(sender) => replace(sender, work),
+                Some(sender) if sender.borrow().as_ref().is_some_and(|held| held.same(&work)) => {}
+                Some(sender) => {
+                    state.untaken.insert(instance, work.turn);
+                    sender.send_replace(Some(work));
+                }
                 None => {
                     let item = work.item;
+                    state.untaken.insert(instance, work.turn);
                     let (sender, receiver) = watch::channel(Some(work));
                     state.instances.insert(instance, sender);
                     let (host, store) = (Arc::clone(self), Arc::clone(store));
                     tokio::spawn(instances::run(host, store, item, instance, receiver));
                 }
             }
+        }
+    }
+
+    /// Notes that an instance's worker has acted on its work of this turn.
+    pub fn instance_taken(&self, instance: InstanceId, turn: u64) {
+        let mut state = self.state();
+        if state.untaken.get(&instance).is_none_or(|newest| *newest > turn) {
+            return;
+        }
+        state.untaken.remove(&instance);
+        if state.untaken.is_empty() {
+            state.settled = state.assignment.generation;
+            drop(state);
+            self.board.poke();
         }
     }
 
@@ -390,9 +440,8 @@ pub fn start_allowed(
     check: &permits::PermitCheck,
     name: &str,
 ) -> Result<(), leeward_model::Problem> {
-    let of_machine = |duty: &&ItemDuty| {
-        duty.source.as_ref().is_some_and(|source| source.machine == name)
-    };
+    let of_machine =
+        |duty: &&ItemDuty| duty.source.as_ref().is_some_and(|source| source.machine == name);
     let Some(duty) = assignment.duties.iter().find(of_machine) else { return Ok(()) };
     match permits::permit_load(folder, name) {
         Some(permit) => permits::permit_allows(check, &permit, duty.item, name, duty.epoch),
@@ -423,11 +472,11 @@ async fn tend_replica(
     host: Arc<Host>,
     store: Arc<SiteStore>,
     item: ItemId,
-    mut work: watch::Receiver<Option<(Epoch, ItemDuty)>>,
+    mut work: watch::Receiver<Option<ItemDuty>>,
 ) {
     let mut expired = tokio::time::Instant::now();
     loop {
-        let Some((epoch, duty)) = work.borrow_and_update().clone() else {
+        let Some(duty) = work.borrow_and_update().clone() else {
             host.board.target(item, |seen| *seen = None);
             return;
         };
@@ -435,7 +484,7 @@ async fn tend_replica(
             seen.get_or_insert_with(target::target_blank);
         });
         let Some(target) = duty.target else { return };
-        let outcome = keep_replica(&host, &store, item, epoch, &target, duty.vault).await;
+        let outcome = keep_replica(&host, &store, item, &target, duty.vault).await;
         if let Err(error) = outcome {
             let problem = error.problem(format!("the replica of item {item} could not be kept"));
             host.board.target(item, |seen| {
@@ -458,7 +507,6 @@ async fn keep_replica(
     host: &Host,
     store: &Arc<SiteStore>,
     item: ItemId,
-    epoch: Epoch,
     target: &TargetDuty,
     vault: leeward_model::VaultId,
 ) -> Result<(), leeward_replica::StoreError> {
@@ -472,7 +520,7 @@ async fn keep_replica(
         return Ok(());
     }
     store.ensure(vault, item).await?;
-    store.fence(item, target.fence.min(epoch)).await?;
+    store.fence(item, target.fence).await?;
     host.replica_changed(item).await;
     Ok(())
 }

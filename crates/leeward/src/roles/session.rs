@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use leeward_wire::{
     data::{DataError, DataMessage},
-    frame::{Decoder, Frame, FrameError, encode_header, Kind},
+    frame::{Decoder, Frame, FrameError, Kind, encode_header},
 };
 use std::{io, time::Duration};
 use tokio::{
@@ -78,7 +78,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// # Errors
     /// As [`Self::next`], and [`SessionError::Silent`].
     pub async fn message(&mut self, limit: Duration) -> Result<DataMessage, SessionError> {
-        let frame = timeout(limit, self.next()).await.map_err(|_| SessionError::Silent(limit))??;
+        let frame =
+            timeout(limit, self.next()).await.map_err(|_| SessionError::Silent(limit))??;
         Ok(DataMessage::from_frame(frame)?)
     }
 }

@@ -22,10 +22,7 @@ use leeward_fabric::{
     qemu::{QemuConfig, QemuFabric},
 };
 use leeward_model::{Code, HostId, Problem, Site};
-use leeward_replica::{
-    Store, StoreIdentity, SystemRandom, Unlock,
-    storage::LocalStore,
-};
+use leeward_replica::{Store, StoreIdentity, SystemRandom, Unlock, storage::LocalStore};
 use leeward_wire::data::{DataMessage, JoinRequest};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -215,8 +212,7 @@ pub async fn parts(
     store: Option<Arc<SiteStore>>,
 ) -> anyhow::Result<HostParts> {
     let (fabric, run_folder, accelerator) = qemu(data, machines).await?;
-    let launcher =
-        ProcessLauncher { program: std::env::current_exe()?, store: data.join("store") };
+    let launcher = ProcessLauncher { program: std::env::current_exe()?, store: data.join("store") };
     Ok(HostParts {
         id,
         name,
@@ -228,6 +224,7 @@ pub async fn parts(
         store,
         dialer,
         exports: Arc::new(launcher),
+        wall: clock::WallClock::system(),
     })
 }
 
@@ -273,7 +270,7 @@ pub fn store_open(data: &Path, host: HostId) -> Result<(Store, Option<String>), 
 
 /// Wraps a store for the host at `site`.
 pub fn site_store(store: Store, site: Site) -> Arc<SiteStore> {
-    Arc::new(SiteStore::new(store, site))
+    Arc::new(SiteStore::new(store, site, clock::WallClock::system()))
 }
 
 /// Joins a fabric with a registration key and keeps the identity that it gets.
@@ -285,7 +282,8 @@ async fn join(options: &HostOptions, data: &Path) -> anyhow::Result<HostFile> {
         .with_context(|| format!("could not read {}", key_file.display()))?;
     let key = key.trim();
     let wrong = || {
-        Code::WRONG_KEY.problem(format!("the registration key in {} is not one", key_file.display()))
+        Code::WRONG_KEY
+            .problem(format!("the registration key in {} is not one", key_file.display()))
     };
     let fingerprint = key.strip_prefix("lwk1.").and_then(|rest| rest.split('.').next());
     let fingerprint = fingerprint.ok_or_else(wrong)?;

@@ -32,7 +32,8 @@ fn provider() -> Arc<CryptoProvider> {
 /// # Errors
 /// When the text holds none.
 pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, TrustError> {
-    let all: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).collect();
+    let all: Vec<_> =
+        CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).collect();
     if all.is_empty() { Err(TrustError::Invalid("the certificate")) } else { Ok(all) }
 }
 

@@ -85,10 +85,7 @@ pub fn console_read(path: &Path) -> ConsoleSeen {
     ConsoleSeen {
         kernel: text.contains("Linux version"),
         ledger: text.lines().rev().find_map(|line| json(line, "LEDGER ")),
-        first: text
-            .lines()
-            .rev()
-            .find_map(|line| json(line, "LEDGER-FIRST ")?["seq"].as_u64()),
+        first: text.lines().rev().find_map(|line| json(line, "LEDGER-FIRST ")?["seq"].as_u64()),
     }
 }
 

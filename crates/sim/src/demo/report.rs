@@ -61,7 +61,8 @@ impl Report {
         let bytes = |value: Option<u64>| {
             value.map_or("-".to_owned(), |value| format!("{:.1} MiB", value as f64 / 1_048_576.0))
         };
-        let ms = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1} ms"));
+        let ms =
+            |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1} ms"));
         let rows = [
             ("records written before the kill", number(self.records_written)),
             ("records lost", number(self.records_lost_after_kill)),

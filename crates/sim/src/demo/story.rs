@@ -192,9 +192,8 @@ impl Story {
         };
         let primary = container("primary-site").await?;
         let recovery = container("recovery-site").await?;
-        let base = format!(
-            "replicationFabrics/primary-site/replicationProtectionContainers/{primary}"
-        );
+        let base =
+            format!("replicationFabrics/primary-site/replicationProtectionContainers/{primary}");
         let machine = wait_for(
             "the machine's discovery",
             Duration::from_secs(30),
@@ -219,8 +218,12 @@ impl Story {
                 "{VAULT}/replicationFabrics/recovery-site/replicationProtectionContainers/{recovery}"
             ),
             "providerSpecificInput": {}}});
-        api::put(client, &format!("{base}/replicationProtectionContainerMappings/to-recovery"),
-            &mapping).await?;
+        api::put(
+            client,
+            &format!("{base}/replicationProtectionContainerMappings/to-recovery"),
+            &mapping,
+        )
+        .await?;
         let item = format!("{base}/replicationProtectedItems/{MACHINE}");
         let enable = json!({"properties": {
             "policyId": format!("{VAULT}/replicationPolicies/every-2-s"),
@@ -274,9 +277,12 @@ impl Story {
     async fn replicate(&mut self) -> anyhow::Result<JudgedPoint> {
         let site = self.site().clone();
         let before = site.points().await?.len();
-        wait_for("five more points", Duration::from_secs(120), Duration::from_millis(250), || async {
-            Ok((site.points().await?.len() >= before + 5).then_some(()))
-        })
+        wait_for(
+            "five more points",
+            Duration::from_secs(120),
+            Duration::from_millis(250),
+            || async { Ok((site.points().await?.len() >= before + 5).then_some(())) },
+        )
         .await?;
         self.note_pauses().await?;
         let points = site.points().await?;
@@ -336,7 +342,10 @@ impl Story {
         let verdict =
             self.images().judge(&folder.join("boot.raw"), &folder.join("data.raw")).await?;
         std::fs::remove_dir_all(&folder)?;
-        ensure!(verdict["ok"] == true, "the point {name} is not a moment of the machine: {verdict}");
+        ensure!(
+            verdict["ok"] == true,
+            "the point {name} is not a moment of the machine: {verdict}"
+        );
         let last = verdict["last_a"].as_u64().context("the verdict names no record")?;
         Ok(JudgedPoint { id, last })
     }
@@ -344,7 +353,8 @@ impl Story {
     async fn test_failover(&mut self, early: &JudgedPoint) -> anyhow::Result<()> {
         let site = self.site().clone();
         wait_for("a newer point", Duration::from_secs(60), Duration::from_millis(100), || async {
-            let newest = site.points().await?.first().and_then(|one| one["id"].as_str().map(str::to_owned));
+            let newest =
+                site.points().await?.first().and_then(|one| one["id"].as_str().map(str::to_owned));
             Ok((newest.as_deref() != Some(&early.id)).then_some(()))
         })
         .await?;
@@ -380,13 +390,10 @@ impl Story {
         let instance_id = text(&instance["id"])?;
         let point_id = text(&instance["recoveryPointId"])?;
         let shown = site.client.get(&point_id).await?;
-        let evidence =
-            &shown["properties"]["providerSpecificDetails"]["leewardVerification"];
+        let evidence = &shown["properties"]["providerSpecificDetails"]["leewardVerification"];
         ensure!(evidence["state"] == "Verified", "the point is not verified: {evidence}");
-        let picture = site
-            .client
-            .get(&format!("{point_id}/leewardPicture?encoding=base64"))
-            .await?;
+        let picture =
+            site.client.get(&format!("{point_id}/leewardPicture?encoding=base64")).await?;
         let picture = decode_png(&text(&picture["base64"])?)?;
         self.screen.good(&format!(
             "the test machine booted with {ledger} records; its point is verified, with a picture"
@@ -412,9 +419,8 @@ impl Story {
         let site = self.site().clone();
         let machine = self.sites.host_folder().join("machines").join(MACHINE);
         let mut workload = Workload::connect(&machine.join("workload.sock")).await?;
-        let newest = |item: &Value| {
-            item["providerSpecificDetails"]["leewardNewestPoint"]["lsn"].as_u64()
-        };
+        let newest =
+            |item: &Value| item["providerSpecificDetails"]["leewardNewestPoint"]["lsn"].as_u64();
         let before = newest(&site.item().await?);
         wait_for("a new point", Duration::from_secs(60), Duration::from_millis(20), || async {
             Ok((newest(&site.item().await?) != before).then_some(()))
@@ -483,7 +489,8 @@ impl Story {
         let written = lost["last_b"].as_u64().context("no number of records")?;
         let records = written.saturating_sub(ledger);
         let wall = |value: &Value| value["last_wall_ns"].as_u64();
-        let recovered = seen.ledger.as_ref().and_then(wall).context("no time of the last record")?;
+        let recovered =
+            seen.ledger.as_ref().and_then(wall).context("no time of the last record")?;
         let at_kill = wall(lost).context("no time of the last record at the kill")?;
         let seconds = at_kill.saturating_sub(recovered) as f64 / 1e9;
         self.report.records_lost_after_kill = Some(records);

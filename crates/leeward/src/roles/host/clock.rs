@@ -8,9 +8,10 @@
 use leeward_model::UnixMillis;
 use leeward_wire::message::ServerStamp;
 use std::{
-    sync::Mutex,
-    time::{Instant, SystemTime},
+    sync::{Arc, Mutex},
+    time::SystemTime,
 };
+use tokio::time::Instant;
 
 /// The newest tick and when it arrived.
 #[derive(Default)]
@@ -38,7 +39,28 @@ impl ServerClock {
     }
 }
 
-/// This host's wall clock.
+/// A host's wall clock. Nothing is ordered by it; it may be hours off.
+#[derive(Clone)]
+pub struct WallClock(Arc<dyn Fn() -> UnixMillis + Send + Sync>);
+
+impl WallClock {
+    /// The machine's own.
+    pub fn system() -> Self {
+        WallClock::new(wall_now)
+    }
+
+    /// One that tells what `now` says.
+    pub fn new(now: impl Fn() -> UnixMillis + Send + Sync + 'static) -> Self {
+        WallClock(Arc::new(now))
+    }
+
+    /// The present time.
+    pub fn now(&self) -> UnixMillis {
+        (self.0)()
+    }
+}
+
+/// This machine's wall clock.
 pub fn wall_now() -> UnixMillis {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     UnixMillis(since.as_millis() as i64)

@@ -4,9 +4,7 @@
 use super::{Host, source::SourceWork};
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
 use leeward_capture::Hasher;
-use leeward_model::{
-    Change, Code, ExtentHash, Lsn, Marker, PointId, Position, Problem, SegmentId,
-};
+use leeward_model::{Change, Code, ExtentHash, Lsn, Marker, PointId, Position, Problem, SegmentId};
 use leeward_wire::{
     credits::{CreditError, SendWindow},
     data::{Commit, DataHello, DataMessage, DataWelcome, HashesRequest, Role},
@@ -127,10 +125,10 @@ impl DataLink {
     ) -> Result<Self, LinkError> {
         let branch = work.duty.branch;
         // The branch's own newest position, or the place where it leaves its parent.
-        let base = welcome.durable.or(branch.parent).unwrap_or(Position {
-            timeline: branch.timeline,
-            lsn: Lsn(0),
-        });
+        let base = welcome
+            .durable
+            .or(branch.parent)
+            .unwrap_or(Position { timeline: branch.timeline, lsn: Lsn(0) });
         let header = SegmentHeader {
             segment: SegmentId::from_u128(0),
             vault: work.vault,
@@ -283,4 +281,3 @@ impl DataLink {
         }
     }
 }
-

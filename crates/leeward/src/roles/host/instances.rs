@@ -2,14 +2,12 @@
 //! the stage that its duty names, tends it while it runs, probes it, and keeps its work.
 
 use super::{
-    Host, clock,
+    Host,
     exports::ExportPlan,
     permits,
     site_store::{KeptWork, SiteStore},
 };
-use leeward_fabric::{
-    ExportAnswers, FabricError, InstanceDisk, InstancePlan, IoStop, MachineRef,
-};
+use leeward_fabric::{ExportAnswers, FabricError, InstanceDisk, InstancePlan, IoStop, MachineRef};
 use leeward_model::{
     Code, DiskNumber, Epoch, InstanceId, ItemId, MachineSpec, MachineState, Problem, UnixMillis,
 };
@@ -37,6 +35,8 @@ const SEEN_BYTES_MAX: usize = 4096;
 /// What a worker has to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstanceWork {
+    /// Number of this change of work; the host waits for it to be acted on.
+    pub turn: u64,
     /// The item.
     pub item: ItemId,
     /// Its name for people.
@@ -45,6 +45,14 @@ pub struct InstanceWork {
     pub epoch: Epoch,
     /// The duty.
     pub duty: InstanceDuty,
+}
+
+impl InstanceWork {
+    /// Whether both ask for the same.
+    pub fn same(&self, other: &InstanceWork) -> bool {
+        (self.item, &self.name, self.epoch, &self.duty)
+            == (other.item, &other.name, other.epoch, &other.duty)
+    }
 }
 
 /// What is kept about an instance over restarts of this process, in `instance.json`.
@@ -91,11 +99,13 @@ pub async fn run(
         let pause = match worker.reach(&now).await {
             Ok(pause) => pause,
             Err(problem) => {
-                tracing::warn!(%item, %instance, code = %problem.code, cause = %problem.cause, "{}", problem.what);
+                let Problem { code, what, cause, .. } = &problem;
+                tracing::warn!(%item, %instance, %code, %cause, "{what}");
                 worker.show_problem(&now, problem).await;
                 Some(RETRY)
             }
         };
+        worker.host.instance_taken(instance, now.turn);
         match pause {
             Some(pause) => {
                 let _ = tokio::time::timeout(pause, work.changed()).await;
@@ -199,7 +209,7 @@ impl Worker {
         let prepared = self.host.fabric.instance_prepare(self.instance).await;
         prepared.map_err(|error| error.problem())?;
         if self.kept.qemu_started_at.is_none() {
-            self.kept.qemu_started_at = Some(clock::wall_now());
+            self.kept.qemu_started_at = Some(self.host.wall.now());
             self.save()?;
         }
         Ok(())
@@ -258,7 +268,7 @@ impl Worker {
         permits::permit_store(&self.host.folder, permit)
             .map_err(store_problem("the start permit could not be kept"))?;
         self.host.fabric.instance_run(self.instance).await.map_err(|error| error.problem())?;
-        self.kept.guest_started_at = Some(clock::wall_now());
+        self.kept.guest_started_at = Some(self.host.wall.now());
         self.save()
     }
 
@@ -270,7 +280,8 @@ impl Worker {
             answers = match self.host.exports.start(&plan).await {
                 Ok(()) => ExportAnswers::Yes,
                 Err(error) => {
-                    tracing::warn!(instance = %self.instance, %error, "could not bring the export back");
+                    let instance = self.instance;
+                    tracing::warn!(%instance, %error, "could not bring the export back");
                     ExportAnswers::No
                 }
             };
@@ -330,7 +341,7 @@ impl Worker {
                 timeline: work.duty.timeline,
                 base: base.position,
                 overlays: overlay_paths(&folder, &spec),
-                kept_at: clock::wall_now(),
+                kept_at: self.host.wall.now(),
                 spec,
             };
             self.store.kept_add(self.item, work_kept).await?;
@@ -395,11 +406,11 @@ impl Worker {
         };
         let picture = self.host.fabric.machine_screenshot(&machine).await;
         let picture = picture.map_err(|error| error.problem())?;
-        let started = self.kept.guest_started_at.unwrap_or_else(clock::wall_now);
+        let started = self.kept.guest_started_at.unwrap_or_else(|| self.host.wall.now());
         let looked_for = spec.probe.console_contains.unwrap_or_default();
         let evidence = leeward_model::Evidence {
             booted_at: started,
-            took_ms: (clock::wall_now().0 - started.0).max(0) as u64,
+            took_ms: (self.host.wall.now().0 - started.0).max(0) as u64,
             probe: format!("the console shows “{looked_for}”"),
             seen: verdict.1,
             picture: None,

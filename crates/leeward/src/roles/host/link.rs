@@ -1,23 +1,18 @@
 //! The host's session to the config server: takes assignments, sends observations, answers
 //! questions. It dials again for as long as the host lives.
 
-use super::{Host, clock};
+use super::Host;
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
 use leeward_model::{Code, Problem};
 use leeward_wire::{
     data::{decode_control, encode_control},
-    message::{
-        HEARTBEAT_MS, HostHello, PROTOCOL_VERSION, Query, SILENCE_MS, ToHost, ToServer,
-    },
+    message::{HEARTBEAT_MS, HostHello, PROTOCOL_VERSION, Query, SILENCE_MS, ToHost, ToServer},
 };
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -129,9 +124,9 @@ fn receive(host: &Arc<Host>, message: ToHost, at: Instant, answers: &mpsc::Sende
         ToHost::Tick(stamp) => host.clock.ticked(stamp, at),
         ToHost::Assignment(assignment) => host.assign(*assignment),
         ToHost::Query { id, query } => {
-            let (host, answers) = (Arc::clone(host), answers.clone());
-            tokio::spawn(async move {
-                let answer = answer(&host, query).await;
+            let (asked, answers) = (Arc::clone(host), answers.clone());
+            host.spawn(async move {
+                let answer = answer(&asked, query).await;
                 // A session that ended meanwhile asks again on the next one.
                 let _ = answers.send(ToServer::Answer { id, answer }).await;
             });
@@ -142,10 +137,7 @@ fn receive(host: &Arc<Host>, message: ToHost, at: Instant, answers: &mpsc::Sende
     }
 }
 
-async fn answer(
-    host: &Host,
-    query: Query,
-) -> Result<leeward_wire::message::Answer, Problem> {
+async fn answer(host: &Host, query: Query) -> Result<leeward_wire::message::Answer, Problem> {
     match &host.store {
         Some(store) => store.answer(query).await,
         None => Err(Code::ROLE_AWAY.problem("this host has no replica store")),
@@ -155,5 +147,5 @@ async fn answer(
 /// How long this host's clock lies ahead of the server's, in milliseconds; for people.
 pub fn clock_offset_ms(host: &Host) -> Option<i64> {
     let server = host.clock.at(Instant::now())?;
-    Some(clock::wall_now().0 - server.wall.0)
+    Some(host.wall.now().0 - server.wall.0)
 }

@@ -73,3 +73,37 @@ pub fn permit_forget(dir: &Path, machine: &str) {
     // from the next contact, because its epoch has ended.
     let _ = std::fs::remove_file(path_of(dir, machine));
 }
+
+fn fence_path(dir: &Path, machine: &str) -> PathBuf {
+    dir.join("permits").join(format!("{machine}.fenced"))
+}
+
+/// Notes that a machine was failed over: it is not started here any more, also when its
+/// protection has ended since.
+///
+/// # Errors
+/// Those of the file system.
+pub fn fence_note(dir: &Path, machine: &str) -> std::io::Result<()> {
+    let path = fence_path(dir, machine);
+    if path.exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir.join("permits"))?;
+    folder::write_whole(&path, b"failed over to another site\n")
+}
+
+/// Forgets that a machine was failed over: it is replicated from here again.
+///
+/// # Errors
+/// Those of the file system.
+pub fn fence_lift(dir: &Path, machine: &str) -> std::io::Result<()> {
+    match std::fs::remove_file(fence_path(dir, machine)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a machine was failed over and may not be started here.
+pub fn is_fenced(dir: &Path, machine: &str) -> bool {
+    fence_path(dir, machine).exists()
+}

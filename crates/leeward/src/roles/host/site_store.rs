@@ -1,7 +1,7 @@
 //! The host's replica store, as its async workers use it: every call runs off their threads, one
 //! at a time for each item.
 
-use super::clock;
+use super::clock::WallClock;
 use leeward_model::{
     Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ExtentHash, ExtentNumber, ItemId, Lsn,
     MachineSpec, PointId, PointInfo, PointKind, Position, Problem, Site, TimelineId, UnixMillis,
@@ -17,7 +17,7 @@ use leeward_wire::{
     segment::SegmentHeader,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -56,13 +56,14 @@ pub struct ReplicaFigures {
 pub struct SiteStore {
     store: Arc<Store>,
     site: Site,
+    wall: WallClock,
     items: Mutex<BTreeMap<ItemId, Arc<Mutex<ItemStore>>>>,
 }
 
 impl SiteStore {
     /// Wraps an open store of the host at `site`.
-    pub fn new(store: Store, site: Site) -> Self {
-        SiteStore { store: Arc::new(store), site, items: Mutex::default() }
+    pub fn new(store: Store, site: Site, wall: WallClock) -> Self {
+        SiteStore { store: Arc::new(store), site, wall, items: Mutex::default() }
     }
 
     fn opened(&self, item: ItemId) -> Result<Arc<Mutex<ItemStore>>, StoreError> {
@@ -125,12 +126,12 @@ impl SiteStore {
         let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             let mut items = this.items.lock().unwrap_or_else(PoisonError::into_inner);
-            if !items.contains_key(&item) {
+            if let Entry::Vacant(place) = items.entry(item) {
                 let opened = match this.store.item_open(item) {
                     Err(StoreError::NoItem { .. }) => this.store.item_create(vault, item, None)?,
                     opened => opened?,
                 };
-                items.insert(item, Arc::new(Mutex::new(opened)));
+                place.insert(Arc::new(Mutex::new(opened)));
             }
             Ok(())
         })
@@ -184,7 +185,8 @@ impl SiteStore {
     /// # Errors
     /// Those of the store.
     pub async fn fence(self: &Arc<Self>, item: ItemId, epoch: Epoch) -> Result<(), StoreError> {
-        self.with(item, move |store| store.raise_fence(epoch, clock::wall_now())).await
+        let now = self.wall.now();
+        self.with(item, move |store| store.raise_fence(epoch, now)).await
     }
 
     /// Opens the branch for writing and says where its source goes on.
@@ -197,8 +199,9 @@ impl SiteStore {
         branch: Branch,
         credit_bytes: u64,
     ) -> Result<DataWelcome, StoreError> {
+        let now = self.wall.now();
         self.with(item, move |store| {
-            store.open_branch(branch, clock::wall_now())?;
+            store.open_branch(branch, now)?;
             let reader = store.reader();
             let state = reader.state();
             let committed = reader.committed(branch.timeline);
@@ -268,7 +271,7 @@ impl SiteStore {
         item: ItemId,
         at: Position,
     ) -> Result<(), StoreError> {
-        let now = clock::wall_now();
+        let now = self.wall.now();
         self.with(item, move |store| store.commit_progress(at.timeline, at.lsn, now)).await
     }
 
@@ -282,7 +285,7 @@ impl SiteStore {
         at: Position,
         cut_server: Option<ServerStamp>,
     ) -> Result<PointId, StoreError> {
-        let received_at = clock::wall_now();
+        let received_at = self.wall.now();
         self.with(item, move |store| {
             let receipt = PointReceipt { cut_server, received_at, clock_offset_ms: 0 };
             Ok(store.commit_point(at, &receipt)?.id)
@@ -324,9 +327,10 @@ impl SiteStore {
         item: ItemId,
         retention_seconds: u64,
     ) -> Result<usize, StoreError> {
+        let now = self.wall.now();
         self.with(item, move |store| {
             let retention = Retention { keep_ms: retention_seconds * 1000, keep_until: None };
-            let expired = store.expire(clock::wall_now(), &retention)?;
+            let expired = store.expire(now, &retention)?;
             for record in &expired.kept {
                 for file in &record.files {
                     // Listed no more; a file that is left behind is only space.
@@ -350,10 +354,11 @@ impl SiteStore {
         why: &'static str,
     ) -> Result<(), Problem> {
         let what = format!("recovery point {point} could not be pinned");
+        let now = self.wall.now();
         self.ask(item, &what, move |store| {
             let pins = store.reader().pins()?;
             if !pins.iter().any(|pin| pin.who == who && pin.point == point) {
-                store.reader_mut().pin(point, &who, why, clock::wall_now())?;
+                store.reader_mut().pin(point, &who, why, now)?;
             }
             Ok(())
         })
@@ -412,7 +417,11 @@ impl SiteStore {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn kept_remove(self: &Arc<Self>, item: ItemId, point: PointId) -> Result<(), Problem> {
+    pub async fn kept_remove(
+        self: &Arc<Self>,
+        item: ItemId,
+        point: PointId,
+    ) -> Result<(), Problem> {
         self.ask(item, "kept work could not be taken off the list", move |store| {
             store.remove_kept(point)
         })

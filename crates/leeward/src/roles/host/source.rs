@@ -15,7 +15,9 @@ use super::{
     data_link::{DataLink, LinkError},
     permits,
 };
-use leeward_capture::{Attached, CaptureError, ChangeSource, HashError, HashFiles, LiveRead, PassError};
+use leeward_capture::{
+    Attached, CaptureError, ChangeSource, HashError, HashFiles, LiveRead, PassError,
+};
 use leeward_fabric::{FabricError, MachineRef, Shutdown};
 use leeward_model::{
     Code, Epoch, ItemId, JobId, MachineSpec, MachineState, PointId, PointKind, Problem,
@@ -137,7 +139,8 @@ pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option
             Err(error) => {
                 worker.open = None;
                 let problem = error.problem(&now);
-                tracing::warn!(%item, code = %problem.code, cause = %problem.cause, "{}", problem.what);
+                let Problem { code, what, cause, .. } = &problem;
+                tracing::warn!(%item, %code, %cause, "{what}");
                 worker.show(|seen| {
                     if !matches!(seen.phase, CapturePhase::Fenced | CapturePhase::Released) {
                         seen.phase = CapturePhase::Paused;
@@ -179,7 +182,7 @@ impl SourceWorker {
             (seen.resync_done, seen.sent_bytes) = (state.resync_done, state.sent_bytes);
             seen.divergent.clone_from(&state.divergent);
             if let Some((job, _)) = &seen.shutdown
-                && !matches!(work.duty.run, SourceRun::ShutDown { job: wanted, .. } if wanted == *job)
+                && !matches!(&work.duty.run, SourceRun::ShutDown { job: now, .. } if now == job)
             {
                 seen.shutdown = None;
             }
@@ -220,6 +223,7 @@ impl SourceWorker {
         start: Option<JobId>,
         changes: &mut watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<Duration>, SourceError> {
+        permits::fence_lift(&self.host.folder, &work.duty.machine)?;
         if let Some(permit) = permit {
             permits::permit_store(&self.host.folder, permit)?;
         }
@@ -258,8 +262,9 @@ impl SourceWorker {
         permit: Option<&StartPermit>,
         job: JobId,
     ) -> Result<(), SourceError> {
-        let done = self.host.board.source_seen(self.item).and_then(|seen| seen.started);
-        if matches!(&done, Some((started, Ok(()))) if *started == job) {
+        if self.state.started == Some(job) {
+            // Started once for this job, also when its owner has switched it off since.
+            self.show(|seen| seen.started = Some((job, Ok(()))));
             return Ok(());
         }
         let machine = Self::machine(work);
@@ -283,6 +288,10 @@ impl SourceWorker {
                 Err(problem) => Err(problem),
             }
         };
+        if outcome.is_ok() {
+            self.state.started = Some(job);
+            self.state.store(&self.host.item_folder(self.item))?;
+        }
         self.show(|seen| seen.started = Some((job, outcome.clone())));
         outcome.map_err(|problem| SourceError::Problem(Box::new(problem)))
     }
@@ -332,7 +341,8 @@ impl SourceWorker {
         match self.host.fabric.machine_shutdown(&machine, limit).await? {
             Shutdown::Done => {}
             Shutdown::NotInTime => {
-                let what = format!("{} did not shut down in {} s", work.duty.machine, limit.as_secs());
+                let what =
+                    format!("{} did not shut down in {} s", work.duty.machine, limit.as_secs());
                 let problem = Code::SHUTDOWN_FAILED.problem(what);
                 self.report_shutdown(job, ShutdownOutcome::Failed { problem });
                 return Ok(None);
@@ -372,7 +382,8 @@ impl SourceWorker {
                 Err(error) => {
                     self.open = None;
                     let cause = error.problem(work).cause;
-                    tracing::warn!(item = %self.item, attempt, %cause, "could not take the final delta");
+                    let item = self.item;
+                    tracing::warn!(%item, attempt, %cause, "could not take the final delta");
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             }
@@ -384,10 +395,11 @@ impl SourceWorker {
     async fn fence(&mut self, work: &SourceWork) -> Result<Option<Duration>, SourceError> {
         self.open = None;
         permits::permit_forget(&self.host.folder, &work.duty.machine);
+        permits::fence_note(&self.host.folder, &work.duty.machine)?;
         let machine = Self::machine(work);
         let before = self.host.fabric.machine_state(&machine).await?;
         let changes = self.host.fabric.machine_fence(&machine).await?;
-        let stopped_at = super::clock::wall_now();
+        let stopped_at = self.host.wall.now();
         self.host.fabric.machine_quit(&machine).await?;
         // A machine that was shut down and drained has nothing that the point does not have.
         let drained = matches!(self.state.shut_down, Some((_, Some(_))));
@@ -399,7 +411,8 @@ impl SourceWorker {
             self.state.store(&self.host.item_folder(self.item))?;
             if before != MachineState::Off {
                 let code = Code::STALE_MACHINE_FENCED.code;
-                tracing::warn!(item = %self.item, code, "{} was running and is fenced", work.duty.machine);
+                let (item, name) = (self.item, &work.duty.machine);
+                tracing::warn!(%item, code, "{name} was running and is fenced");
             }
         }
         let note = self.state.divergent.clone();

@@ -128,10 +128,10 @@ fn check(host: &Host, peer: HostId, hello: &DataHello) -> Result<TargetDuty, Tar
     if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
         return Err(refuse(Code::VERSION_MISMATCH, "the source speaks another version"));
     }
-    let Some((epoch, duty)) = host.target_duty(hello.item) else {
+    let Some(duty) = host.target_duty(hello.item) else {
         return Err(refuse(Code::NOT_FOUND, "this host holds no replica of the item"));
     };
-    if hello.epoch < duty.fence || hello.epoch < epoch {
+    if hello.epoch < duty.fence {
         return Err(refuse(Code::STORE_FENCED, "its epoch has ended"));
     }
     let expected = duty.receive && duty.source_host == peer && duty.branch == hello.branch;
@@ -160,8 +160,7 @@ where
     writer.message(&DataMessage::Welcome(Box::new(welcome))).await?;
     connected(&host.board, item, true);
     let window = ReceiveWindow::new(CREDIT_BYTES, base);
-    let mut session =
-        Session { host, store, hello, window, waiting: Vec::new(), waiting_bytes: 0 };
+    let mut session = Session { host, store, hello, window, waiting: Vec::new(), waiting_bytes: 0 };
     loop {
         let message = reader.message(IDLE_TIMEOUT).await?;
         // A duty that changed ends the session before anything more is taken.

@@ -94,9 +94,7 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, doors: &Arc<Doors>) -> 
     }
     let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
     let (_, connection) = stream.get_ref();
-    let peer = connection
-        .peer_certificates()
-        .and_then(|chain| host_of_certificate(chain.first()?));
+    let peer = connection.peer_certificates().and_then(|chain| host_of_certificate(chain.first()?));
     match connection.alpn_protocol() {
         Some(protocol) if protocol == tls::ALPN_SESSION => match peer {
             Some(peer) => sessions::serve(doors, peer, stream).await,

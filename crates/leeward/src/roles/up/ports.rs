@@ -19,11 +19,7 @@ impl SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> Now {
-        Now {
-            wall: clock::wall_now(),
-            boottime_ms: clock::boottime_ms(),
-            boot: self.boot.clone(),
-        }
+        Now { wall: clock::wall_now(), boottime_ms: clock::boottime_ms(), boot: self.boot.clone() }
     }
 }
 

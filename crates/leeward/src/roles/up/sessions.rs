@@ -11,19 +11,13 @@ use leeward_model::{Code, HostId, Problem};
 use leeward_wire::{
     data::{DataMessage, decode_control, encode_control},
     frame::{Frame, Kind},
-    message::{
-        Answer, HEARTBEAT_MS, HostHello, PROTOCOL_VERSION, SILENCE_MS, ToHost, ToServer,
-    },
+    message::{Answer, HEARTBEAT_MS, HostHello, PROTOCOL_VERSION, SILENCE_MS, ToHost, ToServer},
 };
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 /// How long a host may take for its hello.
@@ -53,7 +47,8 @@ pub async fn serve<S: Stream>(doors: &Arc<Doors>, peer: HostId, stream: S) {
     }
 }
 
-async fn control_session<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+/// Serves a host's control session whose first frame was read, to its end.
+pub async fn control_session<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     control: &Control,
     peer: HostId,
     first: Frame,

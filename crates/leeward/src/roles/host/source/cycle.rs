@@ -4,17 +4,13 @@ use super::{
     SourceError, SourceWork, SourceWorker,
     copy::{applied, changed, seal},
 };
-use crate::roles::host::clock;
 use leeward_capture::{Cut, CutEnd, Pass, PassInput, PassKind, Retry};
 use leeward_model::{Marker, PointId, PointKind, Position, UnixMillis};
 use leeward_wire::{
     data::Commit,
     message::{CapturePhase, CycleFigures, ServerStamp},
 };
-use std::{
-    sync::Arc,
-    time::{Duration, Instant as SystemInstant},
-};
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -88,8 +84,8 @@ impl SourceWorker {
         let open = self.open.as_mut().expect("a cycle needs an open session");
         // The clocks are read before the cut: a point is never shown newer than it is.
         let time = CutTime {
-            wall: clock::wall_now(),
-            server: self.host.clock.at(SystemInstant::now()),
+            wall: self.host.wall.now(),
+            server: self.host.clock.at(Instant::now()),
             begun: Instant::now(),
         };
         open.last_cut = Some(time.begun);

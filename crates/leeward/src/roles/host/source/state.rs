@@ -17,6 +17,8 @@ pub struct SourceState {
     pub sent_bytes: u64,
     /// The job that had the machine shut down, and its final point.
     pub shut_down: Option<(JobId, Option<PointId>)>,
+    /// The newest job that had the machine started.
+    pub started: Option<JobId>,
     /// What the fenced machine wrote after the last common point.
     pub divergent: Option<DivergentNote>,
 }

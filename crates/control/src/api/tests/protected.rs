@@ -1,0 +1,197 @@
+//! The verbs of a protected item over HTTP, against scripted hosts.
+
+use super::*;
+use crate::{registration::JoinRequest, testing::ScriptedHost};
+
+/// Turns after which a job of the scripted hosts must be over.
+const TURNS_MAX: usize = 400;
+
+/// A vault with a site, a host, a policy, a mapping, and the machine `web01` protected.
+struct World {
+    api: Api,
+    item: String,
+}
+
+impl World {
+    async fn protected() -> World {
+        let mut api = Api::new().await;
+        let site = format!("{VAULT}/replicationFabrics/hill");
+        api.put(&site, json!({})).await;
+        let certificate = format!("{VAULT}/certificates/kvm-a");
+        let key =
+            api.put(&certificate, json!({})).await.body["properties"]["leewardRegistrationKey"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+        let join = JoinRequest { name: "kvm-a".into(), data_address: None };
+        let host = api.fleet.control.registration_key_redeem(&key, join).await.unwrap().host;
+        api.fleet.hosts.push(ScriptedHost::new(host, "kvm-a", &["web01"]));
+        api.fleet.turn().await;
+        let policy = format!("{VAULT}/replicationPolicies/often");
+        api.put(&policy, json!({})).await;
+        let list = format!("{site}/replicationProtectionContainers");
+        let container = api.get(&list).await.body["value"][0]["id"].as_str().unwrap().to_owned();
+        let mapping = format!("{container}/replicationProtectionContainerMappings/m");
+        api.put(&mapping, json!({"properties": {"policyId": policy}})).await;
+        let machines = api.get(&format!("{container}/replicationProtectableItems")).await;
+        let machine = machines.body["value"][0]["id"].clone();
+        let item = format!("{container}/replicationProtectedItems/web01");
+        let mut world = World { api, item };
+        let body = json!({"properties": {"policyId": policy, "protectableItemId": machine}});
+        let enable = world.api.put(&world.item, body).await;
+        world.ends(&enable, "Succeeded").await;
+        world.until_state("Protected").await;
+        world
+    }
+
+    async fn show(&self) -> Value {
+        self.api.get(&self.item).await.body["properties"].clone()
+    }
+
+    async fn until_state(&mut self, state: &str) {
+        for _ in 0..TURNS_MAX {
+            if self.show().await["protectionState"] == state {
+                return;
+            }
+            self.api.fleet.turn().await;
+        }
+        panic!("the item does not become {state}: {}", self.show().await["protectionState"]);
+    }
+
+    /// Sends a request while the hosts answer the questions that it leads to.
+    async fn ask(&mut self, method: HttpMethod, path: &str, body: Vec<u8>) -> Reply {
+        let request = exchange(self.api.router.clone(), "Owner", method, path, body);
+        self.api.fleet.during(request).await
+    }
+
+    async fn act(&mut self, verb: &str, properties: Value) -> Reply {
+        let body = json!({"properties": properties}).to_string();
+        self.ask(HttpMethod::POST, &format!("{}/{verb}", self.item), body.into()).await
+    }
+
+    /// Polls an accepted operation as clients do, until it has ended in this way.
+    async fn ends(&mut self, reply: &Reply, outcome: &str) {
+        assert_eq!(reply.status, StatusCode::ACCEPTED, "{}", reply.body);
+        let status = local(reply.header("azure-asyncoperation")).to_owned();
+        for _ in 0..TURNS_MAX {
+            let document = self.api.get(&status).await;
+            assert_eq!(document.status, StatusCode::OK);
+            if document.body["status"] != "InProgress" {
+                assert_eq!(document.body["status"], outcome, "{}", document.body);
+                return;
+            }
+            assert_eq!(document.header("retry-after"), "1");
+            let result = self.api.get(local(reply.header("location"))).await;
+            assert_eq!(result.status, StatusCode::ACCEPTED, "the result of a running operation");
+            self.api.fleet.turn().await;
+        }
+        panic!("an operation does not end");
+    }
+
+    async fn done(&mut self, verb: &str, properties: Value) -> Value {
+        let reply = self.act(verb, properties).await;
+        self.ends(&reply, "Succeeded").await;
+        self.api.get(local(reply.header("location"))).await.body
+    }
+
+    async fn points(&mut self) -> Vec<String> {
+        let path = format!("{}/recoveryPoints", self.item);
+        let reply = self.ask(HttpMethod::GET, &path, Vec::new()).await;
+        let values = reply.body["value"].as_array().unwrap();
+        values.iter().map(|point| point["id"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// F-096, F-070, F-091, F-100, F-101 as clients of the interface see them.
+#[tokio::test]
+async fn an_item_lives_through_test_failover_failover_change_of_point_and_commit() {
+    let mut world = World::protected().await;
+    let id = world.item.clone();
+
+    let item = world.done("testFailover", json!({"failoverDirection": "PrimaryToRecovery"})).await;
+    assert_eq!(item["id"], id);
+    assert_eq!(item["properties"]["testFailoverState"], "WaitingForCompletion");
+    let item = world.done("testFailoverCleanup", json!({"comments": "fine"})).await;
+    assert_eq!(item["properties"]["testFailoverState"], "None");
+
+    let item = world.done("unplannedFailover", json!({"sourceSiteOperations": "Required"})).await;
+    let state = &item["properties"]["protectionState"];
+    assert_eq!(state, "UnplannedFailoverCommitPendingStatesBegin");
+    assert_eq!(item["properties"]["activeLocation"], "Recovery");
+    assert_eq!(item["id"], id);
+    let other = world.points().await.pop().unwrap();
+    let item = world.done("applyRecoveryPoint", json!({"recoveryPointId": other})).await;
+    assert_eq!(item["properties"]["failoverRecoveryPointId"], other);
+    let item = world.done("failoverCommit", json!({})).await;
+    assert_eq!(item["properties"]["protectionState"], "UnplannedFailoverCommitted");
+
+    let gone = world.act("remove", json!({"disableProtectionReason": "NotSpecified"})).await;
+    world.ends(&gone, "Succeeded").await;
+    let result = world.api.get(local(gone.header("location"))).await;
+    assert_eq!(result.status, StatusCode::NO_CONTENT);
+    assert_eq!(world.api.get(&id).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_busy_item_names_the_job_in_the_way_and_a_cancelled_one_says_so() {
+    let mut world = World::protected().await;
+    let first = world.act("unplannedFailover", json!({})).await;
+    let job = first.header("x-ms-request-id").to_owned();
+
+    let second = world.act("unplannedFailover", json!({})).await;
+    let cancel = world.api.post(&format!("{job}/cancel"), json!({})).await;
+
+    assert_eq!(second.status, StatusCode::CONFLICT);
+    assert_eq!(second.body["error"]["code"], "OperationInProgress");
+    assert_eq!(second.body["error"]["target"], job);
+    assert_eq!(cancel.status, StatusCode::OK);
+    world.ends(&first, "Canceled").await;
+    let result = world.api.get(local(first.header("location"))).await;
+    assert_eq!(result.status, StatusCode::CONFLICT);
+    assert_eq!(result.body["error"]["code"], "OperationCanceled");
+    assert_eq!(world.api.get(&job).await.body["properties"]["state"], "Cancelled");
+    world.until_state("Protected").await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_of_an_item_is_refused_with_its_class() {
+    let mut world = World::protected().await;
+    for (verb, properties, status, code) in [
+        ("unplannedFailover", json!({"failoverDirection": "RecoveryToPrimary"}), 400, "LW-0101"),
+        ("unplannedFailover", json!({"failoverDirection": "Up"}), 400, "LW-0101"),
+        ("testFailover", json!({"networkId": "/a/network"}), 501, "LW-0102"),
+        ("applyRecoveryPoint", json!({}), 400, "LW-0101"),
+        ("failoverCommit", json!({}), 409, "LW-0105"),
+        ("plannedFailover", json!({}), 501, "LW-0102"),
+        ("reProtect", json!({}), 501, "LW-0102"),
+    ] {
+        let reply = world.act(verb, properties).await;
+        assert_eq!((reply.status.as_u16(), reply.code()), (status, code), "{verb}");
+    }
+    let elsewhere = world.item.replace("/cloud_", "/clown_");
+    assert_eq!(world.api.get(&elsewhere).await.status, StatusCode::NOT_FOUND);
+}
+
+#[test]
+fn no_body_of_a_verb_makes_the_server_fail() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let world = runtime.block_on(World::protected());
+    let verbs = prop::sample::select(vec![
+        "testFailover",
+        "testFailoverCleanup",
+        "unplannedFailover",
+        "applyRecoveryPoint",
+        "failoverCommit",
+        "failoverCancel",
+        "repairReplication",
+        "plannedFailover",
+        "reProtect",
+        "remove",
+    ]);
+
+    proptest!(|(verb in verbs, body in bodies())| {
+        let reply = runtime.block_on(world.api.post(&format!("{}/{verb}", world.item), body));
+        let status = reply.status.as_u16();
+        prop_assert!(status < 500 || status == 501 || status == 503, "{verb}: {}", reply.body);
+    });
+}
