@@ -149,12 +149,7 @@ impl Site {
     }
 
     /// Waits until the item looks as `judge` says.
-    pub async fn item_wait(
-        &self,
-        name: &str,
-        what: &str,
-        judge: impl Fn(&Value) -> bool,
-    ) -> Value {
+    pub async fn item_wait(&self, name: &str, what: &str, judge: impl Fn(&Value) -> bool) -> Value {
         let path = self.item_path(name).await;
         let begun = Instant::now();
         loop {

@@ -24,6 +24,8 @@ const PROBE_LOOK: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a probe waits when the machine does not say: a slow boot under emulation.
 const PROBE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+/// How long a machine without a probe runs before its test counts as over.
+const NO_PROBE_WAIT: Duration = Duration::from_secs(20);
 /// From the probe's verdict to the picture: the display shows what the console said a little
 /// later, and a picture of half of it proves less.
 const PICTURE_SETTLE: Duration = Duration::from_millis(1_500);
@@ -388,40 +390,65 @@ impl Worker {
         };
         let begun = *self.probing.get_or_insert_with(Instant::now);
         let machine = MachineRef::Instance(self.instance);
-        let tail = self.host.fabric.console_tail(&machine, CONSOLE_BYTES).await;
-        let console = tail.map_err(|error| error.problem())?;
-        let limit = match spec.probe.timeout_seconds {
-            0 => PROBE_TIMEOUT_DEFAULT,
-            seconds => Duration::from_secs(u64::from(seconds)),
-        };
+        let wanted = spec.probe.console_contains.as_deref().filter(|text| !text.is_empty());
         if self.verdict.is_none() {
-            let seen = judge(&spec, &String::from_utf8_lossy(&console));
-            let late = begun.elapsed() > limit;
-            let late = || late.then(|| (false, format!("not seen within {} s", limit.as_secs())));
-            self.verdict = seen.or_else(late).map(|verdict| (verdict, Instant::now()));
+            let tail = self.host.fabric.console_tail(&machine, CONSOLE_BYTES).await;
+            let console = tail.map_err(|error| error.problem())?;
+            let limit = match (spec.probe.timeout_seconds, wanted) {
+                (_, None) => NO_PROBE_WAIT,
+                (0, Some(_)) => PROBE_TIMEOUT_DEFAULT,
+                (seconds, Some(_)) => Duration::from_secs(u64::from(seconds)),
+            };
+            let late = || match wanted {
+                Some(_) => (false, format!("not seen within {} s", limit.as_secs())),
+                None => (false, "machine.toml names no probe: look at the display".to_owned()),
+            };
+            let late = || (begun.elapsed() > limit).then(late);
+            let verdict = judge(&spec, &String::from_utf8_lossy(&console)).or_else(late);
+            self.verdict = verdict.map(|verdict| (verdict, Instant::now()));
         }
         let verdict = match &self.verdict {
             Some((verdict, reached)) if reached.elapsed() >= PICTURE_SETTLE => verdict.clone(),
             _ => return Ok(()),
         };
-        let picture = self.host.fabric.machine_screenshot(&machine).await;
-        let picture = picture.map_err(|error| error.problem())?;
         let started = self.kept.guest_started_at.unwrap_or_else(|| self.host.wall.now());
-        let looked_for = spec.probe.console_contains.unwrap_or_default();
+        let probe = match wanted {
+            Some(text) => format!("the console shows “{text}”"),
+            None => "none".to_owned(),
+        };
         let evidence = leeward_model::Evidence {
             booted_at: started,
             took_ms: (self.host.wall.now().0 - started.0).max(0) as u64,
-            probe: format!("the console shows “{looked_for}”"),
+            probe,
             seen: verdict.1,
             picture: None,
             picture_hash: None,
             content_hash: None,
         };
-        let result = ProbeResult { passed: verdict.0, evidence };
-        let point = work.duty.point;
-        let result = self.store.verified(self.item, point, result, picture).await?;
+        let mut result = ProbeResult { passed: verdict.0, evidence };
+        if wanted.is_some() {
+            // Without a probe nothing was proved, for or against the point.
+            let picture = self.picture(&spec).await;
+            let point = work.duty.point;
+            result = self.store.verified(self.item, point, result, picture).await?;
+        }
         self.kept.evidence = Some(result);
         self.save()
+    }
+
+    /// A picture of the machine's display, when it has one and can be asked.
+    async fn picture(&self, spec: &MachineSpec) -> Option<Vec<u8>> {
+        let machine = MachineRef::Instance(self.instance);
+        if !spec.display || self.status().await != Some(MachineState::Running) {
+            return None;
+        }
+        match self.host.fabric.machine_screenshot(&machine).await {
+            Ok(picture) => Some(picture),
+            Err(error) => {
+                tracing::warn!(instance = %self.instance, %error, "could not take a picture");
+                None
+            }
+        }
     }
 
     fn seen(&self, stage: Stage, machine: MachineState) -> InstanceObserved {

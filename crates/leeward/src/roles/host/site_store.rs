@@ -428,7 +428,8 @@ impl SiteStore {
         .await
     }
 
-    /// Puts a picture as evidence of a point; returns evidence that names it and the content.
+    /// Keeps what a test showed as evidence of a point; returns it with the names of its picture
+    /// and its content.
     ///
     /// # Errors
     /// Those of the store.
@@ -437,7 +438,7 @@ impl SiteStore {
         item: ItemId,
         point: PointId,
         result: ProbeResult,
-        picture: Vec<u8>,
+        picture: Option<Vec<u8>>,
     ) -> Result<ProbeResult, Problem> {
         self.ask(item, "the evidence of a test could not be kept", move |store| {
             let reader = store.reader();
@@ -445,7 +446,7 @@ impl SiteStore {
             let content_hash = Some(view.content_hash()?);
             let evidence = Evidence { content_hash, ..result.evidence };
             let outcome = if result.passed { TestOutcome::Passed } else { TestOutcome::Failed };
-            let evidence = reader.put_evidence(point, outcome, evidence, Some(&picture))?;
+            let evidence = reader.put_evidence(point, outcome, evidence, picture.as_deref())?;
             Ok(ProbeResult { passed: result.passed, evidence })
         })
         .await
