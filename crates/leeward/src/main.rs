@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use leeward::{
+    cli::{self, Connection, EXIT_CODES, Verb},
     export::{self, ExportOptions},
     roles::{
         site::{self, HostOptions},
@@ -13,8 +14,10 @@ use tracing_subscriber::EnvFilter;
 
 /// Open, self-hosted site recovery.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, about, max_term_width = 100, after_help = EXIT_CODES)]
 struct Arguments {
+    #[command(flatten)]
+    connection: Connection,
     #[command(subcommand)]
     command: Command,
 }
@@ -27,6 +30,8 @@ enum Command {
     Host(HostOptions),
     /// Serves one recovery point over NBD; needs no other part of Leeward.
     Export(ExportOptions),
+    #[command(flatten)]
+    Verb(Verb),
 }
 
 fn main() -> ExitCode {
@@ -47,15 +52,16 @@ fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match arguments.command {
-            Command::Up(options) => up::run(options).await,
-            Command::Host(options) => site::run(options).await,
-            Command::Export(options) => export::run(options).await,
+            Command::Up(options) => up::run(options).await.map(|()| ExitCode::SUCCESS),
+            Command::Host(options) => site::run(options).await.map(|()| ExitCode::SUCCESS),
+            Command::Export(options) => export::run(options).await.map(|()| ExitCode::SUCCESS),
+            Command::Verb(verb) => Ok(cli::run(arguments.connection, verb).await),
         }
     });
     // Store work that hangs on a dead disk must not hold the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::from(1)
