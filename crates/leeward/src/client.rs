@@ -1,12 +1,15 @@
 //! A small client of the public API, for the CLI and the demo. It can do nothing that the API
 //! cannot, and speaks it as any other client does: HTTPS, a bearer token, ids in paths.
 
-use crate::trust::{TrustError, tls};
+use crate::{
+    roles::host::dial::connection_problem,
+    trust::{TrustError, tls},
+};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use leeward_model::Problem;
+use leeward_model::{Code, Problem};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use std::{path::Path, time::Duration};
@@ -153,11 +156,14 @@ impl ApiClient {
                 .map_err(|error| unreachable(error.to_string()))?;
             let name = ServerName::try_from(self.host.clone())
                 .map_err(|error| unreachable(error.to_string()))?;
-            let stream = self
-                .connector
-                .connect(name, tcp)
-                .await
-                .map_err(|error| unreachable(error.to_string()))?;
+            let stream = self.connector.connect(name, tcp).await.map_err(|error| {
+                let what = format!("the config server at {address} is not trusted");
+                let problem = connection_problem(what, &error);
+                match problem.code == Code::WRONG_CA.code {
+                    true => ClientError::Setup(problem.to_string()),
+                    false => unreachable(error.to_string()),
+                }
+            })?;
             self.exchange(stream, method, path, body).await.map_err(unreachable)
         };
         let (status, headers, bytes) = timeout(REQUEST_TIMEOUT, exchange)

@@ -123,6 +123,23 @@ pub fn lock(dir: &Path, owner: &str) -> Result<FolderLock, FolderError> {
     Ok(FolderLock { _file: file })
 }
 
+/// The full path of a folder that a role has made.
+///
+/// # Errors
+/// [`FolderError::Foreign`] when no role has; [`FolderError::Io`] when it is not there.
+pub fn existing(dir: &Path) -> Result<PathBuf, FolderError> {
+    let failed = |source: io::Error| FolderError::Io { path: dir.to_owned(), source };
+    let full = dir.canonicalize().map_err(failed)?;
+    if !full.join("leeward.role").exists() {
+        return Err(FolderError::Foreign {
+            path: full,
+            owner: "something else: no role of Leeward made it".to_owned(),
+            wanted: "a host".to_owned(),
+        });
+    }
+    Ok(full)
+}
+
 /// A folder without our mark is taken only when it is empty (or holds what a start that was cut
 /// off left): a slip in `--data` must not scatter files into somebody's home.
 fn refuse_strangers(dir: &Path, owner: &str) -> Result<(), FolderError> {

@@ -5,7 +5,9 @@
 
 pub mod api;
 pub mod guest;
+pub mod judge;
 pub mod progress;
 pub mod report;
 pub mod sites;
+pub mod stage;
 pub mod story;

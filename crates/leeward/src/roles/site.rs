@@ -88,7 +88,7 @@ pub enum HostCommand {
 /// NO_PERMIT without `--i-am-sure`; whatever QEMU says.
 pub async fn command(command: HostCommand) -> anyhow::Result<()> {
     let HostCommand::Start { name, data, machines, i_am_sure } = command;
-    let data = data.canonicalize().context("there is no such host folder")?;
+    let data = folder::existing(&data).map_err(|error| error.problem())?;
     let file: Option<HostFile> = std::fs::read(data.join("host.json"))
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -107,7 +107,7 @@ pub async fn command(command: HostCommand) -> anyhow::Result<()> {
         println!("starting {name} without a permit, as you asked");
     }
     let machines = machines.unwrap_or_else(|| data.join("machines"));
-    let fabric = qemu(&data, &machines).await?.0;
+    let fabric = qemu(&data, &machines, 0).await?.0;
     fabric.machine_start(&name).await.map_err(|error| error.problem())?;
     println!("{name} is running");
     Ok(())
@@ -117,12 +117,14 @@ pub async fn command(command: HostCommand) -> anyhow::Result<()> {
 async fn qemu(
     data: &Path,
     machines: &Path,
+    hydration_bytes_per_second: u64,
 ) -> anyhow::Result<(QemuFabric, PathBuf, accelerator::Accelerator)> {
     std::fs::create_dir_all(machines)?;
     let run = run_folder(data)?;
     let blank = QemuConfig::new(PathBuf::new(), PathBuf::new(), accelerator::Accelerator::Tcg);
     let accelerator = accelerator::probe(&blank.program, &data.join("accelerator.json")).await?;
-    let config = QemuConfig::new(machines.to_owned(), run.clone(), accelerator);
+    let mut config = QemuConfig::new(machines.to_owned(), run.clone(), accelerator);
+    config.hydration_bytes_per_second = hydration_bytes_per_second;
     Ok((QemuFabric::new(config), run, accelerator))
 }
 
@@ -166,7 +168,7 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let ca_pem = std::fs::read_to_string(data.join("ca.pem"))?;
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
-    let parts = parts(&data, &machines, file.host, file.name, dialer, None).await?;
+    let parts = parts(&data, &machines, 0, file.host, file.name, dialer, None).await?;
     let host = Host::new(parts);
     let stop = CancellationToken::new();
     let tasks = start(&host, file.server, &stop);
@@ -199,19 +201,21 @@ pub fn identity(data: &Path) -> anyhow::Result<Identity> {
     Ok(Identity { chain_pem: read("host.pem")?, key_pem: read("host.key")? })
 }
 
-/// Everything that a host with QEMU machines is made of.
+/// Everything that a host with QEMU machines is made of; `hydration` caps each disk's hydration in
+/// bytes a second, 0 for no cap.
 ///
 /// # Errors
 /// When folders cannot be made or `/proc` cannot be read.
 pub async fn parts(
     data: &Path,
     machines: &Path,
+    hydration: u64,
     id: HostId,
     name: String,
     dialer: dial::SharedDialer,
     store: Option<Arc<SiteStore>>,
 ) -> anyhow::Result<HostParts> {
-    let (fabric, run_folder, accelerator) = qemu(data, machines).await?;
+    let (fabric, run_folder, accelerator) = qemu(data, machines, hydration).await?;
     let launcher = ProcessLauncher { program: std::env::current_exe()?, store: data.join("store") };
     Ok(HostParts {
         id,
@@ -276,28 +280,26 @@ pub fn site_store(store: Store, site: Site) -> Arc<SiteStore> {
 /// Joins a fabric with a registration key and keeps the identity that it gets.
 async fn join(options: &HostOptions, data: &Path) -> anyhow::Result<HostFile> {
     let (Some(server), Some(key_file)) = (&options.join, &options.key_file) else {
-        bail!("this host has not joined a site yet: give --join HOST:PORT and --key-file FILE");
+        let what = "this host has not joined a site yet";
+        return Err(Code::WRONG_KEY
+            .because(what, "it needs --join HOST:PORT and --key-file FILE at its first start")
+            .into());
     };
-    let key = std::fs::read_to_string(key_file)
-        .with_context(|| format!("could not read {}", key_file.display()))?;
+    let key = std::fs::read_to_string(key_file).map_err(|error| {
+        let what = format!("the registration key in {} cannot be read", key_file.display());
+        Code::WRONG_KEY.because(what, error.to_string())
+    })?;
     let key = key.trim();
-    let wrong = || {
+    let fingerprint = key_fingerprint(key).ok_or_else(|| {
         Code::WRONG_KEY
             .problem(format!("the registration key in {} is not one", key_file.display()))
-    };
-    let fingerprint = key.strip_prefix("lwk1.").and_then(|rest| rest.split('.').next());
-    let fingerprint = fingerprint.ok_or_else(wrong)?;
+    })?;
     let name = options.name.clone().unwrap_or_else(machine_name);
     let (key_pem, csr_pem) = authority::host_request()?;
     let connector = TlsConnector::from(tls::join_client_config(fingerprint)?);
     let stream = dial::connect_tls(&connector, server).await.map_err(|error| {
         let what = format!("could not join through the config server at {server}");
-        let code = if error.kind() == std::io::ErrorKind::InvalidData {
-            Code::WRONG_CA
-        } else {
-            Code::ROLE_AWAY
-        };
-        code.because(what, error.to_string())
+        dial::connection_problem(what, &error)
     })?;
     let (read, write) = tokio::io::split(stream);
     let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
@@ -321,6 +323,13 @@ async fn join(options: &HostOptions, data: &Path) -> anyhow::Result<HostFile> {
     folder::write_whole(&data.join("host.json"), &serde_json::to_vec_pretty(&file)?)?;
     println!("joined {} as host {}", answer.fabric, answer.host);
     Ok(file)
+}
+
+/// The CA's fingerprint in a registration key; none when the text is no such key.
+fn key_fingerprint(key: &str) -> Option<&str> {
+    let hex = |part: &str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let (fingerprint, secret) = key.strip_prefix("lwk1.")?.split_once('.')?;
+    (hex(fingerprint) && hex(secret)).then_some(fingerprint)
 }
 
 /// The machine's host name, reduced to what names may hold.

@@ -53,6 +53,10 @@ pub struct UpOptions {
     /// Name of this site's fabric in every vault.
     #[arg(long, default_value = Config::RECOVERY_SITE)]
     pub site: String,
+    /// Cap, for each disk, on how fast a machine that runs from the store takes its data over, in
+    /// bytes a second; 0 for none.
+    #[arg(long, env = "LEEWARD_HYDRATION_BYTES_PER_SECOND", default_value_t = 0)]
+    pub hydration_bytes_per_second: u64,
 }
 
 /// Runs until it is told to end.
@@ -62,13 +66,14 @@ pub struct UpOptions {
 pub async fn run(options: UpOptions) -> anyhow::Result<()> {
     let _lock = folder::lock(&options.data, "config server").map_err(|error| error.problem())?;
     let data = options.data.canonicalize()?;
-    host::folders_make(&data)?;
-    let authority = Arc::new(Authority::open_or_create(&data)?);
-    let token = token_open(&data)?;
+    // Before anything is made: a start without its port leaves nothing behind.
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         let what = format!("could not listen on {}", options.listen);
         Code::PORT_IN_USE.because(what, error.to_string())
     })?;
+    host::folders_make(&data)?;
+    let authority = Arc::new(Authority::open_or_create(&data)?);
+    let token = token_open(&data)?;
     let address = listener.local_addr()?;
     let reached = options.public_address.clone().unwrap_or_else(|| address.to_string());
     let (id, identity) = local_identity(&data, &authority)?;
@@ -82,7 +87,7 @@ pub async fn run(options: UpOptions) -> anyhow::Result<()> {
     };
     let database = Store::open(&data.join("control.db"), Durability::PowerCut).await?;
     let control = Control::open(database, config, ports).await?;
-    let host = local_host(&data, id, name, &identity, &authority).await?;
+    let host = local_host(&options, &data, id, name, &identity, &authority).await?;
     let tokens = Arc::new(AdminToken::new(&token));
     let settings = ApiSettings { tokens, ca_fingerprint: authority.fingerprint()? };
     let doors = Arc::new(Doors {
@@ -156,6 +161,7 @@ fn local_identity(data: &Path, authority: &Authority) -> anyhow::Result<(HostId,
 }
 
 async fn local_host(
+    options: &UpOptions,
     data: &Path,
     id: HostId,
     name: String,
@@ -168,8 +174,8 @@ async fn local_host(
     }
     let dialer = Arc::new(TlsDialer::new(identity, authority.ca_pem())?);
     let store = site::site_store(store, Site::Recovery);
-    let machines = data.join("machines");
-    let parts = site::parts(data, &machines, id, name, dialer, Some(store)).await?;
+    let (machines, hydration) = (data.join("machines"), options.hydration_bytes_per_second);
+    let parts = site::parts(data, &machines, hydration, id, name, dialer, Some(store)).await?;
     Ok(Host::new(parts))
 }
 

@@ -77,13 +77,21 @@ where
     parse(&bytes)
 }
 
-/// The hello of a client that speaks TLS 1.2 at most: one suite, no extensions.
+/// The hello of a client that speaks TLS 1.2 at most.
 pub fn old_hello() -> Vec<u8> {
     let mut hello = vec![3, 3];
     hello.extend([7; 32]); // random
     hello.extend([0]); // no session id
-    hello.extend([0, 2, 0xc0, 0x2f]); // ECDHE-RSA-AES128-GCM-SHA256
+    hello.extend([0, 2, 0xc0, 0x2b]); // ECDHE-ECDSA-AES128-GCM-SHA256
     hello.extend([1, 0]); // no compression
+    let extensions: [&[u8]; 3] = [
+        &[0, 10, 0, 4, 0, 2, 0, 23],  // groups: secp256r1
+        &[0, 11, 0, 2, 1, 0],         // points: uncompressed
+        &[0, 13, 0, 4, 0, 2, 4, 3],   // signatures: ECDSA-SHA256
+    ];
+    let extensions = extensions.concat();
+    hello.extend([0, extensions.len() as u8]);
+    hello.extend(extensions);
     let mut handshake = vec![1, 0, 0, hello.len() as u8];
     handshake.extend(hello);
     let mut record = vec![0x16, 3, 1, 0, handshake.len() as u8];

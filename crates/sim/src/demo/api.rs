@@ -69,6 +69,71 @@ pub async fn put(client: &ApiClient, path: &str, body: &Value) -> anyhow::Result
     Ok(())
 }
 
+/// Makes the vault and the primary site's fabric; returns a registration key for its host.
+///
+/// # Errors
+/// When the server refuses one of them.
+pub async fn vault_make(client: &ApiClient) -> anyhow::Result<String> {
+    let vault = json!({"location": "here", "sku": {"name": "RS0", "tier": "Standard"},
+                       "properties": {}});
+    put(client, VAULT, &vault).await?;
+    put(client, "replicationFabrics/primary-site", &json!({"properties": {}})).await?;
+    let asked =
+        json!({"properties": {"leewardFabric": "primary-site", "leewardValidMinutes": 15}});
+    let answer = client.put("certificates/demo", &asked).await?.body;
+    let key = answer["properties"]["leewardRegistrationKey"].as_str();
+    Ok(key.context("the answer has no registration key")?.to_owned())
+}
+
+async fn container(client: &ApiClient, fabric: &str) -> anyhow::Result<String> {
+    let path = format!("replicationFabrics/{fabric}/replicationProtectionContainers");
+    let found = client.list(&path).await?;
+    let name = found.first().and_then(|one| one["name"].as_str().map(str::to_owned));
+    name.with_context(|| format!("{fabric} has no container"))
+}
+
+/// Protects a machine of the primary site with a point every 2 s, and returns at once when that
+/// is accepted.
+///
+/// # Errors
+/// When the machine is not discovered within `deadline`, or the server refuses.
+pub async fn machine_protect(
+    client: &ApiClient,
+    name: &str,
+    deadline: Duration,
+) -> anyhow::Result<Site> {
+    let primary = container(client, "primary-site").await?;
+    let recovery = container(client, "recovery-site").await?;
+    let base =
+        format!("replicationFabrics/primary-site/replicationProtectionContainers/{primary}");
+    let machine = wait_for("the machine's discovery", deadline, POLL, || async {
+        let found = client.list(&format!("{base}/replicationProtectableItems")).await?;
+        let mine = |one: &&Value| one["properties"]["friendlyName"].as_str() == Some(name);
+        Ok(found.iter().find(mine).cloned())
+    })
+    .await?;
+    let policy = json!({"properties": {"providerSpecificInput": {
+        "instanceType": "HyperVReplica2012R2", "replicationFrequencyInSeconds": 30,
+        "leewardPointIntervalSeconds": 2, "leewardRetentionSeconds": 86400,
+        "leewardRpoThresholdSeconds": 15, "leewardShutdownTimeoutSeconds": 60}}});
+    put(client, "replicationPolicies/every-2-s", &policy).await?;
+    let mapping = json!({"properties": {
+        "policyId": format!("{VAULT}/replicationPolicies/every-2-s"),
+        "targetProtectionContainerId": format!(
+            "{VAULT}/replicationFabrics/recovery-site/replicationProtectionContainers/{recovery}"
+        ),
+        "providerSpecificInput": {}}});
+    let path = format!("{base}/replicationProtectionContainerMappings/to-recovery");
+    put(client, &path, &mapping).await?;
+    let item = format!("{base}/replicationProtectedItems/{name}");
+    let enable = json!({"properties": {
+        "policyId": format!("{VAULT}/replicationPolicies/every-2-s"),
+        "protectableItemId": machine["id"],
+        "providerSpecificDetails": {}}});
+    client.put(&item, &enable).await?;
+    Ok(Site { client: client.clone(), item })
+}
+
 impl Site {
     /// The item's properties.
     ///

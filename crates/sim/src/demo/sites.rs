@@ -7,8 +7,11 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// How long processes may take to end once they are killed.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The recovery site's and the primary site's processes.
 pub struct Sites {
@@ -18,12 +21,47 @@ pub struct Sites {
     up: Option<Child>,
     host: Option<Child>,
     keep: bool,
+    /// Further words of the command line of `leeward up`.
+    pub up_words: Vec<String>,
+    /// A file that stands in for the primary site's boot id: a boot of its machine, played.
+    pub boot_id: Option<PathBuf>,
+    mounted: Option<PathBuf>,
 }
 
 impl Sites {
     /// Sites below a fresh folder, run with the product's program.
     pub fn new(folder: PathBuf, program: PathBuf, keep: bool) -> Self {
-        Sites { folder, program, up: None, host: None, keep }
+        let up_words = Vec::new();
+        Sites { folder, program, up: None, host: None, keep, up_words, boot_id: None, mounted: None }
+    }
+
+    /// Leaves everything as it is when this is dropped, or not.
+    pub fn keep(&mut self, keep: bool) {
+        self.keep = keep;
+    }
+
+    /// Puts the recovery site's folder on a file system of its own with `mib` MiB. Needs root.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn up_on_small_disk(&mut self, mib: u32) -> anyhow::Result<()> {
+        let folder = self.up_folder();
+        std::fs::create_dir_all(&folder)?;
+        let size = format!("size={mib}m");
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "leeward-test"])
+            .arg(&folder)
+            .status()?;
+        if !mount.success() {
+            bail!("could not mount a tmpfs on {}", folder.display());
+        }
+        self.mounted = Some(folder);
+        Ok(())
+    }
+
+    /// The product's program.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Folder of the recovery site.
@@ -41,7 +79,12 @@ impl Sites {
             .create(true)
             .append(true)
             .open(self.folder.join(format!("{name}.log")))?;
-        Command::new(&self.program)
+        let own_boot = self.boot_id.as_ref().filter(|_| arguments.first() == Some(&"host"));
+        let mut command = match own_boot {
+            None => Command::new(&self.program),
+            Some(boot_id) => in_boot(boot_id, &self.program),
+        };
+        command
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -66,7 +109,9 @@ impl Sites {
         // Removed, so that its return says that the process is ready.
         let _ = std::fs::remove_file(&endpoint);
         let data = data.to_string_lossy().into_owned();
-        let mut child = self.spawn("up", &["up", "--data", &data, "--listen", &listen])?;
+        let mut words = vec!["up", "--data", &data, "--listen", &listen];
+        words.extend(self.up_words.iter().map(String::as_str));
+        let mut child = self.spawn("up", &words)?;
         let ready = wait_for(
             "the recovery site's start",
             Duration::from_secs(20),
@@ -109,7 +154,12 @@ impl Sites {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn machine_make(&self, images: &GuestImages, name: &str) -> anyhow::Result<PathBuf> {
+    pub fn machine_make(
+        &self,
+        images: &GuestImages,
+        name: &str,
+        extra_disk_mib: u32,
+    ) -> anyhow::Result<PathBuf> {
         let folder = self.host_folder().join("machines").join(name);
         std::fs::create_dir_all(&folder)?;
         for image in ["boot.raw", "data.raw"] {
@@ -122,11 +172,18 @@ impl Sites {
                 bail!("could not copy {image}");
             }
         }
+        let extra = match extra_disk_mib {
+            0 => "",
+            mib => {
+                random_disk(&folder.join("extra.raw"), mib)?;
+                "[[disks]]\nid = \"extra\"\npath = \"extra.raw\"\nformat = \"raw\"\n\n"
+            }
+        };
         let port = folder.join("workload.sock");
         let text = format!(
             "memory_mib = 256\ncpus = 1\ndisplay = true\n\n\
              [[disks]]\nid = \"boot\"\npath = \"boot.raw\"\nformat = \"raw\"\n\n\
-             [[disks]]\nid = \"data\"\npath = \"data.raw\"\nformat = \"raw\"\n\n\
+             [[disks]]\nid = \"data\"\npath = \"data.raw\"\nformat = \"raw\"\n\n{extra}\
              [[nics]]\nmac = \"52:54:00:4c:57:01\"\nnetwork = \"isolated\"\n\n\
              [[channels]]\nname = \"leeward.workload\"\npath = \"{}\"\n\n\
              [probe]\nconsole_contains = \"LEDGER-FIRST {{\"\ntimeout_seconds = 180\n",
@@ -140,11 +197,26 @@ impl Sites {
     ///
     /// # Errors
     /// When the product refuses.
-    pub fn machine_start(&self, name: &str) -> anyhow::Result<()> {
-        let output = Command::new(&self.program)
+    pub async fn machine_start(&self, name: &str) -> anyhow::Result<()> {
+        self.machine_start_with(name, &[]).await
+    }
+
+    /// As [`Self::machine_start`], with more words on the command line.
+    ///
+    /// # Errors
+    /// What the product says when it refuses.
+    pub async fn machine_start_with(&self, name: &str, words: &[&str]) -> anyhow::Result<()> {
+        let command = match &self.boot_id {
+            None => Command::new(&self.program),
+            Some(boot_id) => in_boot(boot_id, &self.program),
+        };
+        let mut command = tokio::process::Command::from(command);
+        let output = command
             .args(["host", "start", name, "--data"])
             .arg(self.host_folder())
-            .output()?;
+            .args(words)
+            .output()
+            .await?;
         if !output.status.success() {
             bail!("could not start {name}: {}", String::from_utf8_lossy(&output.stderr));
         }
@@ -178,6 +250,15 @@ impl Sites {
         Ok(())
     }
 
+    /// Sends a signal to the host's process: SIGSTOP makes it fall silent without a word.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn host_signal(&self, signal: rustix::process::Signal) -> anyhow::Result<()> {
+        let host = self.host.as_ref().context("the host is not running")?;
+        Ok(rustix::process::kill_process(pid_of(host.id())?, signal)?)
+    }
+
     /// Kills the recovery site's process with SIGKILL.
     ///
     /// # Errors
@@ -197,8 +278,27 @@ impl Sites {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for pid in processes_below(&self.folder, "") {
-            kill(pid);
+        // Those that were just being started may start others: until none is left.
+        let begun = Instant::now();
+        loop {
+            let left = processes_below(&self.folder, "");
+            if left.is_empty() || begun.elapsed() > END_TIMEOUT {
+                break;
+            }
+            left.into_iter().for_each(kill);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if let Some(folder) = self.mounted.take() {
+            // What cannot be unmounted is seen by whoever asks what was left behind.
+            let _ = Command::new("umount").arg("-l").arg(&folder).status();
+        }
+        for data in [self.up_folder(), self.host_folder()] {
+            if data.exists()
+                && let Ok(run) = leeward::roles::site::run_folder(&data)
+                && !run.starts_with(&self.folder)
+            {
+                let _ = std::fs::remove_dir_all(run);
+            }
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
@@ -233,7 +333,27 @@ pub fn processes_below(folder: &Path, program: &str) -> Vec<u32> {
     found
 }
 
-fn kill(pid: u32) {
+/// A disk whose every byte has to be sent: nothing in it repeats or compresses.
+fn random_disk(path: &Path, mib: u32) -> anyhow::Result<()> {
+    let bytes = u64::from(mib) << 20;
+    std::io::copy(&mut std::io::Read::take(File::open("/dev/urandom")?, bytes), &mut File::create(path)?)?;
+    Ok(())
+}
+
+/// The program in a mount namespace of its own where the kernel's boot id is another one.
+fn in_boot(boot_id: &Path, program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script]).arg(boot_id).arg(program);
+    command
+}
+
+fn pid_of(number: u32) -> anyhow::Result<rustix::process::Pid> {
+    rustix::process::Pid::from_raw(number as i32).context("no process has the number 0")
+}
+
+/// Kills a process with SIGKILL.
+pub fn kill(pid: u32) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
         // One that has ended meanwhile is fine.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

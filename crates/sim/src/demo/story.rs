@@ -5,6 +5,7 @@ use super::{
     guest::{BootTimes, ConsoleSeen, GuestImages, Workload, console_read, console_watch},
     progress::{Screen, wait_for},
     report::{Report, Step},
+    judge::point_judge,
     sites::Sites,
 };
 use anyhow::{Context as _, bail, ensure};
@@ -14,7 +15,6 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
-use tokio::process::Command;
 
 const MACHINE: &str = "ledger01";
 const BOOT_DEADLINE: Duration = Duration::from_secs(240);
@@ -147,19 +147,9 @@ impl Story {
             begun.elapsed().as_secs_f64()
         ));
         let client = ApiClient::from_folder(&self.sites.up_folder(), &endpoint, VAULT)?;
-        let vault = json!({"location": "here", "sku": {"name": "RS0", "tier": "Standard"},
-                           "properties": {}});
-        api::put(&client, VAULT, &vault).await?;
-        api::put(&client, "replicationFabrics/primary-site", &json!({"properties": {}})).await?;
-        let asked = json!({"properties": {"leewardFabric": "primary-site",
-                                          "leewardValidMinutes": 15}});
-        let answer = client.put("certificates/demo", &asked).await?.body;
-        let key = answer["properties"]["leewardRegistrationKey"]
-            .as_str()
-            .context("the answer has no registration key")?
-            .to_owned();
+        let key = api::vault_make(&client).await?;
         self.sites.host_start(&endpoint, Some(&key))?;
-        let machine = self.sites.machine_make(&images, MACHINE)?;
+        let machine = self.sites.machine_make(&images, MACHINE, 0)?;
         wait_for(
             "the host's joining",
             Duration::from_secs(20),
@@ -167,7 +157,7 @@ impl Story {
             || async { Ok(self.sites.host_folder().join("host.json").exists().then_some(())) },
         )
         .await?;
-        self.sites.machine_start(MACHINE)?;
+        self.sites.machine_start(MACHINE).await?;
         self.screen.good("the primary site's host has joined with a single-use key");
         let (_, seen) = console_watch(&source_console(&self.sites.host_folder())?, BOOT_DEADLINE)
             .await
@@ -183,54 +173,9 @@ impl Story {
 
     async fn protect(&mut self) -> anyhow::Result<()> {
         let client = self.site().client.clone();
-        let client = &client;
-        let container = |fabric: &'static str| async move {
-            let path = format!("replicationFabrics/{fabric}/replicationProtectionContainers");
-            let found = client.list(&path).await?;
-            let name = found.first().and_then(|one| one["name"].as_str().map(str::to_owned));
-            name.with_context(|| format!("{fabric} has no container"))
-        };
-        let primary = container("primary-site").await?;
-        let recovery = container("recovery-site").await?;
-        let base =
-            format!("replicationFabrics/primary-site/replicationProtectionContainers/{primary}");
-        let machine = wait_for(
-            "the machine's discovery",
-            Duration::from_secs(30),
-            Duration::from_millis(100),
-            || async {
-                let found = client.list(&format!("{base}/replicationProtectableItems")).await?;
-                let mine =
-                    |one: &&Value| one["properties"]["friendlyName"].as_str() == Some(MACHINE);
-                Ok(found.iter().find(mine).cloned())
-            },
-        )
-        .await?;
-        self.screen.good("the machine was discovered");
-        let policy = json!({"properties": {"providerSpecificInput": {
-            "instanceType": "HyperVReplica2012R2", "replicationFrequencyInSeconds": 30,
-            "leewardPointIntervalSeconds": 2, "leewardRetentionSeconds": 86400,
-            "leewardRpoThresholdSeconds": 15, "leewardShutdownTimeoutSeconds": 60}}});
-        api::put(client, "replicationPolicies/every-2-s", &policy).await?;
-        let mapping = json!({"properties": {
-            "policyId": format!("{VAULT}/replicationPolicies/every-2-s"),
-            "targetProtectionContainerId": format!(
-                "{VAULT}/replicationFabrics/recovery-site/replicationProtectionContainers/{recovery}"
-            ),
-            "providerSpecificInput": {}}});
-        api::put(
-            client,
-            &format!("{base}/replicationProtectionContainerMappings/to-recovery"),
-            &mapping,
-        )
-        .await?;
-        let item = format!("{base}/replicationProtectedItems/{MACHINE}");
-        let enable = json!({"properties": {
-            "policyId": format!("{VAULT}/replicationPolicies/every-2-s"),
-            "protectableItemId": machine["id"],
-            "providerSpecificDetails": {}}});
-        client.put(&item, &enable).await?;
-        self.site = Some(Site { client: client.clone(), item });
+        let site = api::machine_protect(&client, MACHINE, Duration::from_secs(30)).await?;
+        self.screen.good("the machine was discovered, and its protection enabled");
+        self.site = Some(site);
         self.initial_replication().await
     }
 
@@ -307,45 +252,10 @@ impl Story {
         Ok(())
     }
 
-    /// Copies a point's disks out of the store through an export of its own, and judges them.
     async fn judge(&self, point: &Value) -> anyhow::Result<JudgedPoint> {
-        let id = text(&point["id"])?;
-        let name = text(&point["name"])?;
-        let item = self.site().item().await?;
-        let item_id = text(&item["providerSpecificDetails"]["leewardItemId"])?;
-        let folder = self.options.folder.join("judge");
-        std::fs::create_dir_all(&folder)?;
-        let socket = folder.join("j.sock");
-        let mut export = Command::new(&self.options.program)
-            .args(["export", "--item", &item_id, "--point", &name, "--store"])
-            .arg(self.sites.up_folder().join("store"))
-            .arg("--socket")
-            .arg(&socket)
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        wait_for("an export", Duration::from_secs(20), Duration::from_millis(10), || async {
-            Ok(tokio::net::UnixStream::connect(&socket).await.ok().map(drop))
-        })
-        .await?;
-        for (number, image) in ["boot.raw", "data.raw"].into_iter().enumerate() {
-            let uri = format!("nbd+unix:///disk-{number}?socket={}", socket.display());
-            let copied = Command::new("qemu-img")
-                .args(["convert", "-f", "raw", "-O", "raw", &uri])
-                .arg(folder.join(image))
-                .output()
-                .await?;
-            ensure!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
-        }
-        export.kill().await?;
-        let verdict =
-            self.images().judge(&folder.join("boot.raw"), &folder.join("data.raw")).await?;
-        std::fs::remove_dir_all(&folder)?;
-        ensure!(
-            verdict["ok"] == true,
-            "the point {name} is not a moment of the machine: {verdict}"
-        );
+        let (id, name) = (text(&point["id"])?, text(&point["name"])?);
+        let verdict = point_judge(&self.sites, self.images(), self.site(), &name).await?;
+        ensure!(verdict["ok"] == true, "the point {name} is not a moment of the machine: {verdict}");
         let last = verdict["last_a"].as_u64().context("the verdict names no record")?;
         Ok(JudgedPoint { id, last })
     }
@@ -590,7 +500,7 @@ fn source_console(host: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The first file of that name below a folder.
-fn find_file(folder: &Path, name: &str) -> Option<PathBuf> {
+pub(super) fn find_file(folder: &Path, name: &str) -> Option<PathBuf> {
     for entry in std::fs::read_dir(folder).ok()?.filter_map(Result::ok) {
         let path = entry.path();
         if path.is_dir() {

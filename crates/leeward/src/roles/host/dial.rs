@@ -2,6 +2,7 @@
 
 use crate::trust::{TrustError, authority::Identity, tls};
 use async_trait::async_trait;
+use leeward_model::{Code, Problem};
 use std::{io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -68,6 +69,28 @@ pub async fn connect_tls(
     timeout(DIAL_TIMEOUT, connect)
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")))?
+}
+
+/// What it means for the operator that `what` failed with `error`: strangers and plain text are
+/// told from peers that are away.
+pub fn connection_problem(what: String, error: &io::Error) -> Problem {
+    use rustls::{AlertDescription as Alert, Error as Tls};
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
+    let cause = error.to_string();
+    match tls {
+        Some(Tls::InvalidCertificate(_)) => Code::WRONG_CA.because(what, cause),
+        Some(Tls::AlertReceived(
+            Alert::UnknownCA
+            | Alert::BadCertificate
+            | Alert::DecryptError
+            | Alert::CertificateRequired
+            | Alert::CertificateUnknown,
+        )) => Code::WRONG_CA.because(what, format!("the other end refused us: {cause}")),
+        Some(Tls::InvalidMessage(_)) => {
+            Code::PLAINTEXT.because(what, format!("the other end does not speak TLS: {cause}"))
+        }
+        _ => Code::ROLE_AWAY.because(what, cause),
+    }
 }
 
 /// A dialler that many tasks share.

@@ -1,7 +1,7 @@
 //! The host's session to the config server: takes assignments, sends observations, answers
 //! questions. It dials again for as long as the host lives.
 
-use super::Host;
+use super::{Host, dial};
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
 use leeward_model::{Code, Problem};
 use leeward_wire::{
@@ -34,6 +34,20 @@ enum LinkError {
     Refused(Box<Problem>),
 }
 
+impl LinkError {
+    /// The operator's view.
+    fn problem(&self, server: &str) -> Problem {
+        let what = || format!("this host has no session to the config server at {server}");
+        match self {
+            LinkError::Dial(error) | LinkError::Session(SessionError::Io(error)) => {
+                dial::connection_problem(what(), error)
+            }
+            LinkError::Session(error) => Code::ROLE_AWAY.because(what(), error.to_string()),
+            LinkError::Refused(problem) => (**problem).clone(),
+        }
+    }
+}
+
 /// Keeps a session to the server until `stop`.
 pub async fn run(host: Arc<Host>, server: String, stop: CancellationToken) {
     let mut told = false;
@@ -45,8 +59,7 @@ pub async fn run(host: Arc<Host>, server: String, stop: CancellationToken) {
         if let Err(error) = outcome
             && !told
         {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::warn!(%server, cause = cause.unwrap_or_default(), "{error}");
+            tracing::warn!("{}", error.problem(&server));
             told = true;
         }
         tokio::select! {

@@ -1,0 +1,620 @@
+//! The simulated world: two sites in one process, with the product's own config server, hosts,
+//! sessions and store, on machines, a disk, a link and clocks that a test commands.
+//!
+//! Only what lies outside the product is a double: hypervisor, disk, network, time. Whatever is
+//! checked is checked by the [`ledger`], which knows the truth from outside.
+
+pub mod disk;
+pub mod fabric;
+pub mod history;
+pub mod ledger;
+pub mod link;
+mod settle;
+pub mod time;
+
+use disk::{SiteDisk, WorldExports};
+use fabric::{Watch, WatchedFabric};
+use leeward::{
+    roles::{
+        host::{Host, HostParts, clock::WallClock, folders_make, link as session, site_store::SiteStore},
+        up::ports::FileSigner,
+    },
+    trust::permits::PermitKey,
+};
+use leeward_control::{
+    Config, Control, Durability, LocalHost, PermitSigner, Ports, Store as Database,
+    items::{EnableSpec, ItemView},
+    jobs::{JobFilter, JobView, RunState},
+    mappings::MappingSpec,
+    policies::PolicySpec,
+    registration::JoinRequest,
+    testing::{
+        CountingDraw,
+        steps::{self, AtStep, Go},
+    },
+    vaults::{VaultKey, VaultSpec},
+};
+use leeward_durable::Place;
+use leeward_fabric::{
+    MachineRef,
+    memory::{MemoryFabric, MemoryWorld},
+};
+use leeward_model::{
+    DiskFormat, DiskNumber, DiskSpec, Firmware, HostId, ItemId, JobId, MachineSpec, Policy, Probe,
+    Site, VaultId,
+};
+use leeward_replica::{Mutation as StoreMutation, Store, StoreIdentity, SystemRandom, Unlock};
+use leeward_replica::storage::{BlobStore, LostSync, Seeded};
+use ledger::Ledger;
+use link::{Link, LinkState, Net, SERVER, STORE, WorldDialer};
+use std::{path::PathBuf, sync::Arc};
+use time::{ServerTime, SiteWall, Standstill, WorldTime};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// What a machine's console shows once its guest is up.
+pub const READY: &str = "GUEST READY";
+/// The protected machine.
+pub const MACHINE: &str = "web01";
+/// The primary site's fabric.
+const SITE: &str = "site-a";
+/// The config server takes a turn at least this often, in milliseconds.
+const TURN_MAX_MS: u64 = 500;
+/// Bytes of its first disk: not a whole number of extents.
+pub const FIRST_DISK_BYTES: u64 = 8 * 65_536 + 8_192;
+/// Bytes of its second disk.
+pub const SECOND_DISK_BYTES: u64 = 4 * 65_536;
+/// The recovery host's wall clock is four hours slow, the primary's three hours fast, the config
+/// server's one day fast: nothing may depend on them.
+const SKEWS_MS: [i64; 3] = [-4 * 3_600_000, 3 * 3_600_000, 86_400_000];
+
+/// Deliberate mistakes, to show that the oracle sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mistakes {
+    /// Of the capture.
+    pub capture: Option<leeward_capture::Mutation>,
+    /// Of the store.
+    pub store: Option<StoreMutation>,
+    /// Of the store's disk.
+    pub lost_sync: Option<LostSync>,
+}
+
+/// A role that runs.
+struct Role {
+    host: Arc<Host>,
+    store: Option<Arc<SiteStore>>,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+/// What a role leaves when it dies.
+struct SiteFiles {
+    id: HostId,
+    name: &'static str,
+    folder: PathBuf,
+    machines: MemoryFabric,
+    watch: Watch,
+    link: Link,
+    boots: u32,
+    role: Option<Role>,
+}
+
+/// Where the next turn of the config server shall halt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Strike {
+    /// The job's kind.
+    pub kind: String,
+    /// The step's function.
+    pub place: Place,
+}
+
+/// See the module.
+pub struct World {
+    /// The oracle.
+    pub ledger: Ledger,
+    /// The time.
+    pub time: WorldTime,
+    /// The vault.
+    pub vault: VaultId,
+    /// The item, once it was enabled.
+    pub item: Option<ItemId>,
+    /// Where the config server halts.
+    pub strike: Option<Strike>,
+    /// The job that it halted at; taken by who strikes.
+    pub halted: Option<AtStep>,
+    /// The link between the sites.
+    pub link: Link,
+    machines: Arc<MemoryWorld>,
+    disk: SiteDisk,
+    exports: WorldExports,
+    net: Net,
+    server: Option<Control>,
+    draw: Arc<CountingDraw>,
+    primary: SiteFiles,
+    recovery: SiteFiles,
+    turned_ms: u64,
+    mistakes: Mistakes,
+    folder: tempfile::TempDir,
+    _standstill: Standstill,
+}
+
+/// Runs a test in a world of its own.
+pub fn simulate<T>(test: impl Future<Output = T>) -> T {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().start_paused(true).build();
+    runtime.expect("the system has a timer").block_on(test)
+}
+
+fn spec() -> MachineSpec {
+    let disk = |number: u16, size: u64| DiskSpec {
+        number: DiskNumber(number),
+        id: format!("disk{number}"),
+        serial: format!("SERIAL{number}"),
+        size,
+        block_bytes: 512,
+        format: DiskFormat::Raw,
+        path: format!("/disk{number}"),
+    };
+    MachineSpec {
+        name: MACHINE.into(),
+        memory_mib: 32,
+        cpus: 1,
+        firmware: Firmware::Bios,
+        disks: vec![disk(0, FIRST_DISK_BYTES), disk(1, SECOND_DISK_BYTES)],
+        nics: Vec::new(),
+        display: false,
+        probe: Probe {
+            console_contains: Some(READY.into()),
+            console_must_not_contain: None,
+            timeout_seconds: 5,
+        },
+    }
+}
+
+/// The machine on its primary host.
+pub fn owned() -> MachineRef {
+    MachineRef::Owned(MACHINE.into())
+}
+
+impl World {
+    /// Both sites run, the machine runs and was found; nothing is protected.
+    pub async fn new(mistakes: Mistakes) -> World {
+        let standstill = Standstill::begin();
+        let time = WorldTime::begin();
+        let shm = std::path::Path::new("/dev/shm");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("leeward-world-");
+        // In memory where there is such a folder: thousands of worlds are made.
+        let folder = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
+        let folder = folder.expect("a folder for temporary files");
+        let (machines, ledger, link) = (MemoryWorld::new(), Ledger::default(), Link::default());
+        let disk = SiteDisk::default();
+        if let Some(lost) = mistakes.lost_sync {
+            disk.now().lose_sync(lost);
+        }
+        let watch = |skew_ms| Watch {
+            ledger: ledger.clone(),
+            time,
+            machines: Arc::clone(&machines),
+            name: MACHINE.into(),
+            wall: SiteWall::new(time, skew_ms),
+            mutation: mistakes.capture,
+        };
+        let site = |id, name, skew_ms, link| SiteFiles {
+            id,
+            name,
+            folder: folder.path().join(name),
+            machines: MemoryFabric::new(Arc::clone(&machines)),
+            watch: watch(skew_ms),
+            link,
+            boots: 1,
+            role: None,
+        };
+        let recovery = site(HostId::from_u128(0x7a), "recovery", SKEWS_MS[0], Link::default());
+        let primary = site(HostId::from_u128(0), "primary", SKEWS_MS[1], link.clone());
+        let exports = WorldExports::new(disk.clone(), Arc::clone(&machines), ledger.clone());
+        let mut world = World {
+            ledger,
+            time,
+            vault: VaultId::from_u128(0),
+            item: None,
+            strike: None,
+            halted: None,
+            link,
+            machines,
+            disk,
+            exports,
+            net: Net::default(),
+            server: None,
+            draw: Arc::default(),
+            primary,
+            recovery,
+            turned_ms: 0,
+            mistakes,
+            folder,
+            _standstill: standstill,
+        };
+        world.begin().await;
+        world
+    }
+
+    async fn begin(&mut self) {
+        self.server_start().await;
+        let control = self.control();
+        let key = VaultKey {
+            subscription: "00000000-0000-0000-0000-000000000001".to_owned(),
+            resource_group: "group".to_owned(),
+            name: "vault".to_owned(),
+        };
+        let made = control.vault_put(&key, VaultSpec::default()).await;
+        self.vault = made.expect("a new vault").id;
+        let vault = self.vault;
+        let site = control.fabric_put(vault, SITE, serde_json::Value::Null).await;
+        site.expect("a new site");
+        let hour = std::time::Duration::from_secs(3600);
+        let key = control.registration_key_create(vault, SITE, hour, "ab12").await;
+        let join = JoinRequest { name: "kvm-a".to_owned(), data_address: None };
+        let joined = control.registration_key_redeem(&key.expect("a key"), join).await;
+        self.primary.id = joined.expect("a fresh key").host;
+        let policy = Policy {
+            point_interval_ms: 2_000,
+            shutdown_timeout_seconds: 5,
+            ..Policy::default()
+        };
+        let policy = PolicySpec { policy, extra: serde_json::Value::Null };
+        control.policy_put(vault, "gold", policy).await.expect("a valid policy");
+        let mapping = MappingSpec { policy: "gold".to_owned(), ..MappingSpec::default() };
+        let mapped = control.mapping_put(vault, SITE, "to-recovery", mapping).await;
+        mapped.expect("a valid mapping");
+        self.primary.machines.add_machine(spec());
+        self.owner_starts().await;
+        self.recovery_start();
+        self.primary_start();
+        self.until("the machine is found", 400, async |world| {
+            world.control().machine_get(world.vault, SITE, MACHINE).await.is_ok()
+        })
+        .await;
+    }
+
+    /// The config server.
+    ///
+    /// # Panics
+    /// While it is dead.
+    pub fn control(&self) -> Control {
+        self.server.clone().expect("the test asks a config server that runs")
+    }
+
+    /// The machines of the primary site.
+    pub fn primary_machines(&self) -> MemoryFabric {
+        self.primary.machines.clone()
+    }
+
+    /// The machines of the recovery site.
+    pub fn recovery_machines(&self) -> MemoryFabric {
+        self.recovery.machines.clone()
+    }
+
+    /// The machines of both sites.
+    pub fn all_machines(&self) -> &MemoryWorld {
+        &self.machines
+    }
+
+    /// The recovery site's disk.
+    pub fn disk(&self) -> &SiteDisk {
+        &self.disk
+    }
+
+    /// The store as the recovery site's role uses it.
+    pub fn store(&self) -> Option<Arc<SiteStore>> {
+        self.recovery.role.as_ref().and_then(|role| role.store.clone())
+    }
+
+    /// The owner switches the machine on.
+    pub async fn owner_starts(&self) {
+        use leeward_fabric::Fabric as _;
+        let started = self.primary.machines.machine_start(MACHINE).await;
+        started.expect("the double starts what it is told to");
+    }
+
+    // Roles -----------------------------------------------------------------------------------
+
+    /// Starts the config server on its files.
+    pub async fn server_start(&mut self) {
+        let path = self.folder.path().join("control.db");
+        let database = Database::open(&path, Durability::ProcessEnd).await;
+        let local = LocalHost {
+            id: self.recovery.id,
+            name: "recovery-host".to_owned(),
+            data_address: STORE.to_owned(),
+        };
+        let config =
+            Config { recovery_site: Config::RECOVERY_SITE.to_owned(), local_host: local };
+        let key = PermitKey::open_or_create(self.folder.path()).expect("a folder of our own");
+        let signer: Arc<dyn PermitSigner> = Arc::new(FileSigner(key));
+        let clock = Arc::new(ServerTime::new(self.time, SKEWS_MS[2]));
+        let ports = Ports { clock, draw: self.draw.clone(), signer };
+        let control = Control::open(database.expect("a database of our own"), config, ports).await;
+        let control = control.expect("a database of our own");
+        self.net.server_set(Some(control.clone()));
+        self.server = Some(control);
+    }
+
+    /// The config server dies where it stands.
+    pub async fn server_kill(&mut self) {
+        self.net.server_set(None);
+        if let Some(control) = self.server.take() {
+            // Lets what was aborted give its connections back; nothing more is written.
+            tokio::task::yield_now().await;
+            control.close().await;
+        }
+    }
+
+    /// Starts the primary host's role on its files.
+    pub fn primary_start(&mut self) {
+        let role = role_start(&self.primary, None, &self.net, &self.exports);
+        self.primary.role = Some(role);
+    }
+
+    /// Starts the recovery host's role on its files.
+    ///
+    /// A store that cannot be opened is noted as a violation.
+    pub fn recovery_start(&mut self) {
+        let owner = uuid::Uuid::from(self.recovery.id);
+        let blobs: Arc<dyn BlobStore> = Arc::new(self.disk.now());
+        if !Store::exists(blobs.as_ref()).unwrap_or(false) {
+            let identity =
+                StoreIdentity { store: uuid::Uuid::from_u128(5), owner, generation: 1 };
+            if let Err(error) = Store::init(blobs.as_ref(), identity, &SystemRandom) {
+                self.ledger.violated(format!("I3: the store cannot be made: {error}"));
+            }
+        }
+        let random = Arc::new(SystemRandom);
+        let store = match Store::open_writer(blobs, owner, &Unlock::KeyFile, random) {
+            Ok(store) => store,
+            Err(error) => {
+                self.ledger.violated(format!("I3: the store cannot be opened: {error}"));
+                return;
+            }
+        };
+        let wall = self.recovery.watch.wall.clone();
+        let store = SiteStore::new(store, Site::Recovery, WallClock::new(move || wall.read()));
+        let role = role_start(&self.recovery, Some(Arc::new(store)), &self.net, &self.exports);
+        self.net.store_set(Some(Arc::clone(&role.host)));
+        self.recovery.role = Some(role);
+    }
+
+    /// The primary host's role dies; its machines run on.
+    pub async fn primary_kill(&mut self) {
+        self.unsure();
+        role_kill(&mut self.primary).await;
+    }
+
+    /// The recovery host's role dies; its machines and exports run on.
+    pub async fn recovery_kill(&mut self) {
+        self.net.store_set(None);
+        role_kill(&mut self.recovery).await;
+        self.disk.kill();
+    }
+
+    /// The recovery host loses its power: machines, exports and what was not flushed.
+    pub async fn recovery_power_cut(&mut self, random: &mut Seeded) {
+        self.net.store_set(None);
+        role_kill(&mut self.recovery).await;
+        self.disk.power_cut(random);
+        self.exports.end_all();
+        self.recovery.machines.power_cut();
+        self.recovery.boots += 1;
+    }
+
+    /// The primary host loses its power and boots again; its role is to be started.
+    pub async fn primary_power_cut(&mut self) {
+        self.unsure();
+        role_kill(&mut self.primary).await;
+        self.primary.machines.power_cut();
+        self.primary.boots += 1;
+    }
+
+    /// Starts every role that is dead and repairs the link.
+    pub async fn heal(&mut self) {
+        self.link_set(LinkState::Open);
+        if self.server.is_none() {
+            self.server_start().await;
+        }
+        if self.recovery.role.is_none() {
+            self.recovery_start();
+        }
+        if self.primary.role.is_none() {
+            self.primary_start();
+        }
+    }
+
+    /// Changes the link between the sites.
+    pub fn link_set(&mut self, state: LinkState) {
+        self.unsure();
+        self.link.set(state);
+    }
+
+    /// Whoever asks the primary host now, or did a little before, may get no answer.
+    fn unsure(&self) {
+        self.ledger.unsure_until(self.time.ms() + settle::UNSURE_MS);
+    }
+
+    /// Whether the primary host can be asked.
+    pub fn primary_answers(&self) -> bool {
+        self.primary.role.is_some() && self.link.state() == LinkState::Open
+    }
+
+    // Time ------------------------------------------------------------------------------------
+
+    /// Lets a little time pass, with a turn of the config server when one is due.
+    pub async fn step(&mut self) {
+        time::pass().await;
+        if !self.primary_answers() {
+            self.unsure();
+        }
+        let Some(control) = self.server.clone().filter(|_| self.halted.is_none()) else { return };
+        let poked = tokio::select! {
+            biased;
+            () = steps::poked(&control) => true,
+            () = std::future::ready(()) => false,
+        };
+        if !poked && self.time.ms() < self.turned_ms + TURN_MAX_MS {
+            return;
+        }
+        self.turned_ms = self.time.ms();
+        let (strike, halted) = (&self.strike, &mut self.halted);
+        let turned = steps::turn(&control, |at| {
+            let here = strike.as_ref().is_some_and(|s| s.kind == at.kind && s.place == at.place);
+            if here {
+                *halted = Some(at.clone());
+                return Go::Halt;
+            }
+            Go::On
+        });
+        if let Err(error) = turned.await {
+            self.ledger.violated(format!("the config server's turn failed: {error}"));
+        }
+    }
+
+    /// Lets time pass.
+    pub async fn wait(&mut self, ms: u64) {
+        let end = self.time.ms() + ms;
+        while self.time.ms() < end {
+            self.step().await;
+        }
+    }
+
+    /// Lets time pass until `done`; says whether it came to that within `steps_max` steps.
+    pub async fn reaches(
+        &mut self,
+        steps_max: usize,
+        done: impl AsyncFn(&World) -> bool,
+    ) -> bool {
+        for step in 0..steps_max {
+            // Looking costs transactions: every fifth step is often enough.
+            if step.is_multiple_of(5) && done(self).await {
+                return true;
+            }
+            self.step().await;
+        }
+        done(self).await
+    }
+
+    /// Lets time pass until `done`.
+    ///
+    /// # Panics
+    /// After `steps_max` steps.
+    pub async fn until(
+        &mut self,
+        what: &str,
+        steps_max: usize,
+        done: impl AsyncFn(&World) -> bool,
+    ) {
+        assert!(self.reaches(steps_max, done).await, "not in time: {what}");
+    }
+
+    /// Asks the config server, while time passes.
+    pub async fn ask<T: Send + 'static>(
+        &mut self,
+        request: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let asked = tokio::spawn(request);
+        while !asked.is_finished() {
+            self.step().await;
+        }
+        asked.await.expect("a request neither panics nor is cancelled")
+    }
+
+    // Views -----------------------------------------------------------------------------------
+
+    /// The item as it is shown; none when it is gone or the config server is dead.
+    pub async fn view(&self) -> Option<ItemView> {
+        let control = self.server.clone()?;
+        control.item_find(self.item?).await.ok()
+    }
+
+    /// A job as it is shown.
+    ///
+    /// # Panics
+    /// When there is none, or the config server is dead.
+    pub async fn job(&self, job: JobId) -> JobView {
+        self.control().job_get(self.vault, job).await.expect("jobs are never forgotten")
+    }
+
+    /// Jobs that are not over.
+    pub async fn jobs_running(&self) -> Vec<JobView> {
+        let listed = self.control().job_list(self.vault, &JobFilter::default()).await;
+        let mut jobs = listed.expect("the database works");
+        jobs.retain(|job| job.ended.is_none());
+        jobs
+    }
+
+    /// Lets time pass until the job is over or waits for a person.
+    pub async fn finish(&mut self, job: JobId) -> JobView {
+        let over = async |world: &World| {
+            let view = world.job(job).await;
+            view.ended.is_some() || view.state == RunState::Suspended
+        };
+        if !self.reaches(settle::STEPS_MAX, over).await {
+            self.ledger.violated(format!("I6: a job does not end: {:?}", self.job(job).await));
+        }
+        self.job(job).await
+    }
+
+    /// Protects the machine and returns the job that does it.
+    pub async fn enable(&mut self) -> Option<JobId> {
+        let (control, vault) = (self.control(), self.vault);
+        let started = self.ask(async move {
+            let spec = EnableSpec {
+                policy: "gold".to_owned(),
+                machine: MACHINE.to_owned(),
+                extra: serde_json::Value::Null,
+            };
+            control.item_enable(vault, SITE, MACHINE, spec).await
+        });
+        let started = started.await.ok()?;
+        self.item = Some(started.item);
+        Some(started.job)
+    }
+}
+
+fn role_start(
+    site: &SiteFiles,
+    store: Option<Arc<SiteStore>>,
+    net: &Net,
+    exports: &WorldExports,
+) -> Role {
+    folders_make(&site.folder).expect("a folder of our own");
+    let dialer = WorldDialer { net: net.clone(), link: site.link.clone(), peer: site.id };
+    let wall = site.watch.wall.clone();
+    let host = Host::new(HostParts {
+        id: site.id,
+        name: site.name.to_owned(),
+        boot: format!("boot-{}-of-{}", site.boots, site.name),
+        folder: site.folder.clone(),
+        run_folder: PathBuf::from("/run").join(site.name),
+        accelerator: "tcg".to_owned(),
+        fabric: Arc::new(WatchedFabric::new(site.machines.clone(), site.watch.clone())),
+        store: store.clone(),
+        dialer: Arc::new(dialer),
+        exports: Arc::new(exports.clone()),
+        wall: WallClock::new(move || wall.read()),
+    });
+    let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+    tasks.spawn(Arc::clone(&host).discover_loop(stop.clone()));
+    tasks.spawn(session::run(Arc::clone(&host), SERVER.to_owned(), stop.clone()));
+    let started = Arc::clone(&host);
+    tasks.spawn(async move { started.autostart().await });
+    Role { host, store, tasks, stop }
+}
+
+async fn role_kill(site: &mut SiteFiles) {
+    let Some(mut role) = site.role.take() else { return };
+    role.tasks.abort_all();
+    role.host.abort();
+    drop(role.stop);
+    drop(role.host);
+    // What was aborted is dropped at its next turn.
+    tokio::task::yield_now().await;
+    while role.tasks.join_next().await.is_some() {}
+}

@@ -1,0 +1,161 @@
+//! The recovery site's disk, which loses what was not flushed, and the exports that read from it.
+
+use super::ledger::Ledger;
+use async_trait::async_trait;
+use leeward::roles::host::exports::{ExportLauncher, ExportPlan};
+use leeward_fabric::memory::{Backing, MemoryWorld};
+use leeward_model::{DiskNumber, Site};
+use leeward_replica::{
+    ItemReader, Store, SystemRandom, Unlock, View,
+    storage::{Appender, BlobStore, CrashDisk, Put, Seeded, StorageError, StoreLock},
+};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// States that a power cut may leave and one of which is drawn.
+const CUT_STATES: usize = 6;
+
+/// The disk as it is now. Readers that are processes of their own see every change of it.
+#[derive(Clone, Default)]
+pub struct SiteDisk {
+    now: Arc<Mutex<CrashDisk>>,
+}
+
+impl SiteDisk {
+    /// The disk for a process that begins now. What an ended process still does is not on it.
+    pub fn now(&self) -> CrashDisk {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CrashDisk> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process that writes it is killed.
+    pub fn kill(&self) {
+        let mut now = self.lock();
+        *now = now.after_kill(now.steps());
+    }
+
+    /// The power is cut.
+    pub fn power_cut(&self, random: &mut Seeded) {
+        let mut now = self.lock();
+        let mut states = now.after_power_cut(now.steps(), CUT_STATES, random);
+        let drawn = random.below(states.len() as u64) as usize;
+        *now = states.swap_remove(drawn);
+    }
+
+    /// Opens an item's replica for reading, as another process does; none when it is not there.
+    pub fn item(&self, item: leeward_model::ItemId) -> Option<ItemReader> {
+        let blobs: Arc<dyn BlobStore> = Arc::new(self.clone());
+        let store = Store::open(blobs, None, &Unlock::KeyFile, Arc::new(SystemRandom)).ok()?;
+        store.item_read(item).ok()
+    }
+}
+
+impl BlobStore for SiteDisk {
+    fn create_new(&self, name: &str) -> Result<Box<dyn Appender>, StorageError> {
+        self.now().create_new(name)
+    }
+    fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StorageError> {
+        self.now().put_new(name, bytes)
+    }
+    fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
+        self.now().read_at(name, offset, len)
+    }
+    fn len(&self, name: &str) -> Result<Option<u64>, StorageError> {
+        self.now().len(name)
+    }
+    fn list(&self, folder: &str) -> Result<Vec<String>, StorageError> {
+        self.now().list(folder)
+    }
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        self.now().delete(name)
+    }
+    fn sync_dir(&self, folder: &str) -> Result<(), StorageError> {
+        self.now().sync_dir(folder)
+    }
+    fn lock(&self, name: &str) -> Result<StoreLock, StorageError> {
+        self.now().lock(name)
+    }
+    fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
+        self.now().free_bytes()
+    }
+}
+
+type Served = BTreeMap<PathBuf, Vec<String>>;
+
+/// Serves points to instances: the exports live on when the role dies, and die with the power.
+#[derive(Clone)]
+pub struct WorldExports {
+    disk: SiteDisk,
+    world: Arc<MemoryWorld>,
+    ledger: Ledger,
+    served: Arc<Mutex<Served>>,
+}
+
+impl WorldExports {
+    /// Exports of points on `disk`.
+    pub fn new(disk: SiteDisk, world: Arc<MemoryWorld>, ledger: Ledger) -> WorldExports {
+        WorldExports { disk, world, ledger, served: Arc::default() }
+    }
+
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all of them, as a power cut does.
+    pub fn end_all(&self) {
+        for (socket, exports) in std::mem::take(&mut *self.served()) {
+            exports.iter().for_each(|export| self.world.stop_serving(&socket, export));
+        }
+    }
+
+    fn serve(&self, plan: &ExportPlan) -> Result<(), String> {
+        let mut reader = self.disk.item(plan.item).ok_or("there is no replica")?;
+        reader.refresh().map_err(|error| error.to_string())?;
+        let at = reader.position_of(plan.point).map_err(|error| error.to_string())?;
+        let view = View::open(&reader, at).map_err(|error| error.to_string())?;
+        let point = reader.point(plan.point, Site::Recovery).map_err(|error| error.to_string())?;
+        if let Some((info, _)) = point {
+            self.ledger.exported(&plan.socket, info.cut_at);
+        }
+        let disks: Vec<DiskNumber> = view.disks().iter().map(|disk| disk.number).collect();
+        let view = Arc::new(view);
+        for number in disks {
+            let (view, export) = (Arc::clone(&view), format!("disk-{number}"));
+            let backing: Backing = Arc::new(move |disk, offset, len| {
+                let read = view.read(disk, offset, len as usize);
+                read.map(bytes::Bytes::from).map_err(|error| io::Error::other(error.to_string()))
+            });
+            self.world.serve(&plan.socket, &export, backing);
+            self.served().entry(plan.socket.clone()).or_default().push(export);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ExportLauncher for WorldExports {
+    async fn start(&self, plan: &ExportPlan) -> io::Result<()> {
+        if self.answers(plan).await {
+            return Ok(());
+        }
+        self.serve(plan).map_err(io::Error::other)
+    }
+
+    async fn answers(&self, plan: &ExportPlan) -> bool {
+        self.served().contains_key(&plan.socket)
+    }
+
+    async fn stop(&self, plan: &ExportPlan) -> io::Result<()> {
+        for export in self.served().remove(&plan.socket).unwrap_or_default() {
+            self.world.stop_serving(&plan.socket, &export);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! A site's machines as the host role sees them: the fabric double, watched by the oracle.
+
+use super::{
+    ledger::{Image, Ledger},
+    time::{SiteWall, WorldTime},
+};
+use async_trait::async_trait;
+use leeward_capture::{
+    Attached, CaptureError, ChangeSource, Cut, CutEnd, LiveRead, MemoryMachine, MutantSource,
+    Mutation,
+};
+use leeward_fabric::{
+    ExportAnswers, Fabric, FabricError, FencedChanges, InstancePlan, InstanceStatus, MachineRef,
+    Shutdown,
+    memory::{MemoryFabric, MemoryWorld},
+};
+use leeward_model::{DiscoveredMachine, DiskEntry, InstanceId, MachineState, Position, UnixMillis};
+use std::{sync::Arc, time::Duration};
+
+/// What the oracle needs to judge what a host does with its machines.
+#[derive(Clone)]
+pub struct Watch {
+    /// The oracle.
+    pub ledger: Ledger,
+    /// The world's time.
+    pub time: WorldTime,
+    /// The machines of all sites.
+    pub machines: Arc<MemoryWorld>,
+    /// Name of the protected machine.
+    pub name: String,
+    /// The site's wall clock.
+    pub wall: SiteWall,
+    /// A deliberate mistake of the capture.
+    pub mutation: Option<Mutation>,
+}
+
+/// See the module.
+pub struct WatchedFabric {
+    inner: MemoryFabric,
+    watch: Watch,
+}
+
+impl WatchedFabric {
+    /// Watches a site's machines.
+    pub fn new(inner: MemoryFabric, watch: Watch) -> WatchedFabric {
+        WatchedFabric { inner, watch }
+    }
+
+    /// Invariant I4: our own doing never makes two machines of an item run, unless the other
+    /// site could not be asked and the operator was told so.
+    fn started(&self, before: usize, what: &MachineRef) {
+        let now = self.watch.machines.writers(&self.watch.name);
+        if now > before && now > 1 {
+            let ms = self.watch.time.ms();
+            let excused = matches!(what, MachineRef::Instance(_)) && !self.watch.ledger.is_sure(ms);
+            if excused {
+                return;
+            }
+            self.watch.ledger.violated(format!("I4: {what} was started beside another at {ms} ms"));
+        }
+    }
+}
+
+struct WatchedSource {
+    inner: Box<dyn ChangeSource>,
+    disks: MemoryMachine,
+    watch: Watch,
+    pending: Option<UnixMillis>,
+}
+
+#[async_trait]
+impl ChangeSource for WatchedSource {
+    fn disks(&self) -> Vec<DiskEntry> {
+        self.inner.disks()
+    }
+    async fn attach(&mut self, base: Option<Position>) -> Result<Attached, CaptureError> {
+        self.inner.attach(base).await
+    }
+    async fn open_live(
+        &mut self,
+        which: LiveRead,
+    ) -> Result<Arc<dyn leeward_capture::DiskReader>, CaptureError> {
+        self.inner.open_live(which).await
+    }
+    async fn close_live(&mut self) -> Result<(), CaptureError> {
+        self.inner.close_live().await
+    }
+    async fn dirty_bytes(&mut self) -> Result<u64, CaptureError> {
+        self.inner.dirty_bytes().await
+    }
+    async fn cut(&mut self) -> Result<Cut, CaptureError> {
+        // The source reads its clock just before it cuts, and the marker carries that reading.
+        let at = self.watch.wall.last();
+        let cut = self.inner.cut().await?;
+        let content = |disk: &DiskEntry| {
+            let bytes = self.disks.cut_content(disk.number)?;
+            Some((disk.number, Arc::new(bytes)))
+        };
+        let image: Image = self.inner.disks().iter().filter_map(content).collect();
+        self.watch.ledger.cut(at, image, self.watch.time.ms());
+        self.pending = Some(at);
+        Ok(cut)
+    }
+    async fn close_cut(&mut self, end: CutEnd) -> Result<(), CaptureError> {
+        if let (CutEnd::Committed(position), Some(at)) = (end, self.pending.take()) {
+            self.watch.ledger.promised(position, at);
+        }
+        self.inner.close_cut(end).await
+    }
+    async fn detach(&mut self) -> Result<(), CaptureError> {
+        self.inner.detach().await
+    }
+}
+
+#[async_trait]
+impl Fabric for WatchedFabric {
+    async fn discover(&self) -> Result<Vec<DiscoveredMachine>, FabricError> {
+        let mut found = self.inner.discover().await?;
+        for machine in &mut found {
+            // The double does not write a grown disk into its machine's description.
+            let disks = self.inner.disks(&MachineRef::Owned(machine.spec.name.clone()));
+            let entries = disks.map(|disks| disks.disks()).unwrap_or_default();
+            for disk in &mut machine.spec.disks {
+                let entry = entries.iter().find(|entry| entry.number == disk.number);
+                disk.size = entry.map_or(disk.size, |entry| entry.size);
+            }
+        }
+        Ok(found)
+    }
+    async fn autostart(&self) -> Result<Vec<String>, FabricError> {
+        self.inner.autostart().await
+    }
+    async fn instances(&self) -> Result<Vec<InstanceId>, FabricError> {
+        self.inner.instances().await
+    }
+    async fn machine_state(&self, machine: &MachineRef) -> Result<MachineState, FabricError> {
+        self.inner.machine_state(machine).await
+    }
+    async fn machine_start(&self, name: &str) -> Result<(), FabricError> {
+        let before = self.watch.machines.writers(&self.watch.name);
+        let started = self.inner.machine_start(name).await;
+        self.started(before, &MachineRef::Owned(name.to_owned()));
+        started
+    }
+    async fn machine_shutdown(
+        &self,
+        machine: &MachineRef,
+        timeout: Duration,
+    ) -> Result<Shutdown, FabricError> {
+        self.inner.machine_shutdown(machine, timeout).await
+    }
+    async fn machine_quit(&self, machine: &MachineRef) -> Result<(), FabricError> {
+        self.inner.machine_quit(machine).await
+    }
+    async fn machine_fence(&self, machine: &MachineRef) -> Result<FencedChanges, FabricError> {
+        self.inner.machine_fence(machine).await
+    }
+    async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
+        let plain = self.inner.capture(machine).await?;
+        let disks = self.inner.disks(machine);
+        let disks = disks.ok_or_else(|| FabricError::Unknown(machine.clone()))?;
+        let inner = match self.watch.mutation {
+            Some(mutation) => Box::new(MutantSource::new(disks.clone(), mutation)),
+            None => plain,
+        };
+        Ok(Box::new(WatchedSource { inner, disks, watch: self.watch.clone(), pending: None }))
+    }
+    async fn machine_screenshot(&self, machine: &MachineRef) -> Result<Vec<u8>, FabricError> {
+        self.inner.machine_screenshot(machine).await
+    }
+    async fn console_tail(
+        &self,
+        machine: &MachineRef,
+        bytes_max: u64,
+    ) -> Result<Vec<u8>, FabricError> {
+        self.inner.console_tail(machine, bytes_max).await
+    }
+    async fn overlay_create(&self, plan: &InstancePlan) -> Result<(), FabricError> {
+        self.inner.overlay_create(plan).await?;
+        if let Some(disk) = plan.disks.first() {
+            self.watch.ledger.instance_made(plan.instance, &disk.socket);
+        }
+        Ok(())
+    }
+    async fn instance_prepare(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.inner.instance_prepare(instance).await
+    }
+    async fn instance_run(&self, instance: InstanceId) -> Result<(), FabricError> {
+        let before = self.watch.machines.writers(&self.watch.name);
+        self.inner.instance_run(instance).await?;
+        let machine = MachineRef::Instance(instance);
+        let now = self.watch.machines.writers(&self.watch.name);
+        self.started(before, &machine);
+        // An isolated machine is nobody's second writer, and so it is not counted.
+        self.watch.ledger.instance_ran(instance, now == before);
+        self.inner.say(&machine, super::READY);
+        Ok(())
+    }
+    async fn instance_status(&self, instance: InstanceId) -> Result<InstanceStatus, FabricError> {
+        self.inner.instance_status(instance).await
+    }
+    async fn instance_tend(
+        &self,
+        instance: InstanceId,
+        export: ExportAnswers,
+    ) -> Result<InstanceStatus, FabricError> {
+        self.inner.instance_tend(instance, export).await
+    }
+    async fn instance_kill(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.inner.instance_kill(instance).await
+    }
+    async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.inner.instance_delete(instance).await?;
+        self.watch.ledger.instance_deleted(instance);
+        Ok(())
+    }
+}

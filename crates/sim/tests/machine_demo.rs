@@ -1,0 +1,70 @@
+//! The demo inside the test runner: the same story that `./demo` tells, held to its report.
+
+use leeward_sim::demo::{
+    sites::processes_below,
+    story::{Options, Story},
+};
+use std::path::{Path, PathBuf};
+
+const FIELDS: [&str; 15] = [
+    "records_written",
+    "records_lost_after_kill",
+    "reported_rpo_seconds_at_kill",
+    "true_loss_seconds_at_kill",
+    "failover_accepted_to_qemu_running_seconds",
+    "failover_accepted_to_kernel_seconds",
+    "failover_accepted_to_first_record_seconds",
+    "test_failover_accepted_to_first_record_seconds",
+    "initial_bytes_allocated",
+    "initial_bytes_sent",
+    "stored_bytes",
+    "guest_pause_ms_median",
+    "guest_pause_ms_worst",
+    "accelerator",
+    "ok",
+];
+
+/// Folders of sockets that the product makes outside its own folder.
+fn run_folders() -> usize {
+    let entries = std::fs::read_dir("/tmp").unwrap();
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("leeward-"))
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_tells_its_story_reports_every_figure_and_leaves_nothing_behind() {
+    let folder = PathBuf::from(format!("/tmp/lw-demo-t{}", std::process::id()));
+    let run_folders_before = run_folders();
+    let mut story = Story::new(Options {
+        keep: false,
+        root: Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap(),
+        program: PathBuf::from(leeward_program()),
+        folder: folder.clone(),
+        data_size: "64M".into(),
+        kill_after_ms: 1_000,
+    });
+
+    let ok = story.run().await;
+    let report = serde_json::to_value(&story.report).unwrap();
+    drop(story);
+
+    assert!(ok, "{report:#}");
+    assert_eq!(report["ok"], true);
+    for field in FIELDS {
+        assert!(!report[field].is_null(), "{field} is missing: {report:#}");
+    }
+    let steps = report["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 8);
+    assert!(steps.iter().all(|step| step["ok"] == true && step["seconds"].is_number()));
+    assert_eq!(processes_below(&folder, ""), Vec::<u32>::new());
+    assert!(!folder.exists());
+    assert_eq!(run_folders(), run_folders_before);
+}
+
+/// The product's program, built beside this test.
+fn leeward_program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.ancestors().nth(2).unwrap().join("leeward")
+}
