@@ -7,23 +7,20 @@
 mod front_door;
 
 use front_door::{
-    PROGRAM, Room, arguments_of, files_below, inventory, line, processes_of, signal,
-    site::{HILL, Site, VAULT, host_start, host_words, image_make, image_resize, machine_make},
+    Room, arguments_of, files_below, inventory, line, processes_of,
+    site::{HILL, Site, VAULT, host_start, host_words},
     until,
     words::{assert_envelope, assert_refused, assert_says, refused},
 };
-use leeward::{client::ApiClient, client::ClientError, trust::permits::PermitKey};
-use leeward_model::{Code, HostId, StartPermit};
-use serde_json::{Value, json};
+use leeward::client::{ApiClient, ClientError};
+use leeward_model::Code;
+use serde_json::json;
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
-
-const MIB: u64 = 1 << 20;
 
 fn strs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
@@ -249,6 +246,7 @@ async fn requests_that_are_too_large_too_deep_or_oddly_named_change_nothing() {
         "~",
         &long,
     ];
+    let mut accepted = Vec::new();
     for name in odd {
         for path in [
             fabric(name),
@@ -259,11 +257,15 @@ async fn requests_that_are_too_large_too_deep_or_oddly_named_change_nothing() {
             ),
         ] {
             let answer = send("PUT", &path, b"{\"properties\": {}}".to_vec()).await;
-            assert!(matches!(answer.status, 400 | 404), "{} for {path:.200}", answer.status);
+            if !matches!(answer.status, 400 | 404) {
+                accepted.push(format!("{} for {path:.200}", answer.status));
+                continue;
+            }
             let code = if answer.status == 400 { Code::BAD_REQUEST } else { Code::NOT_FOUND };
             assert_envelope(&answer.body, code);
         }
     }
+    assert!(accepted.is_empty(), "{accepted:#?}");
     assert_eq!(site.client.list("replicationFabrics").await.unwrap().len(), 2);
     assert_eq!(site.client.list("replicationPolicies").await.unwrap().len(), 0);
     assert_eq!(inventory(room.path("").as_path()).len(), before, "files appeared");

@@ -4,6 +4,7 @@
 
 pub mod line;
 pub mod site;
+pub mod stories;
 pub mod words;
 
 use std::{
