@@ -37,7 +37,7 @@ pub struct ApiClient {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The server could not be reached or broke off.
-    #[error("could not reach the config server at {address}: {why}")]
+    #[error("{}", Code::SERVER_AWAY.because(format!("could not reach the config server at {address}"), why))]
     Unreachable {
         /// Where.
         address: String,

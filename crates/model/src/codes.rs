@@ -219,6 +219,11 @@ codes! {
         cause "one of them is too old"
         now "no session was made" todo "upgrade the older end"
 
+    SERVER_AWAY = "LW-0505" "the config server cannot be reached"
+        cause "it is not running, the address is wrong, or the link is cut"
+        now "nothing was asked; replication and running machines do not need this"
+        todo "check the address and that leeward up runs there, and try again"
+
     CAPTURE_FAILED = "LW-0601" "a recovery point could not be cut"
         cause "QEMU refused a step, or the machine ended"
         now "no change is lost: the bitmaps were merged; the next cut takes them"

@@ -2,5 +2,4 @@
 //! the simulated world of the random histories. Nothing of the product depends on it.
 
 pub mod demo;
-
 pub mod world;

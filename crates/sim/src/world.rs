@@ -14,9 +14,12 @@ pub mod time;
 
 use disk::{SiteDisk, WorldExports};
 use fabric::{Watch, WatchedFabric};
+use ledger::Ledger;
 use leeward::{
     roles::{
-        host::{Host, HostParts, clock::WallClock, folders_make, link as session, site_store::SiteStore},
+        host::{
+            Host, HostParts, clock::WallClock, folders_make, link as session, site_store::SiteStore,
+        },
         up::ports::FileSigner,
     },
     trust::permits::PermitKey,
@@ -43,9 +46,8 @@ use leeward_model::{
     DiskFormat, DiskNumber, DiskSpec, Firmware, HostId, ItemId, JobId, MachineSpec, Policy, Probe,
     Site, VaultId,
 };
-use leeward_replica::{Mutation as StoreMutation, Store, StoreIdentity, SystemRandom, Unlock};
 use leeward_replica::storage::{BlobStore, LostSync, Seeded};
-use ledger::Ledger;
+use leeward_replica::{Mutation as StoreMutation, Store, StoreIdentity, SystemRandom, Unlock};
 use link::{Link, LinkState, Net, SERVER, STORE, WorldDialer};
 use std::{path::PathBuf, sync::Arc};
 use time::{ServerTime, SiteWall, Standstill, WorldTime};
@@ -256,11 +258,8 @@ impl World {
         let join = JoinRequest { name: "kvm-a".to_owned(), data_address: None };
         let joined = control.registration_key_redeem(&key.expect("a key"), join).await;
         self.primary.id = joined.expect("a fresh key").host;
-        let policy = Policy {
-            point_interval_ms: 2_000,
-            shutdown_timeout_seconds: 5,
-            ..Policy::default()
-        };
+        let policy =
+            Policy { point_interval_ms: 2_000, shutdown_timeout_seconds: 5, ..Policy::default() };
         let policy = PolicySpec { policy, extra: serde_json::Value::Null };
         control.policy_put(vault, "gold", policy).await.expect("a valid policy");
         let mapping = MappingSpec { policy: "gold".to_owned(), ..MappingSpec::default() };
@@ -327,8 +326,7 @@ impl World {
             name: "recovery-host".to_owned(),
             data_address: STORE.to_owned(),
         };
-        let config =
-            Config { recovery_site: Config::RECOVERY_SITE.to_owned(), local_host: local };
+        let config = Config { recovery_site: Config::RECOVERY_SITE.to_owned(), local_host: local };
         let key = PermitKey::open_or_create(self.folder.path()).expect("a folder of our own");
         let signer: Arc<dyn PermitSigner> = Arc::new(FileSigner(key));
         let clock = Arc::new(ServerTime::new(self.time, SKEWS_MS[2]));
@@ -362,8 +360,7 @@ impl World {
         let owner = uuid::Uuid::from(self.recovery.id);
         let blobs: Arc<dyn BlobStore> = Arc::new(self.disk.now());
         if !Store::exists(blobs.as_ref()).unwrap_or(false) {
-            let identity =
-                StoreIdentity { store: uuid::Uuid::from_u128(5), owner, generation: 1 };
+            let identity = StoreIdentity { store: uuid::Uuid::from_u128(5), owner, generation: 1 };
             if let Err(error) = Store::init(blobs.as_ref(), identity, &SystemRandom) {
                 self.ledger.violated(format!("I3: the store cannot be made: {error}"));
             }
@@ -485,11 +482,7 @@ impl World {
     }
 
     /// Lets time pass until `done`; says whether it came to that within `steps_max` steps.
-    pub async fn reaches(
-        &mut self,
-        steps_max: usize,
-        done: impl AsyncFn(&World) -> bool,
-    ) -> bool {
+    pub async fn reaches(&mut self, steps_max: usize, done: impl AsyncFn(&World) -> bool) -> bool {
         for step in 0..steps_max {
             // Looking costs transactions: every fifth step is often enough.
             if step.is_multiple_of(5) && done(self).await {
@@ -603,8 +596,8 @@ fn role_start(
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&host).discover_loop(stop.clone()));
     tasks.spawn(session::run(Arc::clone(&host), SERVER.to_owned(), stop.clone()));
-    let started = Arc::clone(&host);
-    tasks.spawn(async move { started.autostart().await });
+    let (started, ending) = (Arc::clone(&host), stop.clone());
+    tasks.spawn(async move { started.autostart(ending).await });
     Role { host, store, tasks, stop }
 }
 

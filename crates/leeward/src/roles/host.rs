@@ -23,7 +23,7 @@ use clock::{ServerClock, WallClock};
 use instances::InstanceWork;
 use leeward_fabric::Fabric;
 use leeward_model::{DiscoveredMachine, HostId, InstanceId, ItemId};
-use leeward_wire::message::{Assignment, ItemDuty, Observed, TargetDuty};
+use leeward_wire::message::{Assignment, ItemDuty, Observed, SourceRun, TargetDuty};
 use site_store::SiteStore;
 use source::SourceWork;
 use std::{
@@ -406,9 +406,10 @@ impl Host {
         }
     }
 
-    /// Starts the machines that their owner wants started with the host, unless they are
-    /// protected and hold no permit for this boot.
-    pub async fn autostart(&self) {
+    /// Starts the machines that their owner wants started with the host. One that is protected
+    /// and has no permit for this boot waits for it until `stop`: it comes with the first contact
+    /// to the config server, unless the machine was failed over.
+    pub async fn autostart(&self, stop: CancellationToken) {
         let names = match self.fabric.autostart().await {
             Ok(names) => names,
             Err(error) => {
@@ -416,18 +417,47 @@ impl Host {
                 return;
             }
         };
-        for name in names {
-            let assignment = self.state().assignment.clone();
-            let check = self.permit_check();
-            if let Err(problem) = start_allowed(&self.folder, &assignment, &check, &name) {
-                tracing::warn!(code = %problem.code, machine = %name, "{}", problem.what);
-                continue;
+        let mut waiting: BTreeSet<String> = names.into_iter().collect();
+        let mut told = BTreeSet::new();
+        loop {
+            for name in waiting.clone() {
+                let assignment = self.state().assignment.clone();
+                let check = self.permit_check();
+                match start_allowed(&self.folder, &assignment, &check, &name) {
+                    Ok(()) => {
+                        waiting.remove(&name);
+                        if let Err(error) = self.fabric.machine_start(&name).await {
+                            tracing::error!(machine = %name, "{}", error.problem());
+                        }
+                    }
+                    Err(problem) => {
+                        if told.insert(name.clone()) {
+                            tracing::warn!(machine = %name, "{problem}");
+                        }
+                        if is_taken_off(&assignment, &name) {
+                            waiting.remove(&name);
+                        }
+                    }
+                }
             }
-            if let Err(error) = self.fabric.machine_start(&name).await {
-                tracing::error!(machine = %name, %error, "could not start a machine");
+            if waiting.is_empty() {
+                return;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(DISCOVER_EVERY) => {}
             }
         }
     }
+}
+
+/// Whether the machine is failed over, or about to be: only a job may start it again.
+fn is_taken_off(assignment: &Assignment, name: &str) -> bool {
+    let mut sources = assignment.duties.iter().filter_map(|duty| duty.source.as_ref());
+    sources.any(|source| {
+        source.machine == name
+            && matches!(source.run, SourceRun::ShutDown { .. } | SourceRun::Fenced)
+    })
 }
 
 /// Whether the owner's machine `name` may be started by the host whose folder is `folder`.

@@ -185,8 +185,8 @@ pub fn start(host: &Arc<Host>, server: String, stop: &CancellationToken) -> Task
     let tasks = TaskTracker::new();
     tasks.spawn(Arc::clone(host).discover_loop(stop.clone()));
     tasks.spawn(link::run(Arc::clone(host), server, stop.clone()));
-    let started = Arc::clone(host);
-    tasks.spawn(async move { started.autostart().await });
+    let (starting, ending) = (Arc::clone(host), stop.clone());
+    tasks.spawn(async move { starting.autostart(ending).await });
     tasks
 }
 

@@ -85,9 +85,9 @@ pub fn old_hello() -> Vec<u8> {
     hello.extend([0, 2, 0xc0, 0x2b]); // ECDHE-ECDSA-AES128-GCM-SHA256
     hello.extend([1, 0]); // no compression
     let extensions: [&[u8]; 3] = [
-        &[0, 10, 0, 4, 0, 2, 0, 23],  // groups: secp256r1
-        &[0, 11, 0, 2, 1, 0],         // points: uncompressed
-        &[0, 13, 0, 4, 0, 2, 4, 3],   // signatures: ECDSA-SHA256
+        &[0, 10, 0, 4, 0, 2, 0, 23], // groups: secp256r1
+        &[0, 11, 0, 2, 1, 0],        // points: uncompressed
+        &[0, 13, 0, 4, 0, 2, 4, 3],  // signatures: ECDSA-SHA256
     ];
     let extensions = extensions.concat();
     hello.extend([0, extensions.len() as u8]);

@@ -80,7 +80,9 @@ impl Pair {
         let machine = self.site.machine(MACHINE).await;
         let id = machine["id"].as_str().unwrap();
         assert_eq!(self.site.enable(MACHINE, id).await.unwrap().status, 202);
-        self.site.item_wait(MACHINE, "protection", |item| item["protectionState"] == "Protected").await
+        self.site
+            .item_wait(MACHINE, "protection", |item| item["protectionState"] == "Protected")
+            .await
     }
 
     /// Waits until a point is committed that is newer than now.
@@ -112,13 +114,13 @@ fn sizes(point: &Value) -> Vec<u64> {
 fn failure(job: &Value) -> Problem {
     assert_eq!(job["properties"]["state"], "Failed", "{job:#}");
     let error = &job["properties"]["errors"][0];
-    let details = &error["providerErrorDetails"];
+    let details = &error["serviceErrorDetails"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     Problem {
-        code: text(&details["errorCode"]),
-        what: text(&details["errorMessage"]),
+        code: text(&details["code"]),
+        what: text(&details["message"]),
         cause: text(&details["possibleCauses"]),
-        now: text(&details["leewardCurrentState"]),
+        now: text(&error["leewardCurrentState"]),
         todo: text(&details["recommendedAction"]),
     }
 }
@@ -170,7 +172,10 @@ async fn machines_that_cannot_be_used_are_listed_refused_and_never_half_started(
     .await;
     assert!(fs::read_dir(folder.join("items")).unwrap().next().is_none());
     let replicas = files_below(&site.data.join("store"), "");
-    assert!(!replicas.iter().any(|path| path.to_string_lossy().contains("manifest")), "{replicas:?}");
+    assert!(
+        !replicas.iter().any(|path| path.to_string_lossy().contains("manifest")),
+        "{replicas:?}"
+    );
     // A machine that goes away is no longer listed.
     fs::remove_dir_all(folder.join("machines/lost")).unwrap();
     let path = format!("{}/replicationProtectableItems", site.container().await);
@@ -281,7 +286,8 @@ async fn busy_items_say_so(pair: &Pair) {
     let left = fs::read_dir(site.data.join("instances")).unwrap().count();
     assert_eq!(left, 0, "the cancelled test left files");
     let up = processes_of(&site.data);
-    let qemus: Vec<_> = up.iter().filter(|pid| arguments_of(**pid).contains("qemu-system")).collect();
+    let qemus: Vec<_> =
+        up.iter().filter(|pid| arguments_of(**pid).contains("qemu-system")).collect();
     assert!(qemus.is_empty(), "the cancelled test left {qemus:?}");
 }
 
@@ -423,9 +429,8 @@ async fn a_reboot_without_contact(pair: &mut Pair) {
     pair.site.connection_wait(HOST, "Connected").await;
     until("the machine's autostart", || async { (pair.qemus().len() == 1).then_some(()) }).await;
     pair.newer_point().await;
-    let item = pair.site.item_wait(MACHINE, "protection", |item| {
-        item["protectionState"] == "Protected"
-    });
+    let item =
+        pair.site.item_wait(MACHINE, "protection", |item| item["protectionState"] == "Protected");
     item.await;
     assert!(pair.site.points(MACHINE).await.len() > before, "points were lost");
 }
@@ -499,7 +504,6 @@ async fn disabling_deletes_the_replica(pair: &Pair) {
 
 // ---------------------------------------------------------------------------------------------
 
-/// F-054
 #[tokio::test]
 async fn a_clock_that_is_an_hour_off_changes_neither_rpo_nor_trust() {
     let library = files_below(Path::new("/usr/lib"), "/faketime/libfaketime.so.1");
@@ -525,10 +529,11 @@ async fn a_clock_that_is_an_hour_off_changes_neither_rpo_nor_trust() {
     let last = pair.site.points(MACHINE).await[0]["name"].clone();
     pair.host.take().unwrap().kill();
     let cut_off = Instant::now();
-    pair.site.item_wait(MACHINE, "the RPO to grow", |item| {
-        details(item, "leewardRpoSeconds").as_u64() >= Some(5)
-    })
-    .await;
+    pair.site
+        .item_wait(MACHINE, "the RPO to grow", |item| {
+            details(item, "leewardRpoSeconds").as_u64() >= Some(5)
+        })
+        .await;
     assert!(cut_off.elapsed() < Duration::from_secs(6), "the RPO grows too slowly");
     pair.host = Some(host_off(&pair, library, "-1h", None));
     pair.site.connection_wait(HOST, "Connected").await;
@@ -537,9 +542,8 @@ async fn a_clock_that_is_an_hour_off_changes_neither_rpo_nor_trust() {
     // A clock that went back two hours does not mix up the order of points.
     let points = pair.site.points(MACHINE).await;
     assert_ne!(points[0]["name"], last, "the newest point is not the first");
-    let position = |point: &Value| {
-        details(&point["properties"], "leewardPosition")["lsn"].as_u64().unwrap()
-    };
+    let position =
+        |point: &Value| details(&point["properties"], "leewardPosition")["lsn"].as_u64().unwrap();
     assert!(points.windows(2).all(|pair| position(&pair[0]) > position(&pair[1])));
     assert!(points.iter().any(|point| point["name"] == last), "an earlier point is gone");
 }
@@ -547,11 +551,8 @@ async fn a_clock_that_is_an_hour_off_changes_neither_rpo_nor_trust() {
 fn host_off(pair: &Pair, library: &str, offset: &str, key: Option<&str>) -> Running {
     let words = host_words(&pair.room, HOST, &pair.site.address, key);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let environment = [
-        ("LD_PRELOAD", library),
-        ("FAKETIME", offset),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-    ];
+    let environment =
+        [("LD_PRELOAD", library), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
     pair.room.start_with(HOST, Path::new(super::PROGRAM), &words, &environment)
 }
 

@@ -78,8 +78,7 @@ pub async fn vault_make(client: &ApiClient) -> anyhow::Result<String> {
                        "properties": {}});
     put(client, VAULT, &vault).await?;
     put(client, "replicationFabrics/primary-site", &json!({"properties": {}})).await?;
-    let asked =
-        json!({"properties": {"leewardFabric": "primary-site", "leewardValidMinutes": 15}});
+    let asked = json!({"properties": {"leewardFabric": "primary-site", "leewardValidMinutes": 15}});
     let answer = client.put("certificates/demo", &asked).await?.body;
     let key = answer["properties"]["leewardRegistrationKey"].as_str();
     Ok(key.context("the answer has no registration key")?.to_owned())
@@ -104,8 +103,7 @@ pub async fn machine_protect(
 ) -> anyhow::Result<Site> {
     let primary = container(client, "primary-site").await?;
     let recovery = container(client, "recovery-site").await?;
-    let base =
-        format!("replicationFabrics/primary-site/replicationProtectionContainers/{primary}");
+    let base = format!("replicationFabrics/primary-site/replicationProtectionContainers/{primary}");
     let machine = wait_for("the machine's discovery", deadline, POLL, || async {
         let found = client.list(&format!("{base}/replicationProtectableItems")).await?;
         let mine = |one: &&Value| one["properties"]["friendlyName"].as_str() == Some(name);

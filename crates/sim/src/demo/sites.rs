@@ -32,7 +32,16 @@ impl Sites {
     /// Sites below a fresh folder, run with the product's program.
     pub fn new(folder: PathBuf, program: PathBuf, keep: bool) -> Self {
         let up_words = Vec::new();
-        Sites { folder, program, up: None, host: None, keep, up_words, boot_id: None, mounted: None }
+        Sites {
+            folder,
+            program,
+            up: None,
+            host: None,
+            keep,
+            up_words,
+            boot_id: None,
+            mounted: None,
+        }
     }
 
     /// Leaves everything as it is when this is dropped, or not.
@@ -326,17 +335,29 @@ pub fn processes_below(folder: &Path, program: &str) -> Vec<u32> {
         let line = String::from_utf8_lossy(&line);
         let mut words = line.split('\0');
         let first = words.next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
-        if pid != std::process::id() && first.starts_with(program) && line.contains(&wanted) {
+        if pid != std::process::id() && first.starts_with(program) && names(&line, &wanted) {
             found.push(pid);
         }
     }
     found
 }
 
+/// Whether a command line names `folder` or something in it, and not one with a longer name.
+fn names(line: &str, folder: &str) -> bool {
+    let ends = |at: usize| {
+        let next = line[at + folder.len()..].chars().next();
+        next.is_none_or(|next| !next.is_alphanumeric() && !matches!(next, '-' | '_' | '.'))
+    };
+    line.match_indices(folder).any(|(at, _)| ends(at))
+}
+
 /// A disk whose every byte has to be sent: nothing in it repeats or compresses.
 fn random_disk(path: &Path, mib: u32) -> anyhow::Result<()> {
     let bytes = u64::from(mib) << 20;
-    std::io::copy(&mut std::io::Read::take(File::open("/dev/urandom")?, bytes), &mut File::create(path)?)?;
+    std::io::copy(
+        &mut std::io::Read::take(File::open("/dev/urandom")?, bytes),
+        &mut File::create(path)?,
+    )?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use leeward::client::ApiClient;
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -24,6 +25,9 @@ pub const MACHINE: &str = "ledger01";
 const BOOT_REFERENCE: Duration = Duration::from_secs(6);
 /// The longest that a boot may take before the tests give up.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Tells the stages of one process apart.
+static STAGES: AtomicU32 = AtomicU32::new(0);
 
 /// What a stage may be told.
 #[derive(Clone, Debug, Default)]
@@ -77,7 +81,8 @@ impl Stage {
     ) -> anyhow::Result<Stage> {
         let images = guest_cached(root, cache).await?;
         // Not below the usual temporary folder: sockets need short paths.
-        let folder = PathBuf::from(format!("/tmp/lw-m{}", std::process::id()));
+        let number = STAGES.fetch_add(1, Ordering::Relaxed);
+        let folder = PathBuf::from(format!("/tmp/lw-m{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let mut sites = Sites::new(folder, program.to_owned(), false);
         sites.up_words = options.up_words;

@@ -3,9 +3,9 @@
 use super::{
     api::{self, Site, VAULT, job_wait},
     guest::{BootTimes, ConsoleSeen, GuestImages, Workload, console_read, console_watch},
+    judge::point_judge,
     progress::{Screen, wait_for},
     report::{Report, Step},
-    judge::point_judge,
     sites::Sites,
 };
 use anyhow::{Context as _, bail, ensure};
@@ -255,7 +255,10 @@ impl Story {
     async fn judge(&self, point: &Value) -> anyhow::Result<JudgedPoint> {
         let (id, name) = (text(&point["id"])?, text(&point["name"])?);
         let verdict = point_judge(&self.sites, self.images(), self.site(), &name).await?;
-        ensure!(verdict["ok"] == true, "the point {name} is not a moment of the machine: {verdict}");
+        ensure!(
+            verdict["ok"] == true,
+            "the point {name} is not a moment of the machine: {verdict}"
+        );
         let last = verdict["last_a"].as_u64().context("the verdict names no record")?;
         Ok(JudgedPoint { id, last })
     }

@@ -27,7 +27,7 @@ struct State {
     /// By the source's clock, which never shows a time twice.
     cuts: BTreeMap<UnixMillis, CutImage>,
     /// Commits that the source was told of.
-    promised: BTreeMap<Position, UnixMillis>,
+    promised: Vec<(Position, UnixMillis)>,
     exported: BTreeMap<PathBuf, UnixMillis>,
     instances: BTreeMap<InstanceId, Image>,
     /// Instances that ran for a failover: their work must be kept.
@@ -78,7 +78,7 @@ impl Ledger {
 
     /// The source was told that its cut is a committed point.
     pub fn promised(&self, position: Position, cut_at: UnixMillis) {
-        self.state().promised.insert(position, cut_at);
+        self.state().promised.push((position, cut_at));
     }
 
     /// The replica was deleted as wanted: its points are no longer promised.

@@ -45,7 +45,7 @@ impl World {
         }
         if !self.reaches(STEPS_MAX, rests).await {
             let view = self.view().await;
-            self.ledger.violated(format!("the world comes to no rest: {view:#?}"));
+            self.ledger.violated(format!("the world comes to no rest: {}", brief(view.as_ref())));
             return;
         }
         if let Some(view) = self.view().await {
@@ -72,7 +72,8 @@ impl World {
                 return;
             }
             for job in running.iter().filter(|job| job.state == RunState::Suspended) {
-                let resumed = self.control().job_resume(self.vault, job.id, JobAnswer::Retry);
+                let control = self.control();
+                let resumed = control.job_resume(self.vault, job.id, JobAnswer::Retry);
                 if let Err(error) = resumed.await {
                     self.ledger.violated(format!("I6: a suspended job takes no answer: {error}"));
                 }
@@ -88,12 +89,13 @@ impl World {
     async fn check_item(&mut self, view: &ItemView) {
         let writers = self.all_machines().writers(MACHINE);
         if writers != 1 {
-            self.ledger.violated(format!("{writers} machines run at rest: {view:#?}"));
+            self.ledger.violated(format!("{writers} machines run at rest: {}", brief(Some(view))));
         }
         let primary = self.primary_machines().machine_state(&owned()).await;
         let runs = matches!(primary, Ok(MachineState::Running));
         if runs != (view.state.active == Site::Primary) {
-            self.ledger.violated(format!("the machine does not run where it is live: {view:#?}"));
+            let view = brief(Some(view));
+            self.ledger.violated(format!("the machine does not run where it is live: {view}"));
         }
         if view.state.protection != Protection::Protected {
             return;
@@ -105,7 +107,7 @@ impl World {
         };
         if !self.reaches(STEPS_MAX, replicates).await {
             let view = self.view().await;
-            self.ledger.violated(format!("no new point is made at rest: {view:#?}"));
+            self.ledger.violated(format!("no new point is made at rest: {}", brief(view.as_ref())));
         }
     }
 
@@ -151,4 +153,40 @@ impl World {
             self.ledger.violated(format!("I8: the RPO is shown as {rpo} s and is {truth} ms"));
         }
     }
+}
+
+/// What matters of an item when something is wrong with it.
+pub fn brief(view: Option<&ItemView>) -> String {
+    let Some(view) = view else { return "there is no item".to_owned() };
+    let instances: Vec<String> = view
+        .instances
+        .iter()
+        .map(|made| {
+            let (wanted, stage, problem) = (made.wanted, made.stage, &made.problem);
+            let problem = problem.as_ref().map(|problem| &problem.what);
+            format!(
+                "{} {:?} {stage:?}->{wanted:?} {:?} {problem:?}",
+                made.id, made.purpose, made.machine
+            )
+        })
+        .collect();
+    let health: Vec<String> = view
+        .health
+        .iter()
+        .map(|error| format!("{}: {}", error.problem.what, error.problem.cause))
+        .collect();
+    format!(
+        "{:?} active {:?} source {:?} ({:?}) live at {:?} epoch {} branch {:?} newest {:?} rpo {:?} \
+         resync {:?} instances {instances:?} health {health:?}",
+        view.state.protection,
+        view.state.active,
+        view.state.source,
+        view.source_machine,
+        view.live_at,
+        view.epoch,
+        view.branch,
+        view.newest.as_ref().map(|newest| newest.position),
+        view.rpo_seconds,
+        view.resync_reason,
+    )
 }

@@ -1,10 +1,11 @@
 //! The demo inside the test runner: the same story that `./demo` tells, held to its report.
 
+use crate::{leeward_program, root};
 use leeward_sim::demo::{
     sites::processes_below,
     story::{Options, Story},
 };
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const FIELDS: [&str; 15] = [
     "records_written",
@@ -39,8 +40,8 @@ async fn the_demo_tells_its_story_reports_every_figure_and_leaves_nothing_behind
     let run_folders_before = run_folders();
     let mut story = Story::new(Options {
         keep: false,
-        root: Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap(),
-        program: PathBuf::from(leeward_program()),
+        root: root(),
+        program: leeward_program(),
         folder: folder.clone(),
         data_size: "64M".into(),
         kill_after_ms: 1_000,
@@ -61,10 +62,4 @@ async fn the_demo_tells_its_story_reports_every_figure_and_leaves_nothing_behind
     assert_eq!(processes_below(&folder, ""), Vec::<u32>::new());
     assert!(!folder.exists());
     assert_eq!(run_folders(), run_folders_before);
-}
-
-/// The product's program, built beside this test.
-fn leeward_program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    test.ancestors().nth(2).unwrap().join("leeward")
 }
