@@ -338,7 +338,7 @@ impl Host {
                     let (sender, receiver) = watch::channel(Some(work));
                     state.instances.insert(instance, sender);
                     let (host, store) = (Arc::clone(self), Arc::clone(store));
-                    tokio::spawn(instances::run(host, store, item, instance, receiver));
+                    self.spawn(instances::run(host, store, item, instance, receiver));
                 }
             }
         }

@@ -168,7 +168,8 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let ca_pem = std::fs::read_to_string(data.join("ca.pem"))?;
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
-    let parts = parts(&data, &machines, 0, file.host, file.name, dialer, None).await?;
+    let place = MachinePlace { machines, hydration_bytes_per_second: 0 };
+    let parts = parts(&data, &place, (file.host, file.name), dialer, None).await?;
     let host = Host::new(parts);
     let stop = CancellationToken::new();
     let tasks = start(&host, file.server, &stop);
@@ -201,21 +202,28 @@ pub fn identity(data: &Path) -> anyhow::Result<Identity> {
     Ok(Identity { chain_pem: read("host.pem")?, key_pem: read("host.key")? })
 }
 
-/// Everything that a host with QEMU machines is made of; `hydration` caps each disk's hydration in
-/// bytes a second, 0 for no cap.
+/// Where a host's machines are and how they are treated.
+#[derive(Clone, Debug)]
+pub struct MachinePlace {
+    /// Folder of the machines.
+    pub machines: PathBuf,
+    /// Cap of each disk's hydration in bytes a second; 0 for none.
+    pub hydration_bytes_per_second: u64,
+}
+
+/// Everything that a host with QEMU machines is made of.
 ///
 /// # Errors
 /// When folders cannot be made or `/proc` cannot be read.
 pub async fn parts(
     data: &Path,
-    machines: &Path,
-    hydration: u64,
-    id: HostId,
-    name: String,
+    place: &MachinePlace,
+    (id, name): (HostId, String),
     dialer: dial::SharedDialer,
     store: Option<Arc<SiteStore>>,
 ) -> anyhow::Result<HostParts> {
-    let (fabric, run_folder, accelerator) = qemu(data, machines, hydration).await?;
+    let hydration = place.hydration_bytes_per_second;
+    let (fabric, run_folder, accelerator) = qemu(data, &place.machines, hydration).await?;
     let launcher = ProcessLauncher { program: std::env::current_exe()?, store: data.join("store") };
     Ok(HostParts {
         id,

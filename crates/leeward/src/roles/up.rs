@@ -174,8 +174,11 @@ async fn local_host(
     }
     let dialer = Arc::new(TlsDialer::new(identity, authority.ca_pem())?);
     let store = site::site_store(store, Site::Recovery);
-    let (machines, hydration) = (data.join("machines"), options.hydration_bytes_per_second);
-    let parts = site::parts(data, &machines, hydration, id, name, dialer, Some(store)).await?;
+    let place = site::MachinePlace {
+        machines: data.join("machines"),
+        hydration_bytes_per_second: options.hydration_bytes_per_second,
+    };
+    let parts = site::parts(data, &place, (id, name), dialer, Some(store)).await?;
     Ok(Host::new(parts))
 }
 

@@ -208,7 +208,8 @@ pub fn files_below(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.is_dir() {
+        // Links are not followed: they may lead in circles.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             found.extend(files_below(&path, ending));
         } else if path.to_string_lossy().ends_with(ending) {
             found.push(path);

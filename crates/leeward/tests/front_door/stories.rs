@@ -334,7 +334,8 @@ async fn the_config_server_comes_back(pair: &mut Pair, protected: &Value) {
         assert!(later.contains(&name), "point {name} is gone");
     }
     let said = pair.host.as_ref().unwrap().said();
-    assert!(!said.contains("rebuilding the hash files"), "{said}");
+    let rebuilt = said.matches("rebuilding the hash files").count();
+    assert_eq!(rebuilt, 1, "only the first copy finds no hash files: {said}");
     assert_says(&said, Code::ROLE_AWAY);
 }
 
@@ -506,8 +507,9 @@ async fn disabling_deletes_the_replica(pair: &Pair) {
 
 #[tokio::test]
 async fn a_clock_that_is_an_hour_off_changes_neither_rpo_nor_trust() {
-    let library = files_below(Path::new("/usr/lib"), "/faketime/libfaketime.so.1");
-    let Some(library) = library.first() else {
+    let folders = fs::read_dir("/usr/lib").unwrap().flatten();
+    let mut found = folders.map(|entry| entry.path().join("faketime/libfaketime.so.1"));
+    let Some(library) = found.find(|path| path.exists()) else {
         println!("SKIPPED: Debian's package faketime is not installed; nothing was proved");
         return;
     };

@@ -13,8 +13,9 @@ pub fn assert_says(text: &str, code: Code) {
     let what = lines.next().unwrap_or_default();
     assert!(what.len() > code.code.len() + 4, "nothing is said after the code:\n{text}");
     for part in ["cause:", "now:", "do:"] {
-        let line = lines.next().unwrap_or_default().trim();
-        let rest = line.strip_prefix(part).unwrap_or_else(|| panic!("no {part} in:\n{text}"));
+        // A quoted file may take some lines.
+        let line = lines.by_ref().take(10).find_map(|line| line.trim().strip_prefix(part));
+        let rest = line.unwrap_or_else(|| panic!("no {part} in:\n{text}"));
         assert!(!rest.trim().is_empty(), "{part} is empty in:\n{text}");
     }
 }

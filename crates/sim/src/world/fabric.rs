@@ -139,11 +139,6 @@ impl Fabric for WatchedFabric {
     async fn machine_start(&self, name: &str) -> Result<(), FabricError> {
         let before = self.watch.machines.writers(&self.watch.name);
         let started = self.inner.machine_start(name).await;
-        eprintln!(
-            "{} START {name} {started:?} w{}",
-            self.watch.time.ms(),
-            self.watch.machines.writers(&self.watch.name)
-        );
         self.started(before, &MachineRef::Owned(name.to_owned()));
         started
     }
@@ -192,13 +187,7 @@ impl Fabric for WatchedFabric {
     }
     async fn instance_run(&self, instance: InstanceId) -> Result<(), FabricError> {
         let before = self.watch.machines.writers(&self.watch.name);
-        let r = self.inner.instance_run(instance).await;
-        eprintln!(
-            "{} RUN {instance} {r:?} w{}",
-            self.watch.time.ms(),
-            self.watch.machines.writers(&self.watch.name)
-        );
-        r?;
+        self.inner.instance_run(instance).await?;
         let machine = MachineRef::Instance(instance);
         let now = self.watch.machines.writers(&self.watch.name);
         self.started(before, &machine);
@@ -215,22 +204,10 @@ impl Fabric for WatchedFabric {
         instance: InstanceId,
         export: ExportAnswers,
     ) -> Result<InstanceStatus, FabricError> {
-        let a = self.watch.machines.writers(&self.watch.name);
-        let r = self.inner.instance_tend(instance, export).await;
-        let b = self.watch.machines.writers(&self.watch.name);
-        if a != b {
-            eprintln!("{} TEND {instance} {a} {b}", self.watch.time.ms());
-        }
-        r
+        self.inner.instance_tend(instance, export).await
     }
     async fn instance_kill(&self, instance: InstanceId) -> Result<(), FabricError> {
-        let r = self.inner.instance_kill(instance).await;
-        eprintln!(
-            "{} KILL {instance} {r:?} w{}",
-            self.watch.time.ms(),
-            self.watch.machines.writers(&self.watch.name)
-        );
-        r
+        self.inner.instance_kill(instance).await
     }
     async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError> {
         self.inner.instance_delete(instance).await?;
