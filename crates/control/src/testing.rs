@@ -181,7 +181,9 @@ impl Fleet {
             tokio::select! {
                 biased;
                 value = &mut request => return value,
-                () = tokio::task::yield_now() => self.hosts.iter_mut().for_each(ScriptedHost::answer),
+                () = tokio::task::yield_now() => {
+                    self.hosts.iter_mut().for_each(ScriptedHost::answer);
+                }
             }
         }
     }

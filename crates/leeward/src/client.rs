@@ -37,7 +37,7 @@ pub struct ApiClient {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The server could not be reached or broke off.
-    #[error("{}", Code::SERVER_AWAY.because(format!("could not reach the config server at {address}"), why))]
+    #[error("{}", unreachable(address, why))]
     Unreachable {
         /// Where.
         address: String,
@@ -261,6 +261,10 @@ impl ApiClient {
     pub async fn post(&self, path: &str, body: &Value) -> Result<Reply, ClientError> {
         self.send(Method::POST, path, Some(body)).await
     }
+}
+
+fn unreachable(address: &str, why: &str) -> Problem {
+    Code::SERVER_AWAY.because(format!("could not reach the config server at {address}"), why)
 }
 
 fn refused(status: u16, body: &Value) -> ClientError {

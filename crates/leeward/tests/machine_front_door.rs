@@ -4,6 +4,8 @@
 //!
 //! The machines have disks but no guest. What a guest lives through is not here: see the demo.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod front_door;
 
 use front_door::{
@@ -21,6 +23,8 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
+use tokio::io::AsyncWriteExt as _;
+use tokio::io::AsyncWriteExt as _;
 
 fn strs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
@@ -345,6 +349,8 @@ async fn a_registration_key_admits_exactly_one_host_and_its_secret_stays_secret(
     nothing_joined(&room.path("guess"));
     let nobody = host_words(&room, "guess", "127.0.0.1:1", Some(&key));
     assert_refused(&room.run(&strs(&nobody)).await, Code::ROLE_AWAY);
+    a_server_without_tls_gets_no_secret(&room, &key).await;
+    nothing_joined(&room.path("guess"));
     assert_eq!(site.hosts().await, [""; 0]);
 
     // Two at once with the same key: one of them joins.
@@ -366,6 +372,20 @@ async fn a_registration_key_admits_exactly_one_host_and_its_secret_stays_secret(
     assert_refused(&room.run(&strs(&words)).await, Code::WRONG_KEY);
     assert_eq!(site.hosts().await, [winner_name]);
     secrets_are_nowhere(&room, &site, &key);
+}
+
+async fn a_server_without_tls_gets_no_secret(room: &Room, key: &str) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        line::rest(&mut stream).await.0
+    });
+    let words = host_words(room, "guess", &address, Some(key));
+    assert_refused(&room.run(&strs(&words)).await, Code::PLAINTEXT);
+    let heard = String::from_utf8_lossy(&server.await.unwrap()).into_owned();
+    assert!(!heard.contains(key.rsplit('.').next().unwrap()), "the key was sent in the open");
 }
 
 /// The folder holds no identity, whole or half.

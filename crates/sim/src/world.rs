@@ -549,7 +549,8 @@ impl World {
             view.ended.is_some() || view.state == RunState::Suspended
         };
         if !self.reaches(settle::STEPS_MAX, over).await {
-            self.ledger.violated(format!("I6: a job does not end: {:?}", self.job(job).await));
+            self.ledger
+                .violated(format!("I6: a job does not end in time: {:?}", self.job(job).await));
         }
         self.job(job).await
     }

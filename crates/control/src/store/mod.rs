@@ -46,7 +46,8 @@ pub enum StoreError {
     },
     /// A newer program made it.
     #[error(
-        "database {path} has schema {found}, this program knows up to {known}: use the newer program that wrote it"
+        "database {path} has schema {found}, this program knows up to {known}: \
+         use the newer program that wrote it"
     )]
     Newer {
         /// The file.

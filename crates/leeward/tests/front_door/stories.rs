@@ -321,8 +321,12 @@ async fn the_config_server_comes_back(pair: &mut Pair, protected: &Value) {
     pair.site.kill();
     pair.site = Site::start_at(&pair.room, "up", &address).await;
     pair.site.connection_wait(HOST, "Connected").await;
-    let now = pair.newer_point().await;
-    let now = pair.site.item_wait(MACHINE, "points again", |item| lsn(item) > lsn(&now)).await;
+    let now = pair.site.item_wait(MACHINE, "points again", |item| {
+        let copies = [details(item, "leewardCopy"), details(item, "leewardResyncReason")];
+        assert!(copies.iter().all(|copy| copy.is_null()), "the disks are read again: {copies:?}");
+        lsn(item) > lsn(&before) + 1
+    });
+    let now = now.await;
     assert_eq!(now["protectionState"], "Protected");
     assert_eq!(sent(&now), sent(&before), "something was copied again");
     assert_eq!(details(&now, "leewardTimeline"), details(protected, "leewardTimeline"));

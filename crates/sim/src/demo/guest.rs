@@ -77,8 +77,14 @@ pub struct ConsoleSeen {
 
 /// Reads a serial console's file.
 pub fn console_read(path: &Path) -> ConsoleSeen {
+    console_read_from(path, 0)
+}
+
+/// Reads what a serial console's file holds from byte `from` on: a machine that is started again
+/// goes on behind what it wrote before.
+fn console_read_from(path: &Path, from: usize) -> ConsoleSeen {
     let bytes = std::fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
+    let text = String::from_utf8_lossy(bytes.get(from..).unwrap_or_default());
     let json = |line: &str, head: &str| -> Option<Value> {
         serde_json::from_str(line.trim().strip_prefix(head)?).ok()
     };
@@ -106,10 +112,22 @@ pub async fn console_watch(
     path: &Path,
     deadline: Duration,
 ) -> anyhow::Result<(BootTimes, ConsoleSeen)> {
+    console_watch_from(path, 0, deadline).await
+}
+
+/// As [`console_watch`], for a boot whose console begins at byte `from` of the file.
+///
+/// # Errors
+/// When the deadline passes first.
+pub async fn console_watch_from(
+    path: &Path,
+    from: usize,
+    deadline: Duration,
+) -> anyhow::Result<(BootTimes, ConsoleSeen)> {
     let begun = Instant::now();
     let mut times = BootTimes::default();
     loop {
-        let seen = console_read(path);
+        let seen = console_read_from(path, from);
         if seen.kernel {
             times.kernel.get_or_insert_with(Instant::now);
         }

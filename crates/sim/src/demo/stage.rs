@@ -5,7 +5,7 @@
 
 use super::{
     api::{self, Site, VAULT, job_wait},
-    guest::{GuestImages, Workload, console_watch},
+    guest::{GuestImages, Workload, console_watch_from},
     judge::point_judge,
     progress::wait_for,
     sites::{Sites, kill, processes_below},
@@ -102,12 +102,17 @@ impl Stage {
         let site = Site { client, item: String::new() };
         let boot = Duration::ZERO;
         let mut stage = Stage { sites, site, images, endpoint, boot };
-        stage.boot = stage.source_start().await?;
-        if !options.unprotected {
-            stage.protect().await?;
-            stage.protected().await?;
-        }
+        stage.begin(options.unprotected).await.with_context(|| stage.logs())?;
         Ok(stage)
+    }
+
+    async fn begin(&mut self, unprotected: bool) -> anyhow::Result<()> {
+        self.boot = self.source_start().await?;
+        if !unprotected {
+            self.protect().await?;
+            self.protected().await?;
+        }
+        Ok(())
     }
 
     /// Enables protection; the first copy goes on behind it.
@@ -142,9 +147,10 @@ impl Stage {
     /// When the product refuses, or the guest does not come up.
     pub async fn source_start(&self) -> anyhow::Result<Duration> {
         let begun = Instant::now();
+        let before = std::fs::metadata(self.source_console()).map_or(0, |file| file.len());
         self.sites.machine_start(MACHINE).await?;
-        let console = self.source_console();
-        let (_, seen) = console_watch(&console, BOOT_DEADLINE).await?;
+        let (console, from) = (self.source_console(), before as usize);
+        let (_, seen) = console_watch_from(&console, from, BOOT_DEADLINE).await?;
         ensure!(seen.ledger.is_some_and(|ledger| ledger["ok"] == true), "the source is bad");
         Ok(begun.elapsed())
     }

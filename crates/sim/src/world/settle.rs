@@ -82,7 +82,11 @@ impl World {
             self.reaches(steps, ended).await;
         }
         for job in self.jobs_running().await {
-            self.ledger.violated(format!("I6: a job does not end: {job:#?}"));
+            let task = job.tasks.iter().find(|task| task.ended.is_none());
+            let view = self.view().await;
+            let what =
+                format!("{:?} {:?} {task:?}; {}", job.scenario, job.state, brief(view.as_ref()));
+            self.ledger.violated(format!("I6: a job does not end: {what}"));
         }
     }
 

@@ -9,6 +9,11 @@ use leeward_sim::demo::{
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
+/// Tasks as the API names them.
+const SHUTDOWN: &str = "VmShutdownVmOnPrimary";
+const START: &str = "VmFoStartVmOnSecondary";
+const RECORD: &str = "VmCompleteFailover";
+
 /// F-079: the item is protected again by itself, whatever the job had done.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_cancelled_at_any_step_leaves_one_machine_and_a_protected_item() {
@@ -16,24 +21,24 @@ async fn a_failover_cancelled_at_any_step_leaves_one_machine_and_a_protected_ite
         let mut hit = Vec::new();
         // Without a shutdown the source keeps running up to the last step but one.
         for step in [
-            "check",
-            "fence",
-            "choose-point",
-            "build-overlay",
-            "prepare-machine",
-            "start-machine",
-            "record",
+            "VmUfoPrerequisitesCheck",
+            "VmFenceSource",
+            "VmChooseRecoveryPoint",
+            "VmFailover",
+            "VmPrepareVmOnSecondary",
+            START,
+            RECORD,
         ] {
             hit.push(cancel_at(stage, "NotRequired", step).await.context(step)?);
         }
-        for step in ["shut-down-source", "final-delta"] {
+        for step in [SHUTDOWN, "VmPrepareForUnPlannedFailover"] {
             hit.push(cancel_at(stage, "Required", step).await.context(step)?);
         }
         hit.sort();
         hit.dedup();
         println!("steps that a cancel hit: {hit:?}");
         // The steps of some milliseconds may be over before a request is there.
-        for step in ["shut-down-source", "build-overlay", "prepare-machine", "start-machine"] {
+        for step in [SHUTDOWN, "VmFailover", "VmPrepareVmOnSecondary", START] {
             ensure!(hit.iter().any(|one| one == step), "no cancel hit {step}: {hit:?}");
         }
         Ok(())
@@ -73,7 +78,7 @@ async fn cancel_at(stage: &mut Stage, source: &str, step: &str) -> anyhow::Resul
     match state.as_str() {
         "Cancelled" => {}
         // The last step was done when the cancel came.
-        "Succeeded" if hit == "record" || hit == "start-machine" => {
+        "Succeeded" if hit == RECORD || hit == START => {
             stage.failover_cancel().await?;
             stage.running_wait(AT_SOURCE, stage.within(20)).await?;
             return Ok("ended".to_owned());

@@ -52,7 +52,7 @@ async fn failover_without_shutdown(stage: &Stage) -> anyhow::Result<f64> {
     let id = newest.and_then(|job| job["id"].as_str()).context("there is no job")?;
     let job = stage.site.client.get(id).await?;
     let tasks = job["properties"]["tasks"].as_array().cloned().unwrap_or_default();
-    let task = tasks.iter().find(|task| task["name"] == "shut-down-source");
+    let task = tasks.iter().find(|task| task["name"] == "VmShutdownVmOnPrimary");
     let task = task.cloned().unwrap_or(Value::Null);
     let code = &task["errors"][0]["serviceErrorDetails"]["code"];
     ensure!(code == "LW-0302", "the shutdown was not skipped for the source's silence: {task}");

@@ -150,7 +150,12 @@ impl SourceWorker {
         }
         let open = self.open.as_mut().expect("sending leaves the session open");
         let point = PointId::from(uuid::Uuid::new_v4());
-        let machine = open.spec.clone();
+        let mut machine = open.spec.clone();
+        for disk in &mut machine.disks {
+            // The description is as old as the session; a disk may have grown since.
+            let at_cut = disks.iter().find(|entry| entry.number == disk.number);
+            disk.size = at_cut.map_or(disk.size, |entry| entry.size);
+        }
         let marker = Marker { point, kind, cut_at: time.wall, disks: disks.clone(), machine };
         let timeline = work.duty.branch.timeline;
         let next = Position { timeline, lsn: open.link.next_lsn() };
