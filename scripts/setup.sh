@@ -10,7 +10,7 @@ packages=(
   grub-pc-bin grub-common e2fsprogs fdisk cpio kmod # its disks
   gcc make cmake                                   # the C parts of dependencies
 )
-tests=(libnbd-bin python3 python3-venv iproute2)   # outside peers of the tests, network namespaces
+tests=(libnbd-bin python3 python3-venv iproute2 faketime) # outside peers, namespaces, wrong clocks
 
 with_tests=no
 [ "${1:-}" = --tests ] && with_tests=yes

@@ -50,11 +50,15 @@ fn no_such(key: &VaultKey) -> ControlError {
 /// Refuses names that the API cannot carry in a path.
 pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
     let fits = (1..=128).contains(&name.len())
-        && name.chars().all(|c| c.is_alphanumeric() || "-_. ()".contains(c));
+        && name.chars().all(|c| c.is_alphanumeric() || "-_. ()".contains(c))
+        // A name of dots alone is a path to clients that tidy paths, and blanks at an end get lost.
+        && name.chars().any(char::is_alphanumeric)
+        && name.trim() == name;
     match fits {
         true => Ok(()),
         false => Err(ControlError::bad_request(format!(
-            "{what} {name:?}: a name has 1 to 128 letters, digits, - _ . ( ) or spaces"
+            "{what} {name:?}: a name has 1 to 128 letters, digits, - _ . ( ) or spaces, one letter or \
+             digit at least, and no space at its ends"
         ))),
     }
 }

@@ -24,7 +24,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::io::AsyncWriteExt as _;
-use tokio::io::AsyncWriteExt as _;
 
 fn strs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
@@ -205,32 +204,33 @@ async fn said_wait(process: &front_door::Running, code: Code) {
 // Requests
 
 #[tokio::test]
-async fn requests_that_are_too_large_too_deep_or_oddly_named_change_nothing() {
+async fn requests_that_are_too_large_too_deep_or_unknown_change_nothing() {
     let room = Room::new();
     let site = Site::start(&room, "up").await;
     site.prepare().await;
-    let before = inventory(room.path("").as_path()).len();
-    let (ca, token) = (site.file("ca.pem"), site.file("admin.token"));
-    let send = async |method: &str, path: &str, body: Vec<u8>| {
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nAuthorization: Bearer {token}\r\n\
-             Content-Type: application/json"
-        );
-        line::request(&site.address, &ca, &head, &body).await
-    };
-    let fabric = |name: &str| format!("{VAULT}/replicationFabrics/{name}?api-version=2025-08-01");
 
     let large = format!("{{\"properties\": {{\"x\": \"{}\"}}}}", "y".repeat(8 << 20));
-    let answer = send("PUT", &fabric("large"), large.into_bytes()).await;
+    let answer = put(&site, &fabric("large"), large.into_bytes()).await;
     assert_eq!(answer.status, 413);
     assert_envelope(&answer.body, Code::BAD_REQUEST);
     let deep = format!("{{\"properties\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
     let wide = "{\"properties\": {\"customDetails\": 7}}";
     for body in [deep.as_str(), "{\"properties\": ", "[]", "\u{0}", wide, "\u{feff}{}"] {
-        let answer = send("PUT", &fabric("deep"), body.as_bytes().to_vec()).await;
+        let answer = put(&site, &fabric("deep"), body.as_bytes().to_vec()).await;
         assert_eq!(answer.status, 400, "{:.40}", body);
         assert_envelope(&answer.body, Code::BAD_REQUEST);
     }
+    assert_eq!(site.client.list("replicationFabrics").await.unwrap().len(), 2);
+    unbuilt_and_unknown_things_are_named(&site).await;
+    two_hundred_at_once_are_served(&site).await;
+}
+
+#[tokio::test]
+async fn names_that_are_paths_or_cannot_be_spoken_of_are_refused() {
+    let room = Room::new();
+    let site = Site::start(&room, "up").await;
+    site.prepare().await;
+    let before = inventory(room.path("").as_path()).len();
     let long = "n".repeat(4000);
     let odd = [
         "..",
@@ -256,11 +256,9 @@ async fn requests_that_are_too_large_too_deep_or_oddly_named_change_nothing() {
             fabric(name),
             format!("{VAULT}/replicationPolicies/{name}?api-version=2025-08-01"),
             format!("{}/{name}?api-version=2025-08-01", VAULT.trim_end_matches("/front")),
-            format!(
-                "{HILL_FULL}/replicationProtectionContainers/{name}/replicationProtectedItems/{name}"
-            ),
+            format!("{HILL_FULL}/{CONTAINERS}/{name}/replicationProtectedItems/{name}"),
         ] {
-            let answer = send("PUT", &path, b"{\"properties\": {}}".to_vec()).await;
+            let answer = put(&site, &path, b"{\"properties\": {}}".to_vec()).await;
             if !matches!(answer.status, 400 | 404) {
                 accepted.push(format!("{} for {path:.200}", answer.status));
                 continue;
@@ -273,10 +271,23 @@ async fn requests_that_are_too_large_too_deep_or_oddly_named_change_nothing() {
     assert_eq!(site.client.list("replicationFabrics").await.unwrap().len(), 2);
     assert_eq!(site.client.list("replicationPolicies").await.unwrap().len(), 0);
     assert_eq!(inventory(room.path("").as_path()).len(), before, "files appeared");
-    unbuilt_and_unknown_things_are_named(&site).await;
-    two_hundred_at_once_are_served(&site).await;
 }
 
+/// The path of a fabric of any name.
+fn fabric(name: &str) -> String {
+    format!("{VAULT}/replicationFabrics/{name}?api-version=2025-08-01")
+}
+
+/// PUTs bytes to a path as it stands.
+async fn put(site: &Site, path: &str, body: Vec<u8>) -> line::Raw {
+    let head = format!(
+        "PUT {path} HTTP/1.1\r\nAuthorization: Bearer {}\r\nContent-Type: application/json",
+        site.file("admin.token")
+    );
+    line::request(&site.address, &site.file("ca.pem"), &head, &body).await
+}
+
+const CONTAINERS: &str = "replicationProtectionContainers";
 const HILL_FULL: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/\
                          leeward/providers/Microsoft.RecoveryServices/vaults/front/\
                          replicationFabrics/hill";

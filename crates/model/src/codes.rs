@@ -47,6 +47,12 @@ pub struct Code {
 }
 
 impl Code {
+    /// The code that a text `LW-NNNN: words` begins with, and the words.
+    pub fn parse(text: &str) -> Option<(Code, &str)> {
+        let (code, words) = text.split_once(": ")?;
+        CODES.iter().find(|known| known.code == code).map(|known| (*known, words))
+    }
+
     /// The problem of this code for one object; `what` says what happened to which object.
     pub fn problem(&self, what: impl Into<String>) -> Problem {
         Problem {

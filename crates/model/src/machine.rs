@@ -103,6 +103,6 @@ pub struct DiscoveredMachine {
     pub spec: MachineSpec,
     /// Its run state.
     pub state: MachineState,
-    /// Why it cannot be protected, in words; empty when it can.
+    /// Why it cannot be protected: `LW-NNNN: words` each; empty when it can.
     pub obstacles: Vec<String>,
 }

@@ -4,28 +4,22 @@
 //! Only what lies outside the product is a double: hypervisor, disk, network, time. Whatever is
 //! checked is checked by the [`ledger`], which knows the truth from outside.
 
+pub mod crowd;
 pub mod disk;
 pub mod fabric;
 pub mod history;
 pub mod ledger;
 pub mod link;
+mod roles;
 mod settle;
 pub mod time;
 
 use disk::{SiteDisk, WorldExports};
-use fabric::{Watch, WatchedFabric};
+use fabric::Watch;
 use ledger::Ledger;
-use leeward::{
-    roles::{
-        host::{
-            Host, HostParts, clock::WallClock, folders_make, link as session, site_store::SiteStore,
-        },
-        up::ports::FileSigner,
-    },
-    trust::permits::PermitKey,
-};
+use leeward::roles::host::site_store::SiteStore;
 use leeward_control::{
-    Config, Control, Durability, LocalHost, PermitSigner, Ports, Store as Database,
+    Control,
     items::{EnableSpec, ItemView},
     jobs::{JobFilter, JobView, RunState},
     mappings::MappingSpec,
@@ -44,15 +38,13 @@ use leeward_fabric::{
 };
 use leeward_model::{
     DiskFormat, DiskNumber, DiskSpec, Firmware, HostId, ItemId, JobId, MachineSpec, Policy, Probe,
-    Site, VaultId,
+    VaultId,
 };
-use leeward_replica::storage::{BlobStore, LostSync, Seeded};
-use leeward_replica::{Mutation as StoreMutation, Store, StoreIdentity, SystemRandom, Unlock};
-use link::{Link, LinkState, Net, SERVER, STORE, WorldDialer};
-use std::{path::PathBuf, sync::Arc};
-use time::{ServerTime, SiteWall, Standstill, WorldTime};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use leeward_replica::Mutation as StoreMutation;
+use link::{Link, Net};
+use roles::SiteFiles;
+use std::sync::Arc;
+use time::{SiteWall, Standstill, WorldTime};
 
 /// What a machine's console shows once its guest is up.
 pub const READY: &str = "GUEST READY";
@@ -77,28 +69,8 @@ pub struct Mistakes {
     pub capture: Option<leeward_capture::Mutation>,
     /// Of the store.
     pub store: Option<StoreMutation>,
-    /// Of the store's disk.
-    pub lost_sync: Option<LostSync>,
-}
-
-/// A role that runs.
-struct Role {
-    host: Arc<Host>,
-    store: Option<Arc<SiteStore>>,
-    tasks: JoinSet<()>,
-    stop: CancellationToken,
-}
-
-/// What a role leaves when it dies.
-struct SiteFiles {
-    id: HostId,
-    name: &'static str,
-    folder: PathBuf,
-    machines: MemoryFabric,
-    watch: Watch,
-    link: Link,
-    boots: u32,
-    role: Option<Role>,
+    /// Of the store's disk: before each power cut it leaves out one flush.
+    pub skip_a_flush: bool,
 }
 
 /// Where the next turn of the config server shall halt.
@@ -191,15 +163,14 @@ impl World {
         let folder = folder.expect("a folder for temporary files");
         let (machines, ledger, link) = (MemoryWorld::new(), Ledger::default(), Link::default());
         let disk = SiteDisk::default();
-        if let Some(lost) = mistakes.lost_sync {
-            disk.now().lose_sync(lost);
-        }
         let watch = |skew_ms| Watch {
             ledger: ledger.clone(),
             time,
             machines: Arc::clone(&machines),
             name: MACHINE.into(),
             wall: SiteWall::new(time, skew_ms),
+            link: link.clone(),
+            trap: Arc::default(),
             mutation: mistakes.capture,
         };
         let site = |id, name, skew_ms, link| SiteFiles {
@@ -315,134 +286,6 @@ impl World {
         started.expect("the double starts what it is told to");
     }
 
-    // Roles -----------------------------------------------------------------------------------
-
-    /// Starts the config server on its files.
-    pub async fn server_start(&mut self) {
-        let path = self.folder.path().join("control.db");
-        let database = Database::open(&path, Durability::ProcessEnd).await;
-        let local = LocalHost {
-            id: self.recovery.id,
-            name: "recovery-host".to_owned(),
-            data_address: STORE.to_owned(),
-        };
-        let config = Config { recovery_site: Config::RECOVERY_SITE.to_owned(), local_host: local };
-        let key = PermitKey::open_or_create(self.folder.path()).expect("a folder of our own");
-        let signer: Arc<dyn PermitSigner> = Arc::new(FileSigner(key));
-        let clock = Arc::new(ServerTime::new(self.time, SKEWS_MS[2]));
-        let ports = Ports { clock, draw: self.draw.clone(), signer };
-        let control = Control::open(database.expect("a database of our own"), config, ports).await;
-        let control = control.expect("a database of our own");
-        self.net.server_set(Some(control.clone()));
-        self.server = Some(control);
-    }
-
-    /// The config server dies where it stands.
-    pub async fn server_kill(&mut self) {
-        self.net.server_set(None);
-        if let Some(control) = self.server.take() {
-            // Lets what was aborted give its connections back; nothing more is written.
-            tokio::task::yield_now().await;
-            control.close().await;
-        }
-    }
-
-    /// Starts the primary host's role on its files.
-    pub fn primary_start(&mut self) {
-        let role = role_start(&self.primary, None, &self.net, &self.exports);
-        self.primary.role = Some(role);
-    }
-
-    /// Starts the recovery host's role on its files.
-    ///
-    /// A store that cannot be opened is noted as a violation.
-    pub fn recovery_start(&mut self) {
-        let owner = uuid::Uuid::from(self.recovery.id);
-        let blobs: Arc<dyn BlobStore> = Arc::new(self.disk.now());
-        if !Store::exists(blobs.as_ref()).unwrap_or(false) {
-            let identity = StoreIdentity { store: uuid::Uuid::from_u128(5), owner, generation: 1 };
-            if let Err(error) = Store::init(blobs.as_ref(), identity, &SystemRandom) {
-                self.ledger.violated(format!("I3: the store cannot be made: {error}"));
-            }
-        }
-        let random = Arc::new(SystemRandom);
-        let store = match Store::open_writer(blobs, owner, &Unlock::KeyFile, random) {
-            Ok(store) => store,
-            Err(error) => {
-                self.ledger.violated(format!("I3: the store cannot be opened: {error}"));
-                return;
-            }
-        };
-        let wall = self.recovery.watch.wall.clone();
-        let store = SiteStore::new(store, Site::Recovery, WallClock::new(move || wall.read()));
-        let role = role_start(&self.recovery, Some(Arc::new(store)), &self.net, &self.exports);
-        self.net.store_set(Some(Arc::clone(&role.host)));
-        self.recovery.role = Some(role);
-    }
-
-    /// The primary host's role dies; its machines run on.
-    pub async fn primary_kill(&mut self) {
-        self.unsure();
-        role_kill(&mut self.primary).await;
-    }
-
-    /// The recovery host's role dies; its machines and exports run on.
-    pub async fn recovery_kill(&mut self) {
-        self.net.store_set(None);
-        role_kill(&mut self.recovery).await;
-        self.disk.kill();
-    }
-
-    /// The recovery host loses its power: machines, exports and what was not flushed.
-    pub async fn recovery_power_cut(&mut self, random: &mut Seeded) {
-        self.net.store_set(None);
-        role_kill(&mut self.recovery).await;
-        self.disk.power_cut(random);
-        self.exports.end_all();
-        self.recovery.machines.power_cut();
-        self.recovery.boots += 1;
-    }
-
-    /// The primary host loses its power and boots again; its role is to be started.
-    pub async fn primary_power_cut(&mut self) {
-        self.unsure();
-        role_kill(&mut self.primary).await;
-        self.primary.machines.power_cut();
-        self.primary.boots += 1;
-    }
-
-    /// Starts every role that is dead and repairs the link.
-    pub async fn heal(&mut self) {
-        self.link_set(LinkState::Open);
-        if self.server.is_none() {
-            self.server_start().await;
-        }
-        if self.recovery.role.is_none() {
-            self.recovery_start();
-        }
-        if self.primary.role.is_none() {
-            self.primary_start();
-        }
-    }
-
-    /// Changes the link between the sites.
-    pub fn link_set(&mut self, state: LinkState) {
-        self.unsure();
-        self.link.set(state);
-    }
-
-    /// Whoever asks the primary host now, or did a little before, may get no answer.
-    fn unsure(&self) {
-        self.ledger.unsure_until(self.time.ms() + settle::UNSURE_MS);
-    }
-
-    /// Whether the primary host can be asked.
-    pub fn primary_answers(&self) -> bool {
-        self.primary.role.is_some() && self.link.state() == LinkState::Open
-    }
-
-    // Time ------------------------------------------------------------------------------------
-
     /// Lets a little time pass, with a turn of the config server when one is due.
     pub async fn step(&mut self) {
         time::pass().await;
@@ -518,8 +361,6 @@ impl World {
         asked.await.expect("a request neither panics nor is cancelled")
     }
 
-    // Views -----------------------------------------------------------------------------------
-
     /// The item as it is shown; none when it is gone or the config server is dead.
     pub async fn view(&self) -> Option<ItemView> {
         let control = self.server.clone()?;
@@ -570,45 +411,4 @@ impl World {
         self.item = Some(started.item);
         Some(started.job)
     }
-}
-
-fn role_start(
-    site: &SiteFiles,
-    store: Option<Arc<SiteStore>>,
-    net: &Net,
-    exports: &WorldExports,
-) -> Role {
-    folders_make(&site.folder).expect("a folder of our own");
-    let dialer = WorldDialer { net: net.clone(), link: site.link.clone(), peer: site.id };
-    let wall = site.watch.wall.clone();
-    let host = Host::new(HostParts {
-        id: site.id,
-        name: site.name.to_owned(),
-        boot: format!("boot-{}-of-{}", site.boots, site.name),
-        folder: site.folder.clone(),
-        run_folder: PathBuf::from("/run").join(site.name),
-        accelerator: "tcg".to_owned(),
-        fabric: Arc::new(WatchedFabric::new(site.machines.clone(), site.watch.clone())),
-        store: store.clone(),
-        dialer: Arc::new(dialer),
-        exports: Arc::new(exports.clone()),
-        wall: WallClock::new(move || wall.read()),
-    });
-    let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-    tasks.spawn(Arc::clone(&host).discover_loop(stop.clone()));
-    tasks.spawn(session::run(Arc::clone(&host), SERVER.to_owned(), stop.clone()));
-    let (started, ending) = (Arc::clone(&host), stop.clone());
-    tasks.spawn(async move { started.autostart(ending).await });
-    Role { host, store, tasks, stop }
-}
-
-async fn role_kill(site: &mut SiteFiles) {
-    let Some(mut role) = site.role.take() else { return };
-    role.tasks.abort_all();
-    role.host.abort();
-    drop(role.stop);
-    drop(role.host);
-    // What was aborted is dropped at its next turn.
-    tokio::task::yield_now().await;
-    while role.tasks.join_next().await.is_some() {}
 }

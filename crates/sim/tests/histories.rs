@@ -3,8 +3,12 @@
 //!
 //! `LEEWARD_SEED=n` lives through one history and tells it; `LONG=1` through many.
 
+use leeward_capture::Mutation;
+use leeward_control::items::Shutdown;
+use leeward_model::{DiskNumber, PointChoice};
+use leeward_replica::{Mutation as StoreMutation, storage::Seeded};
 use leeward_sim::world::{
-    Mistakes,
+    Mistakes, SECOND_DISK_BYTES, World,
     history::{Told, live, live_all},
     simulate,
 };
@@ -36,10 +40,94 @@ fn random_histories_keep_every_promise() {
     let first = std::env::var("LEEWARD_FIRST_SEED").map_or(0, |text| text.parse().unwrap());
     let begun = std::time::Instant::now();
 
-    let (failed, points) = live_all(first..first + count, |_| Mistakes::default(), 10);
+    let lived = live_all(first..first + count, |_| Mistakes::default(), 10);
 
     let took = begun.elapsed().as_secs_f64();
+    let points: u64 = lived.iter().map(|(_, told)| told.points_checked).sum();
+    let failed = lived.iter().filter(|(_, told)| !told.violations.is_empty());
+    let mut jobs = std::collections::BTreeMap::<String, u32>::new();
+    for (scenario, state) in lived.iter().flat_map(|(_, told)| &told.jobs) {
+        *jobs.entry(format!("{scenario:?} {state:?}")).or_default() += 1;
+    }
+    eprintln!("jobs: {jobs:?}");
     eprintln!("seeds {first} to {}: {points} points in {took:.0} s", first + count - 1);
-    let told: Vec<_> = failed.iter().map(|(seed, told)| tell(*seed, told)).collect();
+    let told: Vec<_> = failed.map(|(seed, told)| tell(*seed, told)).collect();
     assert!(told.is_empty(), "{} histories failed:\n{}", told.len(), told.join("\n\n"));
+}
+
+/// Histories within which a mistake must show.
+const HISTORIES_MUTATION: u64 = 120;
+
+/// How a mistake shows in the words of the oracle.
+fn seen(mistakes: impl Fn(u64) -> Mistakes + Sync) -> Vec<String> {
+    let lived = live_all(0..HISTORIES_MUTATION, mistakes, 1);
+    let count = lived.len();
+    let wrong = lived.into_iter().find(|(_, told)| !told.violations.is_empty());
+    let (seed, told) = wrong.expect("the oracle sees the mistake");
+    eprintln!("seen after {count} histories in seed {seed}: {:?}", told.violations);
+    told.violations
+}
+
+fn capture(mutation: Mutation) -> impl Fn(u64) -> Mistakes {
+    move |_| Mistakes { capture: Some(mutation), ..Mistakes::default() }
+}
+
+#[test]
+fn a_dirty_bit_that_is_dropped_is_seen() {
+    let violations = seen(capture(Mutation::DropOneDirtyBit));
+
+    assert!(violations.iter().any(|what| what.starts_with("I1")));
+}
+
+#[test]
+fn bitmaps_that_are_cleared_early_are_seen() {
+    let violations = seen(capture(Mutation::ClearBitmapsEarly));
+
+    assert!(violations.iter().any(|what| what.starts_with("I1")));
+}
+
+#[test]
+fn two_disks_that_are_swapped_are_seen() {
+    let violations = seen(capture(Mutation::SwapTwoDisks));
+
+    assert!(violations.iter().any(|what| what.starts_with("I1")));
+}
+
+#[test]
+fn a_store_that_ignores_the_epoch_is_seen() {
+    let ignores = |_| Mistakes { store: Some(StoreMutation::IgnoreEpoch), ..Mistakes::default() };
+
+    let violations = seen(ignores);
+
+    assert!(violations.iter().any(|what| what.starts_with("I5")));
+}
+
+#[test]
+fn a_flush_that_is_left_out_is_seen() {
+    let violations = seen(|_| Mistakes { skip_a_flush: true, ..Mistakes::default() });
+
+    assert!(violations.iter().any(|what| what.starts_with("I3") || what.starts_with("I1")));
+}
+
+/// Found by seed 14. The point's machine description was as old as the session, so the disks of a
+/// machine made from a point after a disk had grown ended where the disk had ended before: the
+/// bytes beyond were lost to it. Now the description has the sizes of the cut.
+#[test]
+fn a_machine_made_from_a_point_has_its_disks_as_large_as_they_were_at_the_cut() {
+    let violations = simulate(async {
+        let mut world = World::new(Mistakes::default()).await;
+        world.protect(&mut Seeded::new(14)).await;
+        world.grow();
+        world.write_at(DiskNumber(1), SECOND_DISK_BYTES, &[7; 4096]);
+        world.wait(5_000).await;
+
+        let (control, item) = (world.control(), world.item.unwrap());
+        let job = control.item_failover(item, PointChoice::Latest, Shutdown::First).await;
+        world.finish(job.unwrap()).await;
+
+        world.settle().await;
+        world.ledger.violations()
+    });
+
+    assert_eq!(violations, Vec::<String>::new());
 }

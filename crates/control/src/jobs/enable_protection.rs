@@ -55,11 +55,14 @@ impl EnableProtection {
                 Code::MACHINE_UNKNOWN,
                 format!("host {} has no machine {}", world.source.name, item.machine),
             )),
-            Some(machine) if !machine.obstacles.is_empty() => Err(permanent(
-                Code::MACHINE_INVALID,
-                format!("{}: {}", item.machine, machine.obstacles.join("; ")),
-            )),
-            Some(_) => Ok(Outcome::Done),
+            Some(machine) => match machine.obstacles.first() {
+                Some(first) => {
+                    let code = Code::parse(first).map_or(Code::MACHINE_INVALID, |(code, _)| code);
+                    let what = format!("{}: {}", item.machine, machine.obstacles.join("; "));
+                    Err(permanent(code, what))
+                }
+                None => Ok(Outcome::Done),
+            },
         }
     }
 

@@ -7,8 +7,8 @@ use crate::plan::{InstancePlan, RunPlan, TargetRun};
 use crate::world::{Step, World, engine_problem, pending, permanent, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
 use leeward_model::{
-    Code, Event, Fence, InstanceId, MachineState, PointId, Position, Protection, SourceState,
-    TimelineId,
+    Code, Epoch, Event, Fence, InstanceId, MachineState, PointId, Position, Protection,
+    SourceState, TimelineId,
 };
 use leeward_wire::message::{Purpose, ShutdownOutcome, Stage};
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,8 @@ impl Job for Failover {
 
 /// Waits a moment for the target, then refuses: nothing has been done yet.
 pub(crate) fn need_target(world: &World, moment: &Moment) -> Result<Option<Outcome>, StepError> {
-    if world.target_now().is_some() {
+    // Below the first epoch the host has not read its replica yet: it knows of no point.
+    if world.target_now().is_some_and(|seen| seen.fence > Epoch(0)) {
         return Ok(None);
     }
     let what = format!("target host {} does not report the replica", world.target.name);

@@ -50,7 +50,10 @@ impl TestFailover {
         Ok(Outcome::Done)
     }
 
-    fn choose_point(&mut self, world: &mut World, _: &Moment) -> Step {
+    fn choose_point(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if let Some(wait) = need_target(world, moment)? {
+            return Ok(wait);
+        }
         self.point = point_of(world, self.choice).or(self.point);
         match self.point {
             Some(_) => Ok(Outcome::Done),

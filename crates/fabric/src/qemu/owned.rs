@@ -23,7 +23,9 @@ impl QemuFabric {
         let mut found = Vec::new();
         for machine in self.list()? {
             let state = self.owned_vm(&machine).state().await;
-            let obstacles = machine.obstacles.into_iter().map(|obstacle| obstacle.what).collect();
+            let obstacles = machine.obstacles.iter();
+            let obstacles =
+                obstacles.map(|found| format!("{}: {}", found.code.code, found.what)).collect();
             found.push(DiscoveredMachine { spec: machine.spec, state, obstacles });
         }
         Ok(found)

@@ -410,6 +410,11 @@ impl Host {
     /// and has no permit for this boot waits for it until `stop`: it comes with the first contact
     /// to the config server, unless the machine was failed over.
     pub async fn autostart(&self, stop: CancellationToken) {
+        // Once a boot: a restart of this process alone must not start what its owner shut down.
+        let mark = self.folder.join("autostart-boot");
+        if std::fs::read_to_string(&mark).is_ok_and(|boot| boot.trim() == self.boot) {
+            return;
+        }
         let names = match self.fabric.autostart().await {
             Ok(names) => names,
             Err(error) => {
@@ -441,6 +446,9 @@ impl Host {
                 }
             }
             if waiting.is_empty() {
+                if let Err(error) = folder::write_whole(&mark, self.boot.as_bytes()) {
+                    tracing::warn!(%error, "could not note that autostart is done");
+                }
                 return;
             }
             tokio::select! {

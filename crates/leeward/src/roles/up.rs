@@ -24,12 +24,14 @@ use leeward_control::{
     api::{self, AdminToken, ApiSettings},
 };
 use leeward_model::{Code, HostId, Site};
+use leeward_wire::message::SILENCE_MS;
 use listener::Doors;
 use std::{
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -85,6 +87,7 @@ pub async fn run(options: UpOptions) -> anyhow::Result<()> {
         draw: Arc::new(ports::SystemDraw),
         signer: Arc::new(ports::FileSigner(PermitKey::open_or_create(&data)?)),
     };
+    let returned = data.join("control.db").exists();
     let database = Store::open(&data.join("control.db"), Durability::PowerCut).await?;
     let control = Control::open(database, config, ports).await?;
     let host = local_host(&options, &data, id, name, &identity, &authority).await?;
@@ -102,7 +105,17 @@ pub async fn run(options: UpOptions) -> anyhow::Result<()> {
     let tasks = site::start(&host, loopback(address), &stop);
     tasks.spawn(listener::run(listener, acceptor, doors, stop.clone()));
     let (driver, ending) = (control.clone(), stop.clone());
-    tasks.spawn(async move { driver.run(ending).await });
+    tasks.spawn(async move {
+        if returned {
+            // No host has dialled yet, and none of them is dead for that: a job that went on now
+            // would take a live source for silent and start a second machine beside it.
+            tokio::select! {
+                () = ending.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(SILENCE_MS)) => {}
+            }
+        }
+        driver.run(ending).await;
+    });
     announce(&data, address)?;
     crate::roles::ended().await;
     stop.cancel();

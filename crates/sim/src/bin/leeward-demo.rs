@@ -59,9 +59,11 @@ async fn main() -> ExitCode {
     let mut story = Story::new(options);
     let ok = tokio::select! {
         ok = story.run() => ok,
-        _ = tokio::signal::ctrl_c() => {
-            eprintln!("interrupted; ending both sites");
-            false
+        () = leeward::roles::ended() => {
+            // Whoever interrupts wants it gone, whatever was asked for before.
+            eprintln!("\ninterrupted; ending both sites");
+            story.clean();
+            return ExitCode::from(130);
         }
     };
     let json = serde_json::to_string_pretty(&story.report).expect("plain figures serialize");
@@ -69,7 +71,7 @@ async fn main() -> ExitCode {
         eprintln!("could not write {}: {error}", arguments.report.display());
         return ExitCode::from(1);
     }
-    println!("\n{}", story.report.table());
+    story.show_table();
     if arguments.keep {
         println!("{}", story.look_around());
     }

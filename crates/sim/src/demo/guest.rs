@@ -29,7 +29,10 @@ impl GuestImages {
     /// When the build script fails; its words are in the error.
     pub async fn build(root: &Path, folder: &Path, data_size: &str) -> anyhow::Result<Self> {
         let scripts = root.join("guest");
+        std::fs::create_dir_all(folder)?;
         let output = Command::new(scripts.join("build.sh"))
+            // What an interrupted build leaves goes with the folder.
+            .env("TMPDIR", folder)
             .arg(folder)
             .args(["--data-size", data_size])
             .output()
@@ -47,6 +50,7 @@ impl GuestImages {
     /// When the judge cannot run; a bad ledger is a value with `ok: false`.
     pub async fn judge(&self, boot: &Path, data: &Path) -> anyhow::Result<Value> {
         let output = Command::new(self.scripts.join("verify-image.sh"))
+            .env("TMPDIR", &self.folder)
             .arg(boot)
             .arg(data)
             .arg("--ledger")

@@ -1,7 +1,7 @@
 //! What the person at the terminal sees: one line a step, bars for long work, colour only where
 //! a terminal shows it.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use std::{
     io::{IsTerminal as _, Write as _},
     time::{Duration, Instant},
@@ -51,14 +51,39 @@ impl Screen {
         self.line(&format!("   {} {text}", self.paint("31;1", "FAILED")));
     }
 
+    /// Shows the table at the end; on a terminal its verdicts stand out.
+    pub fn table(&self, text: &str) {
+        let mut lines = String::new();
+        for line in text.lines() {
+            let painted = match line.trim_start().split_once(' ') {
+                Some(("ok", _)) => line.replacen("ok", &self.paint("32", "ok"), 1),
+                Some(("FAILED", _)) => line.replacen("FAILED", &self.paint("31;1", "FAILED"), 1),
+                _ => line.to_owned(),
+            };
+            lines.push_str(&painted);
+            lines.push('\n');
+        }
+        self.line(&format!("\n{lines}"));
+    }
+
     /// A bar over `total` bytes; on a terminal only.
     pub fn bar(&self, total: u64, what: &str) -> ProgressBar {
+        self.bar_of(total, what, "{bytes} of {total_bytes}")
+    }
+
+    /// A bar up to 100 percent; on a terminal only.
+    pub fn percent_bar(&self, what: &str) -> ProgressBar {
+        self.bar_of(100, what, "{pos} %")
+    }
+
+    fn bar_of(&self, total: u64, what: &str, figures: &str) -> ProgressBar {
         if !std::io::stdout().is_terminal() {
             return ProgressBar::hidden();
         }
-        let bar = ProgressBar::new(total.max(1));
-        let style = "   {msg} [{bar:30}] {bytes}/{total_bytes} {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(style) {
+        // Cleared also when the step fails half way.
+        let bar = ProgressBar::new(total.max(1)).with_finish(ProgressFinish::AndClear);
+        let style = ["   {msg} [{bar:30}] ", figures, ", {eta} left"].concat();
+        if let Ok(style) = ProgressStyle::with_template(&style) {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_message(what.to_owned());

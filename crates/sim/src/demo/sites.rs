@@ -159,6 +159,19 @@ impl Sites {
         Ok(())
     }
 
+    /// Waits until the primary site's host has joined and found out what can run its guests.
+    ///
+    /// # Errors
+    /// When that takes longer than 40 s.
+    pub async fn joined_wait(&self) -> anyhow::Result<()> {
+        let files = ["host.json", "accelerator.json"].map(|name| self.host_folder().join(name));
+        let (deadline, every) = (Duration::from_secs(40), Duration::from_millis(20));
+        wait_for("the host's joining", deadline, every, || async {
+            Ok(files.iter().all(|file| file.exists()).then_some(()))
+        })
+        .await
+    }
+
     /// Puts the guest's images and description into the primary site's folder.
     ///
     /// # Errors

@@ -94,11 +94,7 @@ impl Stage {
         let key = api::vault_make(&client).await?;
         sites.host_start(&endpoint, Some(&key))?;
         sites.machine_make(&images, MACHINE, options.extra_disk_mib)?;
-        let joined = sites.host_folder().join("host.json");
-        wait_for("the host's joining", Duration::from_secs(20), POLL, || async {
-            Ok(joined.exists().then_some(()))
-        })
-        .await?;
+        sites.joined_wait().await?;
         let site = Site { client, item: String::new() };
         let boot = Duration::ZERO;
         let mut stage = Stage { sites, site, images, endpoint, boot };
@@ -161,6 +157,19 @@ impl Stage {
     /// Those of the socket.
     pub async fn workload(&self) -> anyhow::Result<Workload> {
         Workload::connect(&self.machine_folder().join("workload.sock")).await
+    }
+
+    /// Waits until the source guest's ledger is at work: it answers the power button from then on.
+    ///
+    /// # Errors
+    /// When that takes longer than a boot may.
+    pub async fn booted(&self) -> anyhow::Result<()> {
+        let every = Duration::from_millis(200);
+        wait_for("the source guest's answer", BOOT_DEADLINE, every, || async {
+            let Ok(mut workload) = self.workload().await else { return Ok(None) };
+            Ok(workload.ask("state").await.ok().map(drop))
+        })
+        .await
     }
 
     /// Waits until the item is protected and a point newer than this call is there.

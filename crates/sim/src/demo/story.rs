@@ -150,13 +150,7 @@ impl Story {
         let key = api::vault_make(&client).await?;
         self.sites.host_start(&endpoint, Some(&key))?;
         let machine = self.sites.machine_make(&images, MACHINE, 0)?;
-        wait_for(
-            "the host's joining",
-            Duration::from_secs(20),
-            Duration::from_millis(50),
-            || async { Ok(self.sites.host_folder().join("host.json").exists().then_some(())) },
-        )
-        .await?;
+        self.sites.joined_wait().await?;
         self.sites.machine_start(MACHINE).await?;
         self.screen.good("the primary site's host has joined with a single-use key");
         let (_, seen) = console_watch(&source_console(&self.sites.host_folder())?, BOOT_DEADLINE)
@@ -423,7 +417,7 @@ impl Story {
     async fn hydration(&mut self) -> anyhow::Result<()> {
         let site = self.site().clone();
         let last = self.instances.last().cloned().unwrap_or_default();
-        let bar = self.screen.bar(100, "hydration");
+        let bar = self.screen.percent_bar("hydration");
         wait_for("hydration", Duration::from_secs(600), Duration::from_millis(200), || async {
             let item = site.item().await?;
             let instances = item["providerSpecificDetails"]["leewardInstances"].as_array();
@@ -479,6 +473,17 @@ impl Story {
         self.report.stored_bytes = item["providerSpecificDetails"]["leewardStoredBytes"].as_u64();
         self.screen.good("committed: the machine belongs to the recovery site now");
         Ok(())
+    }
+
+    /// Ends both sites and deletes the run's folder, also when it was to be kept.
+    pub fn clean(&mut self) {
+        self.sites.keep(false);
+        self.sites.clean();
+    }
+
+    /// Shows what the run was and measured.
+    pub fn show_table(&self) {
+        self.screen.table(&self.report.table());
     }
 
     /// What `--keep` tells the person.

@@ -2,6 +2,7 @@
 
 use super::{
     ledger::{Image, Ledger},
+    link::{Link, LinkState},
     time::{SiteWall, WorldTime},
 };
 use async_trait::async_trait;
@@ -15,7 +16,13 @@ use leeward_fabric::{
     memory::{MemoryFabric, MemoryWorld},
 };
 use leeward_model::{DiscoveredMachine, DiskEntry, InstanceId, MachineState, Position, UnixMillis};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 /// What the oracle needs to judge what a host does with its machines.
 #[derive(Clone)]
@@ -30,6 +37,10 @@ pub struct Watch {
     pub name: String,
     /// The site's wall clock.
     pub wall: SiteWall,
+    /// The link that breaks at the next cut, once the trap is set.
+    pub link: Link,
+    /// The trap.
+    pub trap: Arc<AtomicBool>,
     /// A deliberate mistake of the capture.
     pub mutation: Option<Mutation>,
 }
@@ -99,6 +110,9 @@ impl ChangeSource for WatchedSource {
         let image: Image = self.inner.disks().iter().filter_map(content).collect();
         self.watch.ledger.cut(at, image, self.watch.time.ms());
         self.pending = Some(at);
+        if self.watch.trap.swap(false, Ordering::Relaxed) {
+            self.watch.link.set(LinkState::Refuses);
+        }
         Ok(cut)
     }
     async fn close_cut(&mut self, end: CutEnd) -> Result<(), CaptureError> {

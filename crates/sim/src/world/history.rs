@@ -4,18 +4,27 @@
 //! from run to run: a seed fixes what is done and when, not every interleaving.
 
 use super::{
-    FIRST_DISK_BYTES, MACHINE, Mistakes, SECOND_DISK_BYTES, World, link::LinkState, owned,
+    FIRST_DISK_BYTES, MACHINE, Mistakes, SECOND_DISK_BYTES, World, crowd::crowd, link::LinkState,
+    owned,
 };
-use leeward_control::items::{KeepPoints, Shutdown};
+use leeward_control::{
+    items::{KeepPoints, Shutdown},
+    jobs::{JobFilter, RunState, Scenario},
+};
 use leeward_fabric::{MachineRef, memory::OnShutdown};
 use leeward_model::{
     Branch, DiskNumber, Epoch, PointChoice, PointId, PointOrigin, Protection, Site, TestState,
 };
-use leeward_replica::{StoreError, storage::Seeded};
+use leeward_replica::{
+    StoreError,
+    storage::{LostSync, Seeded},
+};
 use leeward_wire::segment::SegmentHeader;
 
 /// How many things happen in a history.
 const LENGTH: u64 = 14;
+/// Steps for which somebody waits for a job, at most; then other things happen beside it.
+const PATIENCE_STEPS: u64 = 1_500;
 
 /// One thing that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +67,14 @@ pub enum Deed {
     PowerCut,
     /// The link is cut for a while.
     CutLink(LinkState),
+    /// Every role that is dead comes back, and the link.
+    Heal,
+    /// The link breaks while a cut is being sent, and comes back.
+    BreakAtCut,
+    /// The snapshot of the next cut is full before it is read.
+    BreakSnapshot,
+    /// The machine's disk cannot be read, once.
+    FailRead,
     /// The owner's machine ends and is started again.
     RestartMachine,
     /// A disk of the machine grows.
@@ -96,6 +113,11 @@ const COMMON: &[Deed] = &[
     Deed::CutLink(LinkState::Hangs),
     Deed::CutLink(LinkState::Refuses),
     Deed::CutLink(LinkState::Refuses),
+    Deed::Heal,
+    Deed::BreakAtCut,
+    Deed::BreakAtCut,
+    Deed::BreakSnapshot,
+    Deed::FailRead,
     Deed::RestartMachine,
     Deed::Grow,
     Deed::GuestGoesDeaf,
@@ -111,6 +133,8 @@ pub struct Told {
     pub violations: Vec<String>,
     /// Points whose every byte was compared.
     pub points_checked: u64,
+    /// The jobs that ran, and how they ended.
+    pub jobs: Vec<(Scenario, RunState)>,
 }
 
 /// Lives through the history of `seed`.
@@ -134,7 +158,9 @@ pub async fn live(seed: u64, mistakes: Mistakes) -> Told {
     }
     world.settle().await;
     let (violations, points_checked) = (world.ledger.violations(), world.ledger.points_checked());
-    Told { deeds, violations, points_checked }
+    let listed = world.control().job_list(world.vault, &JobFilter::default()).await;
+    let jobs = listed.expect("the database works").iter().map(|job| (job.scenario, job.state));
+    Told { deeds, violations, points_checked, jobs: jobs.collect() }
 }
 
 /// What replication is, as far as a test failover must not touch it (I7).
@@ -183,17 +209,19 @@ impl World {
             Deed::Write => (0..8).for_each(|_| self.write(random)),
             Deed::Trim => self.trim(random),
             Deed::Wait => self.wait(500 + random.below(4_000)).await,
-            Deed::TestFailover => self.test_failover().await,
-            Deed::Cleanup => self.cleanup().await,
-            Deed::Failover(shutdown) => self.failover(PointChoice::Latest, shutdown, None).await,
+            Deed::TestFailover => self.test_failover(random).await,
+            Deed::Cleanup => self.cleanup(random).await,
+            Deed::Failover(shutdown) => {
+                self.failover(random, PointChoice::Latest, shutdown, None).await;
+            }
             Deed::FailoverAndCancel => {
                 let after = random.below(1_200);
-                self.failover(PointChoice::Latest, Shutdown::First, Some(after)).await;
+                self.failover(random, PointChoice::Latest, Shutdown::First, Some(after)).await;
             }
             Deed::FailoverToPoint => {
                 if let Some(point) = self.point(random).await {
                     let choice = PointChoice::Custom(point);
-                    self.failover(choice, Shutdown::First, None).await;
+                    self.failover(random, choice, Shutdown::First, None).await;
                 }
             }
             Deed::ChangePoint => self.change_point(random, None).await,
@@ -201,8 +229,8 @@ impl World {
                 let after = random.below(800);
                 self.change_point(random, Some(after)).await;
             }
-            Deed::FailoverCancel => self.failover_cancel().await,
-            Deed::Commit => self.commit().await,
+            Deed::FailoverCancel => self.failover_cancel(random).await,
+            Deed::Commit => self.commit(random).await,
             Deed::Resync => self.resync().await,
             Deed::DisableAndEnable => self.disable_and_enable(random).await,
             Deed::KillServer | Deed::KillPrimary | Deed::KillRecovery | Deed::PowerCut => {
@@ -212,7 +240,24 @@ impl World {
                 self.link_set(state);
                 self.wait(500 + random.below(6_000)).await;
                 self.write(random);
+                if random.below(2) == 0 {
+                    self.link_set(LinkState::Open);
+                }
+            }
+            Deed::Heal => self.heal().await,
+            Deed::BreakAtCut => {
+                self.link_breaks_at_cut();
+                self.wait(2_500).await;
                 self.link_set(LinkState::Open);
+                self.wait(2_500).await;
+            }
+            Deed::BreakSnapshot | Deed::FailRead => {
+                let Some(disks) = self.primary_machines().disks(&owned()) else { return };
+                let reads = random.below(8);
+                match deed {
+                    Deed::FailRead => disks.fail_read_after(reads),
+                    _ => disks.break_snapshot_after(reads),
+                }
             }
             Deed::RestartMachine => self.restart_machine(random).await,
             Deed::Grow => self.grow(),
@@ -228,13 +273,22 @@ impl World {
         match deed {
             Deed::KillServer => self.server_kill().await,
             Deed::KillPrimary => self.primary_kill().await,
-            Deed::PowerCut => self.recovery_power_cut(random).await,
+            Deed::PowerCut => {
+                let disk = self.disk().now();
+                if self.mistakes.skip_a_flush {
+                    disk.lose_sync(LostSync { nth: disk.syncs() + random.below(8) as usize });
+                }
+                self.wait(random.below(3_000)).await;
+                self.recovery_power_cut(random).await;
+            }
             _ => self.recovery_kill().await,
         }
         self.wait(away).await;
         self.write(random);
-        self.heal().await;
-        self.mistake().await;
+        if deed == Deed::KillServer || random.below(2) == 0 {
+            self.heal().await;
+            self.mistake().await;
+        }
     }
 
     /// The guest of every machine that runs writes a little.
@@ -274,13 +328,13 @@ impl World {
         }
     }
 
-    async fn test_failover(&mut self) {
+    async fn test_failover(&mut self, random: &mut Seeded) {
         let (control, Some(item)) = (self.control(), self.item) else { return };
         let before = replication(self).await;
         let started =
             self.ask(async move { control.item_test_failover(item, PointChoice::Latest).await });
         let Ok(job) = started.await else { return };
-        self.finish(job).await;
+        self.attend(job, random).await;
         let after = replication(self).await;
         let quiet = matches!(&before, Some((Protection::Protected, ..)));
         let resyncs = matches!(&after, Some((Protection::Resynchronizing { .. }, ..)));
@@ -290,21 +344,37 @@ impl World {
         }
     }
 
-    async fn cleanup(&mut self) {
+    async fn cleanup(&mut self, random: &mut Seeded) {
         let (control, Some(item)) = (self.control(), self.item) else { return };
         let started = self.ask(async move { control.item_test_cleanup(item, "").await });
         if let Ok(job) = started.await {
-            self.finish(job).await;
+            self.attend(job, random).await;
         }
     }
 
-    async fn failover(&mut self, choice: PointChoice, shutdown: Shutdown, cancel: Option<u64>) {
+    async fn failover(
+        &mut self,
+        random: &mut Seeded,
+        choice: PointChoice,
+        shutdown: Shutdown,
+        cancel: Option<u64>,
+    ) {
         let (control, Some(item)) = (self.control(), self.item) else { return };
         let started =
             self.ask(async move { control.item_failover(item, choice, shutdown).await }).await;
         let Ok(job) = started else { return };
         self.cancel_after(job, cancel).await;
-        self.finish(job).await;
+        self.attend(job, random).await;
+    }
+
+    /// Waits for a job: until it is over, or for a while, or not at all.
+    async fn attend(&mut self, job: leeward_model::JobId, random: &mut Seeded) {
+        let steps = match random.below(3) {
+            0 => random.below(200),
+            _ => PATIENCE_STEPS,
+        };
+        let over = async |world: &World| world.job(job).await.ended.is_some();
+        self.reaches(steps as usize, over).await;
     }
 
     async fn cancel_after(&mut self, job: leeward_model::JobId, after: Option<u64>) {
@@ -341,22 +411,22 @@ impl World {
         let started = self.ask(async move { control.item_change_point(item, point).await });
         let Ok(job) = started.await else { return };
         self.cancel_after(job, cancel).await;
-        self.finish(job).await;
+        self.attend(job, random).await;
     }
 
-    async fn failover_cancel(&mut self) {
+    async fn failover_cancel(&mut self, random: &mut Seeded) {
         let (control, Some(item)) = (self.control(), self.item) else { return };
         let started = self.ask(async move { control.item_failover_cancel(item).await });
         if let Ok(job) = started.await {
-            self.finish(job).await;
+            self.attend(job, random).await;
         }
     }
 
-    async fn commit(&mut self) {
+    async fn commit(&mut self, random: &mut Seeded) {
         let (control, Some(item)) = (self.control(), self.item) else { return };
         let started = self.ask(async move { control.item_commit(item).await });
         if let Ok(job) = started.await {
-            self.finish(job).await;
+            self.attend(job, random).await;
         }
     }
 
@@ -378,7 +448,7 @@ impl World {
         let started =
             self.ask(async move { control.item_disable(item, KeepPoints::Delete).await }).await;
         let Ok(job) = started else { return };
-        self.finish(job).await;
+        self.attend(job, random).await;
         if self.view().await.is_none() {
             self.ledger.replica_ended();
             self.protect(random).await;
@@ -391,12 +461,11 @@ impl World {
         }
         self.primary_machines().kill_process(&owned());
         self.wait(random.below(3_000)).await;
-        if self.is_live_at_primary().await && self.jobs_running().await.is_empty() {
-            self.owner_starts().await;
-        }
+        self.owner_cares().await;
     }
 
-    fn grow(&self) {
+    /// The second disk of the machine, if it runs, grows by a little over an extent.
+    pub fn grow(&self) {
         let runs = self.primary_machines().guest_read(&owned(), DiskNumber(1), 0, 512).is_ok();
         if let Some(disks) = self.primary_machines().disks(&owned()).filter(|_| runs) {
             let size = disks.content(DiskNumber(1)).len() as u64;
@@ -407,7 +476,8 @@ impl World {
     /// A session that passed its checks just before the fence brings frames just after it.
     async fn late_frames(&mut self) {
         let (Some(item), Some(store)) = (self.item, self.store()) else { return };
-        let tried = store.with(item, |item| {
+        let vault = self.vault;
+        let tried = store.with(item, move |item| {
             let reader = item.reader();
             let fence = reader.fence();
             let old = reader.branches().iter().rev().find(|branch| branch.epoch < fence).copied();
@@ -415,7 +485,7 @@ impl World {
             let Some(last) = reader.committed(branch.timeline) else { return Ok(None) };
             let header = SegmentHeader {
                 segment: leeward_model::SegmentId::from(uuid::Uuid::new_v4()),
-                vault: leeward_model::VaultId::from_u128(0),
+                vault,
                 item: reader.item(),
                 timeline: branch.timeline,
                 epoch: branch.epoch,
@@ -436,32 +506,15 @@ impl World {
     }
 }
 
-/// Lives through the histories of `seeds`, each in a world of its own, on `threads` threads, and
-/// returns those that violated something.
+/// Lives through the histories of `seeds`, each in a world of its own, until `enough` of them
+/// violated something. Returns what came of each.
 pub fn live_all(
     seeds: impl IntoIterator<Item = u64>,
     mistakes: impl Fn(u64) -> Mistakes + Sync,
     enough: usize,
-) -> (Vec<(u64, Told)>, u64) {
-    let seeds = std::sync::Mutex::new(seeds.into_iter().collect::<std::collections::VecDeque<_>>());
-    let found = std::sync::Mutex::new((Vec::new(), 0));
-    let next = || seeds.lock().expect("no thread panics with it").pop_front();
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-            scope.spawn(|| {
-                while let Some(seed) = next() {
-                    let told = super::simulate(live(seed, mistakes(seed)));
-                    let mut found = found.lock().expect("no thread panics with it");
-                    found.1 += told.points_checked;
-                    if !told.violations.is_empty() {
-                        found.0.push((seed, told));
-                    }
-                    if found.0.len() >= enough {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    found.into_inner().expect("no thread panics with it")
+) -> Vec<(u64, Told)> {
+    let live_one = |seed| (seed, super::simulate(live(seed, mistakes(seed))));
+    crowd(seeds, live_one, |told: &[(u64, Told)]| {
+        told.iter().filter(|(_, told)| !told.violations.is_empty()).count() >= enough
+    })
 }

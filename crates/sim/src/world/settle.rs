@@ -16,7 +16,7 @@ use leeward_model::{MachineState, Protection, Site};
 /// than every limit that a step of a job has.
 pub const STEPS_MAX: usize = 10_000;
 /// After the primary host could not be asked, its absence may still be what is known of it.
-pub const UNSURE_MS: u64 = 20_000;
+pub const UNSURE_MS: u64 = 4_000;
 
 impl World {
     /// Repairs everything, waits until the world is at rest, and checks all that must hold then.
@@ -24,7 +24,9 @@ impl World {
         self.heal().await;
         self.strike = None;
         self.halted = None;
+        self.owner_cares().await;
         self.jobs_end().await;
+        self.owner_cares().await;
         let rests = async |world: &World| match world.view().await {
             None => true,
             Some(view) => match view.state.protection {
@@ -36,13 +38,6 @@ impl World {
                 _ => false,
             },
         };
-        let source_off = {
-            let state = self.primary_machines().machine_state(&owned()).await;
-            !matches!(state, Ok(MachineState::Running))
-        };
-        if source_off && self.is_live_at_primary().await {
-            self.owner_starts().await;
-        }
         if !self.reaches(STEPS_MAX, rests).await {
             let view = self.view().await;
             self.ledger.violated(format!("the world comes to no rest: {}", brief(view.as_ref())));
@@ -60,6 +55,24 @@ impl World {
         match self.view().await {
             None => self.item.is_none(),
             Some(view) => view.state.active == Site::Primary,
+        }
+    }
+
+    /// The owner starts a machine that is off and that nobody is at work on.
+    pub async fn owner_cares(&mut self) {
+        let state = self.primary_machines().machine_state(&owned()).await;
+        let view = self.view().await;
+        let idle = view.is_none_or(|view| {
+            view.state.active == Site::Primary
+                && matches!(
+                    view.state.protection,
+                    Protection::InitialReplication { .. }
+                        | Protection::Protected
+                        | Protection::Resynchronizing { .. }
+                )
+        });
+        if idle && matches!(state, Ok(MachineState::Off)) {
+            self.owner_starts().await;
         }
     }
 

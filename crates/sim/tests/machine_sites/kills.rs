@@ -51,7 +51,7 @@ async fn kill_in_failover(stage: &mut Stage, at: At) -> anyhow::Result<()> {
         let file = |name: &str| new().map(|folder| folder.join(name));
         match at {
             At::Acceptance => true,
-            At::Overlay => file("overlay-0.qcow2").is_some_and(|path| path.exists()),
+            At::Overlay => file("disk-0.qcow2").is_some_and(|path| path.exists()),
             At::Prepared => stage.running().target > 0,
             At::Running => new()
                 .and_then(|folder| find(&folder, "console.log"))
@@ -258,7 +258,7 @@ async fn judge_overlays(stage: &Stage, console: &std::path::Path) -> anyhow::Res
     let out = stage.sites.folder.join("overlays");
     std::fs::create_dir_all(&out)?;
     for (number, image) in ["boot.raw", "data.raw"].into_iter().enumerate() {
-        let overlay = folder.join(format!("overlay-{number}.qcow2"));
+        let overlay = folder.join(format!("disk-{number}.qcow2"));
         let copied = Command::new("qemu-img")
             .args(["convert", "-O", "raw"])
             .args([overlay, out.join(image)])

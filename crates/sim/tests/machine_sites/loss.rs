@@ -39,8 +39,6 @@ async fn what_a_kill_costs_is_never_more_than_what_was_reported_at_any_phase_of_
 }
 
 async fn kill_and_judge(stage: &mut Stage, phase: Phase) -> anyhow::Result<()> {
-    // Two points, so that the figures are those of usual cycles.
-    stage.new_point(stage.within(30)).await?;
     let point = stage.new_point(stage.within(30)).await?;
     let slowest = slowest_cycle(&stage.details().await?)?;
     match phase {

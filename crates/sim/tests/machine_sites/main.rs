@@ -1,6 +1,8 @@
 //! Real processes and real machines: what must hold when things are killed, cut off, cancelled
 //! or full. Each test has two sites of its own; the test runner lets them run one at a time.
 
+#![allow(clippy::unwrap_used)]
+
 mod cancel;
 mod demo;
 mod kills;

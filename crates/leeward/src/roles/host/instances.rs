@@ -504,7 +504,7 @@ pub fn export_name(disk: DiskNumber) -> String {
 
 fn overlay_paths(folder: &std::path::Path, spec: &MachineSpec) -> Vec<(DiskNumber, PathBuf)> {
     let path = |disk: &leeward_model::DiskSpec| {
-        (disk.number, folder.join(format!("overlay-{}.qcow2", disk.number)))
+        (disk.number, folder.join(format!("disk-{}.qcow2", disk.number)))
     };
     spec.disks.iter().map(path).collect()
 }

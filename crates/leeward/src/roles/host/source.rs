@@ -309,6 +309,7 @@ impl SourceWorker {
             return Err(FabricError::Unknown(Self::machine(work)).into());
         };
         let hashes = self.trusted_hashes(&mut link, &spec).await?;
+        self.show(|seen| seen.problem = None);
         let mut source = self.host.fabric.capture(&Self::machine(work)).await?;
         let base = link.newest_point.map(|(_, position)| position);
         let attached = source.attach(base).await?;
@@ -316,10 +317,24 @@ impl SourceWorker {
         if let Attached::NeedsFullRead(reason) = attached {
             self.show(|seen| seen.resync_reason = Some(reason));
         }
+        self.tell_resized(&hashes, &spec);
         let key = (work.epoch, work.duty.branch, work.duty.target_address.clone());
         self.open = Some(Open { link, source, hashes, spec, key, mapped, last_cut: None });
-        self.show(|seen| seen.problem = None);
         Ok(())
+    }
+
+    /// Says which disks have another size than the target knows; the next point has the new one.
+    fn tell_resized(&self, hashes: &HashFiles, spec: &MachineSpec) {
+        for disk in &spec.disks {
+            let Some(before) = hashes.size(disk.number).filter(|size| *size != disk.size) else {
+                continue;
+            };
+            let (name, id, now) = (&spec.name, &disk.id, disk.size);
+            let what = format!("disk {id} of {name} has {now} bytes, it had {before}");
+            let problem = Code::DISK_RESIZED.problem(what);
+            tracing::warn!(item = %self.item, code = %problem.code, "{}", problem.what);
+            self.show(|seen| seen.problem = Some(problem));
+        }
     }
 
     async fn shut_down(
