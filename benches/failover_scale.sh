@@ -17,6 +17,7 @@ fi
 
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
+command -v jq > /dev/null || { echo "failover_scale.sh: not installed: jq" >&2; exit 2; }
 for ((round = 1; round <= ROUNDS; round++)); do
   for size in 64M 64G; do
     report=$WORK/$size-$round.json

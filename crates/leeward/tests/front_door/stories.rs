@@ -158,13 +158,19 @@ async fn machines_that_cannot_be_used_are_listed_refused_and_never_half_started(
         assert_eq!(pair.qemus(), running, "{name} left a process behind");
         assert!(!folder.join("permits").join(format!("{name}.json")).exists());
     }
-    for name in ["lost", "twin", "left", "right", "broken"] {
+    for (name, code) in [
+        ("lost", Code::DISK_MISSING),
+        ("twin", Code::DISK_TWICE),
+        ("left", Code::DISK_TWICE),
+        ("right", Code::DISK_TWICE),
+        ("broken", Code::MACHINE_INVALID),
+    ] {
         let machine = site.machine(name).await;
         let obstacles = machine["properties"]["protectionReadinessErrors"].as_array().unwrap();
-        assert!(!obstacles.is_empty(), "{machine}");
+        assert!(obstacles[0].as_str().unwrap().starts_with(code.code), "{machine}");
         let enabled = site.enable(name, machine["id"].as_str().unwrap()).await.unwrap();
         let job = site.job_wait(&enabled.job.unwrap()).await;
-        assert_whole(&failure(&job), Code::MACHINE_INVALID);
+        assert_whole(&failure(&job), code);
     }
     until("the refused items to be gone", || async {
         site.client.list("replicationProtectedItems").await.unwrap().is_empty().then_some(())
@@ -427,6 +433,8 @@ async fn a_reboot_without_contact(pair: &mut Pair) {
     assert!(sure.ok, "{}", sure.said);
     assert!(sure.said.contains(Code::NO_PERMIT.code), "nothing was noted: {}", sure.said);
     assert_eq!(pair.qemus().len(), 1);
+    let audit = fs::read_to_string(pair.folder().join("audit.log")).unwrap();
+    assert!(audit.contains("web01 was started by hand without a permit"), "{audit}");
     // Off again: with contact the permit of this boot comes, and the machine with it.
     pair.machine_kill().await;
     pair.host = Some(host);
@@ -452,6 +460,7 @@ fn permits_of_an_earlier_boot(host: &Path, up: &Path) {
     let path = host.join("permits").join(format!("{MACHINE}.json"));
     let permit = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     fs::write(&path, aged(permit).to_string()).unwrap();
+    fs::write(host.join("autostart-boot"), "00000000-0000-4000-8000-000000000b00").unwrap();
     let path = host.join("assignment.json");
     let mut kept: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let mut count = 0;

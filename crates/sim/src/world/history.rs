@@ -158,9 +158,11 @@ pub async fn live(seed: u64, mistakes: Mistakes) -> Told {
     }
     world.settle().await;
     let (violations, points_checked) = (world.ledger.violations(), world.ledger.points_checked());
-    let listed = world.control().job_list(world.vault, &JobFilter::default()).await;
-    let jobs = listed.expect("the database works").iter().map(|job| (job.scenario, job.state));
-    Told { deeds, violations, points_checked, jobs: jobs.collect() }
+    let control = world.control();
+    let listed = control.job_list(world.vault, &JobFilter::default()).await;
+    let jobs = listed.expect("the database works");
+    let jobs = jobs.iter().map(|job| (job.scenario, job.state)).collect();
+    Told { deeds, violations, points_checked, jobs }
 }
 
 /// What replication is, as far as a test failover must not touch it (I7).

@@ -91,6 +91,7 @@ impl World {
                     self.ledger.violated(format!("I6: a suspended job takes no answer: {error}"));
                 }
             }
+            self.owner_cares().await;
             let ended = async |world: &World| world.jobs_running().await.is_empty();
             self.reaches(steps, ended).await;
         }
