@@ -87,7 +87,9 @@ async fn guest_runs(
     beside: &Path,
     deadline: Duration,
 ) -> Result<bool, ProcessError> {
-    let (image, log) = (beside.with_extension("probe.img"), beside.with_extension("probe.log"));
+    // Names of this process's own: another one may be probing beside it.
+    let own = |kind: &str| beside.with_extension(format!("probe-{}.{kind}", std::process::id()));
+    let (image, log) = (own("img"), own("log"));
     let mut sector = vec![0; 512];
     sector[..BOOT_CODE.len()].copy_from_slice(&BOOT_CODE);
     sector[510..].copy_from_slice(&[0x55, 0xaa]);

@@ -220,7 +220,8 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ProcessErr
     let file = |what| move |source| ProcessError::File { what, path: path.into(), source };
     let bytes =
         serde_json::to_vec_pretty(value).map_err(|error| file("write")(io::Error::other(error)))?;
-    let fresh = path.with_extension("new");
+    // A name of this process's own: another one may be writing the same file.
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
     let write = || -> io::Result<()> {
         let mut out = File::create(&fresh)?;
         out.write_all(&bytes)?;

@@ -194,7 +194,8 @@ pub fn brief(view: Option<&ItemView>) -> String {
         .map(|error| format!("{}: {}", error.problem.what, error.problem.cause))
         .collect();
     format!(
-        "{:?} active {:?} source {:?} ({:?}) live at {:?} epoch {} branch {:?} newest {:?} rpo {:?} \
+        "{:?} active {:?} source {:?} ({:?}) live at {:?} epoch {} branch {:?} newest {:?} \
+         rpo {:?} \
          resync {:?} instances {instances:?} health {health:?}",
         view.state.protection,
         view.state.active,

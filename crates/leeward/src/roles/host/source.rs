@@ -118,6 +118,9 @@ pub struct SourceWorker {
     item: ItemId,
     state: SourceState,
     open: Option<Open>,
+    /// The job that asked the guest to shut down, and until when that may still happen although
+    /// the job was cancelled.
+    asked_off: Option<(JobId, Instant)>,
     /// The last cut's snapshot broke: what was written is read live before the next cut.
     live_first: bool,
 }
@@ -125,7 +128,8 @@ pub struct SourceWorker {
 /// Runs the worker of `item` until its work is taken away.
 pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option<SourceWork>>) {
     let state = SourceState::load(&host.item_folder(item));
-    let mut worker = SourceWorker { host, item, state, open: None, live_first: false };
+    let mut worker =
+        SourceWorker { host, item, state, open: None, asked_off: None, live_first: false };
     loop {
         let Some(now) = work.borrow_and_update().clone() else {
             worker.host.board.source(item, |seen| *seen = None);
@@ -205,7 +209,8 @@ impl SourceWorker {
                 self.replicate(work, permit.as_ref(), *start, changes).await
             }
             SourceRun::ShutDown { job, timeout_ms } => {
-                self.shut_down(work, *job, Duration::from_millis(*timeout_ms)).await
+                let limit = Duration::from_millis(*timeout_ms);
+                self.shut_down(work, *job, limit, changes).await
             }
             SourceRun::Fenced => self.fence(work).await,
             SourceRun::Release => self.release(work).await,
@@ -262,13 +267,16 @@ impl SourceWorker {
         permit: Option<&StartPermit>,
         job: JobId,
     ) -> Result<(), SourceError> {
-        if self.state.started == Some(job) {
+        let machine = Self::machine(work);
+        let state = self.host.fabric.machine_state(&machine).await?;
+        // A guest that was asked before the cancel may switch itself off after it.
+        let asked = |(by, until): (JobId, Instant)| by == job && Instant::now() < until;
+        let slow = self.asked_off.is_some_and(asked) && state != MachineState::Running;
+        if self.state.started == Some(job) && !slow {
             // Started once for this job, also when its owner has switched it off since.
             self.show(|seen| seen.started = Some((job, Ok(()))));
             return Ok(());
         }
-        let machine = Self::machine(work);
-        let state = self.host.fabric.machine_state(&machine).await?;
         let outcome = if state == MachineState::Running {
             Ok(())
         } else {
@@ -342,6 +350,7 @@ impl SourceWorker {
         work: &SourceWork,
         job: JobId,
         limit: Duration,
+        changes: &mut watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<Duration>, SourceError> {
         if let Some((done, point)) = self.state.shut_down
             && done == job
@@ -353,7 +362,12 @@ impl SourceWorker {
         }
         self.report_shutdown(job, ShutdownOutcome::InProgress);
         let machine = Self::machine(work);
-        match self.host.fabric.machine_shutdown(&machine, limit).await? {
+        self.asked_off = Some((job, Instant::now() + limit));
+        let outcome = tokio::select! {
+            outcome = self.host.fabric.machine_shutdown(&machine, limit) => outcome?,
+            _ = changes.changed() => return Err(SourceError::Changed),
+        };
+        match outcome {
             Shutdown::Done => {}
             Shutdown::NotInTime => {
                 let what =
