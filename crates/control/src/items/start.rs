@@ -149,6 +149,19 @@ impl Control {
             row.state
                 .apply(&Event::DisableStarted { job })
                 .map_err(|illegal| ControlError::not_now(format!("{}: {illegal}", row.name)))?;
+            if let RunPlan::Replicate { start: Some(owed) } = row.plan.source.run {
+                let seen = world.source_now().and_then(|seen| seen.started.as_ref());
+                let started = seen.is_some_and(|(job, done)| *job == owed && done.is_ok());
+                if !started {
+                    // A released machine is its owner's: nobody would start it any more.
+                    let what = format!(
+                        "the machine of {} was shut down by a job and waits for host {} to start \
+                         it again",
+                        row.name, world.source.name
+                    );
+                    return Err(ControlError::not_now(what));
+                }
+            }
             let reads = row.plan.instances.iter().find(|plan| {
                 let seen = world.instance_now(plan.id);
                 let whole = seen.and_then(|seen| seen.hydrated_percent).unwrap_or(0.0) >= 100.0;
