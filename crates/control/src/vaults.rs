@@ -57,8 +57,8 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
     match fits {
         true => Ok(()),
         false => Err(ControlError::bad_request(format!(
-            "{what} {name:?}: a name has 1 to 128 letters, digits, - _ . ( ) or spaces, one letter or \
-             digit at least, and no space at its ends"
+            "{what} {name:?}: a name has 1 to 128 letters, digits, - _ . ( ) or spaces, one \
+             letter or digit at least, and no space at its ends"
         ))),
     }
 }

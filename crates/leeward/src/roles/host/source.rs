@@ -217,7 +217,7 @@ impl SourceWorker {
         }
     }
 
-    fn machine(work: &SourceWork) -> MachineRef {
+    pub(super) fn machine(work: &SourceWork) -> MachineRef {
         MachineRef::Owned(work.duty.machine.clone())
     }
 

@@ -5,7 +5,7 @@ use super::{
     copy::{applied, changed, seal},
 };
 use leeward_capture::{Cut, CutEnd, Pass, PassInput, PassKind, Retry};
-use leeward_model::{Marker, PointId, PointKind, Position, UnixMillis};
+use leeward_model::{MachineState, Marker, PointId, PointKind, Position, UnixMillis};
 use leeward_wire::{
     data::Commit,
     message::{CapturePhase, CycleFigures, ServerStamp},
@@ -14,6 +14,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+/// How often a guest is looked at that may still switch itself off for a cancelled shutdown.
+const LATE_LOOK: Duration = Duration::from_millis(250);
 /// Cycles shown on the board.
 const CYCLES_SHOWN: usize = 10;
 
@@ -48,14 +50,33 @@ impl SourceWorker {
                 Err(error) => return Err(error),
             }
             self.seeded(work)?;
-            let open = self.open.as_mut().expect("a cycle leaves the session open");
-            let next = open.last_cut.unwrap_or_else(Instant::now) + interval;
-            tokio::select! {
-                () = tokio::time::sleep_until(next) => {}
-                _ = changes.changed() => return Err(SourceError::Changed),
-                error = open.link.ended() => return Err(error.into()),
+            let last = self.open.as_ref().and_then(|open| open.last_cut);
+            let next = last.unwrap_or_else(Instant::now) + interval;
+            while Instant::now() < next {
+                if self.guest_went_off_late(work).await? {
+                    return Ok(());
+                }
+                let look = Instant::now() + LATE_LOOK;
+                let wake = if self.asked_off.is_some() { next.min(look) } else { next };
+                let open = self.open.as_mut().expect("a cycle leaves the session open");
+                tokio::select! {
+                    () = tokio::time::sleep_until(wake) => {}
+                    _ = changes.changed() => return Err(SourceError::Changed),
+                    error = open.link.ended() => return Err(error.into()),
+                }
             }
         }
+    }
+
+    /// Whether the guest has just switched itself off for a shutdown that was cancelled.
+    async fn guest_went_off_late(&mut self, work: &SourceWork) -> Result<bool, SourceError> {
+        let Some((_, until)) = self.asked_off else { return Ok(false) };
+        if Instant::now() >= until {
+            self.asked_off = None;
+            return Ok(false);
+        }
+        let state = self.host.fabric.machine_state(&Self::machine(work)).await?;
+        Ok(state != MachineState::Running)
     }
 
     /// After a point the change map reaches back to it, and a resync that was asked for is done.
