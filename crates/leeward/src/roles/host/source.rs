@@ -236,7 +236,9 @@ impl SourceWorker {
             self.state.store(&self.host.item_folder(self.item))?;
             self.show(|seen| seen.divergent = None);
         }
-        if let Some(job) = start {
+        // A shutdown that was cancelled may still end the guest after the job is over.
+        let owed = self.asked_off.filter(|(_, until)| Instant::now() < *until);
+        if let Some(job) = start.or(owed.map(|(job, _)| job)) {
             self.start_again(work, permit, job).await?;
         }
         let machine = self.host.fabric.machine_state(&Self::machine(work)).await?;
