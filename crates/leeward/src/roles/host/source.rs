@@ -237,7 +237,9 @@ impl SourceWorker {
             self.show(|seen| seen.divergent = None);
         }
         // A shutdown that was cancelled may still end the guest after the job is over.
-        let owed = self.asked_off.filter(|(_, until)| Instant::now() < *until);
+        let owed = self
+            .asked_off
+            .filter(|(job, until)| self.state.started == Some(*job) && Instant::now() < *until);
         if let Some(job) = start.or(owed.map(|(job, _)| job)) {
             self.start_again(work, permit, job).await?;
         }
@@ -370,7 +372,7 @@ impl SourceWorker {
             _ = changes.changed() => return Err(SourceError::Changed),
         };
         match outcome {
-            Shutdown::Done => {}
+            Shutdown::Done => self.asked_off = None,
             Shutdown::NotInTime => {
                 let what =
                     format!("{} did not shut down in {} s", work.duty.machine, limit.as_secs());
