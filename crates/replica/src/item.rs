@@ -28,7 +28,9 @@ pub struct PointReceipt {
     /// When the store had it, by the store's clock.
     pub received_at: UnixMillis,
     /// Source clock minus store clock, in milliseconds.
-    pub clock_offset_ms: i64,
+    /// None takes it from the marker and `cut_server`: both stamp the same cut, and the config
+    /// server is on the store's machine; 0 when there is no stamp either.
+    pub clock_offset_ms: Option<i64>,
 }
 
 /// Deliberate mistakes, to show that the tests would notice them.
@@ -293,6 +295,8 @@ impl ItemStore {
             let why = format!("point {} lies at {}", marker.point, known.position.lsn);
             return Err(StoreError::refused("a point", why));
         }
+        let stamped = receipt.cut_server.as_ref().map(|stamp| stamp.wall.0);
+        let measured = stamped.map_or(0, |wall| marker.cut_at.0.saturating_sub(wall));
         let segment = header.segment;
         let record = PointRecord {
             id: marker.point,
@@ -302,7 +306,7 @@ impl ItemStore {
             name: String::new(),
             cut_at: marker.cut_at,
             received_at: receipt.received_at,
-            clock_offset_ms: receipt.clock_offset_ms,
+            clock_offset_ms: receipt.clock_offset_ms.unwrap_or(measured),
             cut_server: receipt.cut_server.clone(),
             marker: MarkerPlace { segment, offset, len: len as u32 },
         };

@@ -299,7 +299,7 @@ impl World {
     }
 
     pub fn receipt(&mut self) -> PointReceipt {
-        PointReceipt { cut_server: None, received_at: self.tick(), clock_offset_ms: 3 }
+        PointReceipt { cut_server: None, received_at: self.tick(), clock_offset_ms: Some(3) }
     }
 
     /// Marker, flush, commit.

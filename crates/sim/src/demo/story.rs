@@ -2,7 +2,7 @@
 
 use super::{
     api::{self, Site, VAULT, job_wait},
-    guest::{BootTimes, ConsoleSeen, GuestImages, Workload, console_read, console_watch},
+    guest::{BootTimes, ConsoleSeen, GuestImages, Workload, console_watch},
     judge::point_judge,
     progress::{Screen, wait_for},
     report::{Report, Step},
@@ -561,9 +561,4 @@ fn decode_png(base64: &str) -> anyhow::Result<Vec<u8>> {
     let bytes = base64::engine::general_purpose::STANDARD.decode(base64)?;
     ensure!(bytes.starts_with(b"\x89PNG\r\n"), "the picture is no PNG");
     Ok(bytes)
-}
-
-/// What the guest's console shows now; for tests that drive the story's parts.
-pub fn console_now(path: &Path) -> ConsoleSeen {
-    console_read(path)
 }

@@ -156,9 +156,3 @@ async fn answer(host: &Host, query: Query) -> Result<leeward_wire::message::Answ
         None => Err(Code::ROLE_AWAY.problem("this host has no replica store")),
     }
 }
-
-/// How long this host's clock lies ahead of the server's, in milliseconds; for people.
-pub fn clock_offset_ms(host: &Host) -> Option<i64> {
-    let server = host.clock.at(Instant::now())?;
-    Some(host.wall.now().0 - server.wall.0)
-}

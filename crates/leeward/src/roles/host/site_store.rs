@@ -287,7 +287,7 @@ impl SiteStore {
     ) -> Result<PointId, StoreError> {
         let received_at = self.wall.now();
         self.with(item, move |store| {
-            let receipt = PointReceipt { cut_server, received_at, clock_offset_ms: 0 };
+            let receipt = PointReceipt { cut_server, received_at, clock_offset_ms: None };
             Ok(store.commit_point(at, &receipt)?.id)
         })
         .await
