@@ -78,7 +78,9 @@ impl Duty<'_> {
                 let permit = self.permit(&self.item.machine, branch.timeline, branch.epoch);
                 SourceRun::Replicate { permit: Some(permit), start }
             }
-            RunPlan::ShutDown { job, timeout_ms } => SourceRun::ShutDown { job, timeout_ms },
+            RunPlan::ShutDown { job, timeout_ms } => {
+                SourceRun::ShutDown { job, timeout_ms, power_off: false }
+            }
             RunPlan::Fenced => SourceRun::Fenced,
             RunPlan::Release => SourceRun::Release,
         };
@@ -87,7 +89,7 @@ impl Duty<'_> {
             site: Site::Primary,
             branch: plan.branch,
             target_host: self.item.plan.target.host,
-            target_address: self.address.clone(),
+            target_address: Some(self.address.clone()),
             point_interval_ms: self.policy.point_interval_ms,
             run,
             resync: plan.resync,
@@ -117,6 +119,7 @@ impl Duty<'_> {
         Some(TargetDuty {
             site: Site::Recovery,
             source_host: self.item.plan.source.host,
+            source_address: None,
             branch: self.item.plan.source.branch,
             fence: self.item.state.epoch,
             receive,
@@ -138,6 +141,7 @@ impl Duty<'_> {
             permit: plan.permitted.then(permit),
             probe: plan.probe,
             keep_as: plan.keep_as.clone(),
+            settle_as: None,
         }
     }
 

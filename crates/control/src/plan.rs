@@ -124,5 +124,6 @@ pub(crate) fn rank(stage: Stage) -> u8 {
         Stage::Prepared => 2,
         Stage::Running => 3,
         Stage::Stopped => 4,
+        Stage::HandedOver => 5,
     }
 }

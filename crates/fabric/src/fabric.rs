@@ -5,7 +5,7 @@
 use async_trait::async_trait;
 use leeward_capture::{ByteRange, ChangeSource};
 use leeward_model::{
-    Code, DiscoveredMachine, DiskNumber, InstanceId, MachineSpec, MachineState, Problem,
+    Code, DiscoveredMachine, DiskNumber, InstanceId, ItemId, MachineSpec, MachineState, Problem,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -144,6 +144,14 @@ pub enum ExportAnswers {
     No,
 }
 
+/// The disks of a machine that is off.
+pub struct Still {
+    /// The machine as it is described.
+    pub spec: MachineSpec,
+    /// Reads its disks; see [`Fabric::still`].
+    pub source: Box<dyn ChangeSource>,
+}
+
 /// What can go wrong with machines.
 #[derive(Debug, thiserror::Error)]
 pub enum FabricError {
@@ -159,6 +167,14 @@ pub enum FabricError {
         code: Box<Code>,
         /// The obstacles in words.
         what: String,
+    },
+    /// There is another machine of this name.
+    #[error("{machine} on this host belongs to {owner}")]
+    Foreign {
+        /// The machine.
+        machine: MachineRef,
+        /// Whose it is: its owner's, or another item's.
+        owner: String,
     },
     /// It was fenced and its old process may not go on.
     #[error("cannot let {0} go on: it was fenced")]
@@ -222,6 +238,7 @@ impl FabricError {
             FabricError::Unknown(_) => Code::MACHINE_UNKNOWN,
             FabricError::Unusable { code, .. } => **code,
             FabricError::Fenced(_) => Code::NO_PERMIT,
+            FabricError::Foreign { .. } => Code::MACHINE_FOREIGN,
             FabricError::Off { .. } | FabricError::Hypervisor { .. } => Code::QMP_FAILED,
             FabricError::Start { machine: MachineRef::Owned(_), .. } => Code::START_FAILED,
             FabricError::Start { machine: MachineRef::Instance(_), .. } => Code::INSTANCE_FAILED,
@@ -293,6 +310,35 @@ pub trait Fabric: Send + Sync {
     /// [`FabricError::NotConfirmedOff`]: it may still run.
     async fn machine_fence(&self, machine: &MachineRef) -> Result<FencedChanges, FabricError>;
 
+    /// Stops the guest's processors where they stand, as a power switch does. The machine's
+    /// process still exists, so that the last changes can be captured, as after
+    /// [`Self::machine_shutdown`]. A machine that is off is done.
+    async fn machine_halt(&self, machine: &MachineRef) -> Result<(), FabricError>;
+
+    /// Marks an owner's machine as the one that `item` protects. The mark stays with the machine's
+    /// description, so that another machine of the same name is told apart.
+    ///
+    /// # Errors
+    /// [`FabricError::Foreign`] when it is marked for another item; [`FabricError::Unknown`].
+    async fn machine_claim(&self, name: &str, item: ItemId) -> Result<(), FabricError>;
+
+    /// The item that the machine is marked for.
+    ///
+    /// # Errors
+    /// [`FabricError::Unknown`].
+    async fn machine_claimed(&self, name: &str) -> Result<Option<ItemId>, FabricError>;
+
+    /// Takes the mark off; a machine that is gone has none.
+    async fn machine_disclaim(&self, name: &str) -> Result<(), FabricError>;
+
+    /// The disks of an owner's machine that is off, as a change source whose disks never change:
+    /// attaching asks for a full read, a cut names nothing. They are opened read-only and nothing
+    /// of them or beside them is written. A disk that is not there is left out.
+    ///
+    /// # Errors
+    /// [`FabricError::Unknown`]; [`FabricError::Hypervisor`] while it runs or cannot be read.
+    async fn still(&self, name: &str) -> Result<Still, FabricError>;
+
     /// The machine's change source, not attached yet. It must be running or paused.
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError>;
 
@@ -332,6 +378,33 @@ pub trait Fabric: Send + Sync {
     /// # Errors
     /// [`FabricError::NotConfirmedOff`]: it may still run.
     async fn instance_kill(&self, instance: InstanceId) -> Result<(), FabricError>;
+
+    /// Makes the instance the owner's machine `name`: from now on that machine's description names
+    /// the instance's disks, and asking for either is asking for the same machine. The description
+    /// changes in one step, and the former one is kept beside it. A machine of that name that does
+    /// not exist yet is made. Works while the instance runs.
+    ///
+    /// # Errors
+    /// [`FabricError::Foreign`] when there is such a machine and it is not `item`'s.
+    async fn instance_settle(
+        &self,
+        instance: InstanceId,
+        name: &str,
+        item: ItemId,
+    ) -> Result<(), FabricError>;
+
+    /// Takes [`Self::instance_settle`] back: the description is the former one again, or gone if
+    /// there was none. An instance that did not settle, or whose description was replaced by a
+    /// later instance's, is left alone.
+    async fn instance_unsettle(&self, instance: InstanceId) -> Result<(), FabricError>;
+
+    /// Ends the instance as such after it has settled: its files are the machine's own, it is
+    /// listed and remembered as an instance no longer. Overlays of an earlier instance that the
+    /// former description named are deleted with that description; an owner's own disks never are.
+    ///
+    /// # Errors
+    /// [`FabricError::Hypervisor`] when it has not settled or still needs its point.
+    async fn instance_hand_over(&self, instance: InstanceId) -> Result<(), FabricError>;
 
     /// Deletes the instance's folder and everything that is remembered of it. It must be killed.
     async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError>;

@@ -16,5 +16,5 @@ pub mod qmp;
 
 pub use fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, FencedDisk, InstanceDisk, InstancePlan,
-    InstanceStatus, IoStop, MachineRef, Shutdown,
+    InstanceStatus, IoStop, MachineRef, Shutdown, Still,
 };

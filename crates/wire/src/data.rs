@@ -3,7 +3,7 @@
 
 use crate::{
     bytes_in::BytesIn,
-    frame::{Frame, HASHES_MAX, Kind, encode},
+    frame::{BLOCK_HASHES_MAX, Frame, HASHES_MAX, Kind, encode},
     keys::{DataKey, HashKey},
     message::ServerStamp,
     segment::{SegmentError, SegmentHeader},
@@ -124,6 +124,28 @@ pub struct Hashes {
     pub hashes: Vec<ExtentHash>,
 }
 
+/// Asks for the hashes of single blocks, where extents were found to differ: so that only blocks
+/// that differ are sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockHashesRequest {
+    /// The disk.
+    pub disk: DiskNumber,
+    /// The extents, 1 to [`BLOCK_HASHES_MAX`], ascending.
+    pub extents: Vec<ExtentNumber>,
+}
+
+/// The keyed hashes of an extent's 16 blocks; those of a zero block are of 4096 zeros.
+pub type ExtentBlockHashes = [[u8; 16]; 16];
+
+/// The answer to a [`BlockHashesRequest`], in its order, of the same state as [`Hashes`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockHashes {
+    /// The disk.
+    pub disk: DiskNumber,
+    /// One an extent.
+    pub hashes: Vec<ExtentBlockHashes>,
+}
+
 /// A host asks to be taken into a fabric.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
@@ -182,6 +204,10 @@ pub enum DataMessage {
     HashesRequest(HashesRequest),
     /// From the store's end.
     Hashes(Hashes),
+    /// From the sender.
+    BlockHashesRequest(BlockHashesRequest),
+    /// From the store's end.
+    BlockHashes(BlockHashes),
     /// From either end.
     Ping(u64),
     /// The answer, with the ping's number.
@@ -239,6 +265,10 @@ impl DataMessage {
             DataMessage::Committed(message) => encode_json(Kind::Committed, message),
             DataMessage::HashesRequest(request) => encode(Kind::HashesRequest, &request.encode()),
             DataMessage::Hashes(hashes) => encode(Kind::Hashes, &hashes.encode()),
+            DataMessage::BlockHashesRequest(request) => {
+                encode(Kind::BlockHashesRequest, &request.encode())
+            }
+            DataMessage::BlockHashes(hashes) => encode(Kind::BlockHashes, &hashes.encode()),
             DataMessage::Ping(number) => encode(Kind::Ping, &number.to_le_bytes()),
             DataMessage::Pong(number) => encode(Kind::Pong, &number.to_le_bytes()),
             DataMessage::JoinRequest(message) => encode_json(Kind::JoinRequest, message),
@@ -267,6 +297,13 @@ impl DataMessage {
                 DataMessage::HashesRequest(HashesRequest::decode(&frame.payload).ok_or(shape)?)
             }
             Kind::Hashes => DataMessage::Hashes(Hashes::decode(&frame.payload).ok_or(shape)?),
+            Kind::BlockHashesRequest => {
+                let request = BlockHashesRequest::decode(&frame.payload);
+                DataMessage::BlockHashesRequest(request.ok_or(shape)?)
+            }
+            Kind::BlockHashes => {
+                DataMessage::BlockHashes(BlockHashes::decode(&frame.payload).ok_or(shape)?)
+            }
             Kind::Ping => DataMessage::Ping(number(&frame).ok_or(shape)?),
             Kind::Pong => DataMessage::Pong(number(&frame).ok_or(shape)?),
             Kind::JoinRequest => DataMessage::JoinRequest(decode_json(&frame)?),
@@ -376,6 +413,69 @@ impl Hashes {
         let hashes: Vec<ExtentHash> = hashes.iter().copied().map(ExtentHash).collect();
         let whole = hashes.len() == count as usize && more.is_empty();
         whole.then_some(Hashes { disk, first_extent, hashes })
+    }
+}
+
+/// Disk, two zeros, count: what both block hash messages begin with.
+fn counted(disk: DiskNumber, count: usize) -> Vec<u8> {
+    let count = u32::try_from(count).unwrap_or(0);
+    assert!((1..=BLOCK_HASHES_MAX).contains(&count), "1 to {BLOCK_HASHES_MAX} extents at once");
+    let mut out = vec![0; 8];
+    out[0..2].copy_from_slice(&disk.0.to_le_bytes());
+    out[4..8].copy_from_slice(&count.to_le_bytes());
+    out
+}
+
+/// Reads what [`counted`] wrote; returns the disk, the count and the rest.
+fn uncounted(bytes: &[u8]) -> Option<(DiskNumber, usize, &[u8])> {
+    let mut fields = BytesIn(bytes);
+    let (disk, zero, count) =
+        (DiskNumber(fields.u16().ok()?), fields.u16().ok()?, fields.u32().ok()?);
+    let good = zero == 0 && (1..=BLOCK_HASHES_MAX).contains(&count);
+    good.then_some((disk, count as usize, fields.0))
+}
+
+impl BlockHashesRequest {
+    /// 8 bytes: disk, two zeros, count; then the extents.
+    ///
+    /// # Panics
+    /// When no extents or more than [`BLOCK_HASHES_MAX`] are asked for.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = counted(self.disk, self.extents.len());
+        self.extents.iter().for_each(|extent| out.extend_from_slice(&extent.0.to_le_bytes()));
+        out
+    }
+
+    /// Reads the form of [`Self::encode`]; none when it is not one.
+    pub fn decode(bytes: &[u8]) -> Option<BlockHashesRequest> {
+        let (disk, count, rest) = uncounted(bytes)?;
+        let (extents, more) = rest.as_chunks::<4>();
+        let extents: Vec<_> =
+            extents.iter().map(|e| ExtentNumber(u32::from_le_bytes(*e))).collect();
+        let ascending = extents.windows(2).all(|pair| pair[0] < pair[1]);
+        let whole = extents.len() == count && more.is_empty() && ascending;
+        whole.then_some(BlockHashesRequest { disk, extents })
+    }
+}
+
+impl BlockHashes {
+    /// 8 bytes as in the request, then 256 for each extent.
+    ///
+    /// # Panics
+    /// As [`BlockHashesRequest::encode`].
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = counted(self.disk, self.hashes.len());
+        self.hashes.iter().for_each(|blocks| out.extend_from_slice(blocks.as_flattened()));
+        out
+    }
+
+    /// Reads the form of [`Self::encode`]; none when it is not one.
+    pub fn decode(bytes: &[u8]) -> Option<BlockHashes> {
+        let (disk, count, rest) = uncounted(bytes)?;
+        let (blocks, more) = rest.as_chunks::<16>();
+        let (extents, odd) = blocks.as_chunks::<16>();
+        let whole = extents.len() == count && odd.is_empty() && more.is_empty();
+        whole.then(|| BlockHashes { disk, hashes: extents.to_vec() })
     }
 }
 

@@ -23,6 +23,10 @@ const CONTROL_MAX: usize = 16 << 20;
 const JSON_MAX: usize = 64 << 10;
 /// The most extents that one [`Kind::HashesRequest`] asks for: 4 GiB of disk, 2 MiB of hashes.
 pub const HASHES_MAX: u32 = 65_536;
+/// The most extents that one [`Kind::BlockHashesRequest`] names: 256 MiB of disk, 1 MiB of hashes.
+pub const BLOCK_HASHES_MAX: u32 = 4_096;
+/// Bytes of an extent's block hashes: 16 bytes for each of its 16 blocks.
+pub const BLOCK_HASHES_BYTES: usize = 16 * 16;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $min:expr, $max:expr;)*) => {
@@ -86,6 +90,10 @@ kinds! {
     Ping = 26, 8, 8;
     /// The answer to a ping.
     Pong = 27, 8, 8;
+    /// Asks for the block hashes of some extents: 8 bytes and 4 for each.
+    BlockHashesRequest = 28, 8 + 4, 8 + 4 * BLOCK_HASHES_MAX as usize;
+    /// The block hashes: 8 bytes and 256 for each extent.
+    BlockHashes = 29, 8 + BLOCK_HASHES_BYTES, 8 + BLOCK_HASHES_BYTES * BLOCK_HASHES_MAX as usize;
     /// A host asks to be taken into the fabric: JSON.
     JoinRequest = 32, 2, JSON_MAX;
     /// The answer to a join request: JSON.

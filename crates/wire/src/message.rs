@@ -131,8 +131,9 @@ pub struct SourceDuty {
     pub branch: Branch,
     /// The host that holds the replica.
     pub target_host: HostId,
-    /// Where that host is dialled, `address:port`.
-    pub target_address: String,
+    /// Where that host is dialled, `address:port`. None when it is this very host, or when it
+    /// cannot be dialled: then it dials this one.
+    pub target_address: Option<String>,
     /// Time between recovery points, in milliseconds.
     pub point_interval_ms: u64,
     /// What is wanted of the machine and its replication.
@@ -158,9 +159,27 @@ pub enum SourceRun {
         job: JobId,
         /// How long the guest may take, in milliseconds.
         timeout_ms: u64,
+        /// Do not ask the guest: stop its processors where they stand, as a power switch does.
+        /// What it has written is still in the final point.
+        #[serde(default)]
+        power_off: bool,
     },
     /// The machine was failed over: stop it at once, note what it wrote, end it, never start it.
     Fenced,
+    /// As [`Self::Fenced`]; then its disks are read where they lie, opened read-only, and sealed
+    /// into this host's own store as a point of the duty's branch: what a reprotect compares with.
+    Seed {
+        /// The job that asks; the report names it.
+        job: JobId,
+        /// The place in this host's own store that the machine started from, if it did: what is
+        /// unchanged since is not stored again.
+        base: Option<Position>,
+    },
+    /// The machine lives here and nothing replicates it; it may be started with this permit.
+    Live {
+        /// The permit.
+        permit: Option<StartPermit>,
+    },
     /// Protection ended: take the capture off the machine and give the autostart back.
     Release,
 }
@@ -172,6 +191,9 @@ pub struct TargetDuty {
     pub site: Site,
     /// The host whose data are taken.
     pub source_host: HostId,
+    /// Where that host is dialled for its data; none when it dials this one.
+    #[serde(default)]
+    pub source_address: Option<String>,
     /// The timeline whose data are taken.
     pub branch: Branch,
     /// Nothing of a lower epoch is taken; the observed fence says when this is durable.
@@ -198,6 +220,9 @@ pub enum Stage {
     Running,
     /// The guest was stopped for good; its overlays are kept as a point.
     Stopped,
+    /// It is its host's machine now, by the name it settled as: it holds all its data, needs no
+    /// point, and is handled by that name alone. Its files stay, it is an instance no longer.
+    HandedOver,
 }
 
 /// What a machine made from a point is for.
@@ -231,6 +256,10 @@ pub struct InstanceDuty {
     pub probe: bool,
     /// With [`Stage::Stopped`]: under which name and origin its work is kept.
     pub keep_as: Option<KeepAs>,
+    /// The host's machine that it becomes with its first start: that machine's description then
+    /// names its disks, and names the former ones again when it is stopped or deleted.
+    #[serde(default)]
+    pub settle_as: Option<String>,
 }
 
 /// How the work of a stopped machine is kept.
@@ -351,6 +380,21 @@ pub struct DivergentNote {
     pub stopped_at: UnixMillis,
 }
 
+/// What came of a [`SourceRun::Seed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "seed", rename_all = "kebab-case")]
+pub enum Seeded {
+    /// The disks as they lie are a point of this host's own store.
+    Stored {
+        /// The point.
+        point: PointId,
+        /// Its place: what replication compares with and builds on.
+        position: Position,
+    },
+    /// There is nothing to build on: the machine or its disks are gone, or are another machine's.
+    Nothing,
+}
+
 /// What the source host sees.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceObserved {
@@ -372,6 +416,9 @@ pub struct SourceObserved {
     pub started: Option<(JobId, Result<(), Problem>)>,
     /// The divergent point, when the machine was fenced.
     pub divergent: Option<DivergentNote>,
+    /// The seed that was asked for, by job: what came of it, or why it does not go on.
+    #[serde(default)]
+    pub seeded: Option<(JobId, Result<Seeded, Problem>)>,
     /// The newest cycles, oldest first, at most 10.
     pub cycles: Vec<CycleFigures>,
     /// Bytes of blocks sent since protection began, before compression.

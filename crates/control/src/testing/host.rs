@@ -260,7 +260,8 @@ impl ScriptedHost {
                 let ignores = self.temper == Temper::GuestIgnoresShutdown;
                 *runs &= !source.shut_down(*job, ignores);
             }
-            SourceRun::Fenced => {
+            SourceRun::Live { .. } => {}
+            SourceRun::Fenced | SourceRun::Seed { .. } => {
                 if *runs {
                     *runs = false;
                     source.divergent = Some(DivergentNote {
@@ -435,7 +436,7 @@ impl Source {
             epoch,
             timeline: self.duty.branch.timeline,
             phase: match self.duty.run {
-                SourceRun::Fenced => CapturePhase::Fenced,
+                SourceRun::Fenced | SourceRun::Seed { .. } => CapturePhase::Fenced,
                 SourceRun::Release => CapturePhase::Released,
                 _ if self.copying > 0 => CapturePhase::Copying(progress),
                 _ => CapturePhase::Delta,
@@ -445,6 +446,7 @@ impl Source {
             shutdown: self.shutdown.clone(),
             started: self.started.map(|job| (job, Ok(()))),
             divergent: self.divergent.clone(),
+            seeded: None,
             cycles: Vec::new(),
             sent_bytes: 0,
             problem: None,

@@ -82,6 +82,8 @@ impl Instance {
                 self.stage = Stage::Stopped;
                 self.runs = false;
             }
+            (Stage::HandedOver, _) => {}
+            (_, Stage::HandedOver) => self.stage = Stage::HandedOver,
             (_, Stage::Overlay | Stage::Prepared) => {}
         }
     }

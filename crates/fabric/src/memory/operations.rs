@@ -3,11 +3,11 @@
 use super::{Instance, Machine, MemoryFabric, OnShutdown, Run, end};
 use crate::fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, FencedDisk, InstanceDisk, InstancePlan,
-    InstanceStatus, IoStop, MachineRef, Shutdown,
+    InstanceStatus, IoStop, MachineRef, Shutdown, Still,
 };
 use async_trait::async_trait;
 use leeward_capture::{CaptureError, ChangeSource, CutEnd, LiveRead, MemoryMachine};
-use leeward_model::{Code, DiscoveredMachine, InstanceId, MachineState};
+use leeward_model::{Code, DiscoveredMachine, InstanceId, ItemId, MachineState};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -167,6 +167,26 @@ impl Fabric for MemoryFabric {
         Ok(changes)
     }
 
+    async fn machine_halt(&self, machine: &MachineRef) -> Result<(), FabricError> {
+        self.machine_state(machine).await.map(drop)
+    }
+
+    async fn machine_claim(&self, _: &str, _: ItemId) -> Result<(), FabricError> {
+        Ok(())
+    }
+
+    async fn machine_claimed(&self, _: &str) -> Result<Option<ItemId>, FabricError> {
+        Ok(None)
+    }
+
+    async fn machine_disclaim(&self, _: &str) -> Result<(), FabricError> {
+        Ok(())
+    }
+
+    async fn still(&self, name: &str) -> Result<Still, FabricError> {
+        Err(FabricError::Unknown(MachineRef::Owned(name.to_owned())))
+    }
+
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
         let world = self.world.clone();
         self.with(machine, |found| {
@@ -286,6 +306,18 @@ impl Fabric for MemoryFabric {
 
     async fn instance_kill(&self, instance: InstanceId) -> Result<(), FabricError> {
         self.machine_quit(&MachineRef::Instance(instance)).await
+    }
+
+    async fn instance_settle(&self, _: InstanceId, _: &str, _: ItemId) -> Result<(), FabricError> {
+        Ok(())
+    }
+
+    async fn instance_unsettle(&self, _: InstanceId) -> Result<(), FabricError> {
+        Ok(())
+    }
+
+    async fn instance_hand_over(&self, _: InstanceId) -> Result<(), FabricError> {
+        Ok(())
     }
 
     async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError> {

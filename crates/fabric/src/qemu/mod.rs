@@ -19,13 +19,13 @@ mod vm;
 use crate::accelerator::Accelerator;
 use crate::fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, InstancePlan, InstanceStatus, MachineRef,
-    Shutdown,
+    Shutdown, Still,
 };
 use crate::qmp::Link;
 use async_trait::async_trait;
 use capture::QemuCapture;
 use leeward_capture::ChangeSource;
-use leeward_model::{DiscoveredMachine, DiskFormat, DiskNumber, InstanceId, MachineState};
+use leeward_model::{DiscoveredMachine, DiskFormat, DiskNumber, InstanceId, ItemId, MachineState};
 use scratch::Scratch;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -162,6 +162,26 @@ impl Fabric for QemuFabric {
         self.vm(machine)?.fence(&capture).await
     }
 
+    async fn machine_halt(&self, machine: &MachineRef) -> Result<(), FabricError> {
+        Err(self.vm(machine)?.failed("halt", "not built yet"))
+    }
+
+    async fn machine_claim(&self, name: &str, _: ItemId) -> Result<(), FabricError> {
+        self.owned(name).map(drop)
+    }
+
+    async fn machine_claimed(&self, name: &str) -> Result<Option<ItemId>, FabricError> {
+        self.owned(name).map(|_| None)
+    }
+
+    async fn machine_disclaim(&self, _: &str) -> Result<(), FabricError> {
+        Ok(())
+    }
+
+    async fn still(&self, name: &str) -> Result<Still, FabricError> {
+        Err(FabricError::Unknown(MachineRef::Owned(name.to_owned())))
+    }
+
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
         let capture = self.change_source(machine)?;
         match self.machine_state(machine).await? {
@@ -213,6 +233,23 @@ impl Fabric for QemuFabric {
 
     async fn instance_kill(&self, instance: InstanceId) -> Result<(), FabricError> {
         self.instance_vm(&self.plan(instance)?).kill().await
+    }
+
+    async fn instance_settle(
+        &self,
+        instance: InstanceId,
+        _: &str,
+        _: ItemId,
+    ) -> Result<(), FabricError> {
+        self.plan(instance).map(drop)
+    }
+
+    async fn instance_unsettle(&self, _: InstanceId) -> Result<(), FabricError> {
+        Ok(())
+    }
+
+    async fn instance_hand_over(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.plan(instance).map(drop)
     }
 
     async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError> {

@@ -12,10 +12,12 @@ use leeward_capture::{
 };
 use leeward_fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, InstancePlan, InstanceStatus, MachineRef,
-    Shutdown,
+    Shutdown, Still,
     memory::{MemoryFabric, MemoryWorld},
 };
-use leeward_model::{DiscoveredMachine, DiskEntry, InstanceId, MachineState, Position, UnixMillis};
+use leeward_model::{
+    DiscoveredMachine, DiskEntry, InstanceId, ItemId, MachineState, Position, UnixMillis,
+};
 use std::{
     sync::{
         Arc,
@@ -169,6 +171,21 @@ impl Fabric for WatchedFabric {
     async fn machine_fence(&self, machine: &MachineRef) -> Result<FencedChanges, FabricError> {
         self.inner.machine_fence(machine).await
     }
+    async fn machine_halt(&self, machine: &MachineRef) -> Result<(), FabricError> {
+        self.inner.machine_halt(machine).await
+    }
+    async fn machine_claim(&self, name: &str, item: ItemId) -> Result<(), FabricError> {
+        self.inner.machine_claim(name, item).await
+    }
+    async fn machine_claimed(&self, name: &str) -> Result<Option<ItemId>, FabricError> {
+        self.inner.machine_claimed(name).await
+    }
+    async fn machine_disclaim(&self, name: &str) -> Result<(), FabricError> {
+        self.inner.machine_disclaim(name).await
+    }
+    async fn still(&self, name: &str) -> Result<Still, FabricError> {
+        self.inner.still(name).await
+    }
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
         let plain = self.inner.capture(machine).await?;
         let disks = self.inner.disks(machine);
@@ -222,6 +239,20 @@ impl Fabric for WatchedFabric {
     }
     async fn instance_kill(&self, instance: InstanceId) -> Result<(), FabricError> {
         self.inner.instance_kill(instance).await
+    }
+    async fn instance_settle(
+        &self,
+        instance: InstanceId,
+        name: &str,
+        item: ItemId,
+    ) -> Result<(), FabricError> {
+        self.inner.instance_settle(instance, name, item).await
+    }
+    async fn instance_unsettle(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.inner.instance_unsettle(instance).await
+    }
+    async fn instance_hand_over(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.inner.instance_hand_over(instance).await
     }
     async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError> {
         self.inner.instance_delete(instance).await?;

@@ -116,6 +116,7 @@ pub fn source_blank(timeline: TimelineId, epoch: leeward_model::Epoch) -> Source
         shutdown: None,
         started: None,
         divergent: None,
+        seeded: None,
         cycles: Vec::new(),
         sent_bytes: 0,
         problem: None,

@@ -95,7 +95,8 @@ impl DataLink {
     /// # Errors
     /// See [`LinkError`].
     pub async fn open(host: &Host, work: &SourceWork) -> Result<Self, LinkError> {
-        let stream = host.dialer.dial(&work.duty.target_address).await?;
+        let stream =
+            host.dialer.dial(work.duty.target_address.as_deref().unwrap_or_default()).await?;
         let (read, write) = tokio::io::split(stream);
         let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
         let hello = DataHello {

@@ -148,7 +148,7 @@ impl Worker {
                 Ok(None)
             }
             Stage::Running => self.running(work).await,
-            Stage::Stopped => self.stopped(work).await,
+            Stage::Stopped | Stage::HandedOver => self.stopped(work).await,
         }
     }
 

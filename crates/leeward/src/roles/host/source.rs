@@ -85,7 +85,9 @@ impl SourceError {
             text
         };
         match self {
-            SourceError::Link(error) => error.problem(&work.duty.target_address),
+            SourceError::Link(error) => {
+                error.problem(work.duty.target_address.as_deref().unwrap_or("this host"))
+            }
             SourceError::Fabric(error) => error.problem(),
             SourceError::Problem(problem) => (**problem).clone(),
             SourceError::Files(error) => Code::STORE_IO
@@ -106,7 +108,7 @@ struct Open {
     hashes: Arc<HashFiles>,
     spec: MachineSpec,
     /// The branch and epoch that the session was opened for.
-    key: (Epoch, leeward_model::Branch, String),
+    key: (Epoch, leeward_model::Branch, Option<String>),
     /// Whether the change map reaches back to the newest point.
     mapped: bool,
     last_cut: Option<Instant>,
@@ -208,11 +210,12 @@ impl SourceWorker {
             SourceRun::Replicate { permit, start } => {
                 self.replicate(work, permit.as_ref(), *start, changes).await
             }
-            SourceRun::ShutDown { job, timeout_ms } => {
+            SourceRun::ShutDown { job, timeout_ms, .. } => {
                 let limit = Duration::from_millis(*timeout_ms);
                 self.shut_down(work, *job, limit, changes).await
             }
-            SourceRun::Fenced => self.fence(work).await,
+            SourceRun::Fenced | SourceRun::Seed { .. } => self.fence(work).await,
+            SourceRun::Live { .. } => Ok(None),
             SourceRun::Release => self.release(work).await,
         }
     }
