@@ -68,6 +68,27 @@ impl GuestImages {
     }
 }
 
+/// Copies the overlays of a machine that is off, made from a point and whole by now, into raw
+/// images in `folder`, which is made.
+///
+/// # Errors
+/// When one cannot be read.
+pub async fn disks_convert(overlays: &Path, folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for (number, image) in ["boot.raw", "data.raw"].into_iter().enumerate() {
+        let converted = Command::new("qemu-img")
+            .args(["convert", "-f", "qcow2", "-O", "raw"])
+            .arg(overlays.join(format!("disk-{number}.qcow2")))
+            .arg(folder.join(image))
+            .output()
+            .await?;
+        if !converted.status.success() {
+            bail!("could not read a disk: {}", String::from_utf8_lossy(&converted.stderr));
+        }
+    }
+    Ok(())
+}
+
 /// What a console has shown so far.
 #[derive(Clone, Debug, Default)]
 pub struct ConsoleSeen {

@@ -44,6 +44,17 @@ pub struct Report {
     pub guest_pause_ms_median: Option<f64>,
     /// The longest one.
     pub guest_pause_ms_worst: Option<f64>,
+    /// Records that the planned failover home lost.
+    pub records_lost_after_planned_failover: Option<u64>,
+    /// From the beginning of its shutdown to the first output of the kernel at home.
+    pub planned_downtime_seconds: Option<f64>,
+    /// Bytes of 4 KiB blocks that differ between the stale disks and the first point that the
+    /// reprotect made, by the demo's own compare.
+    pub reprotect_bytes_differing: Option<u64>,
+    /// Bytes of blocks that the reprotect sent, before compression.
+    pub reprotect_bytes_sent: Option<u64>,
+    /// Whether the whole circle, out and home again, worked a second time.
+    pub circle_ok: Option<bool>,
     /// What ran the guests: `kvm` or `tcg`.
     pub accelerator: Option<String>,
     /// Whether every check of the demo passed.
@@ -80,6 +91,10 @@ impl Report {
             ("stored at the end", bytes(self.stored_bytes)),
             ("guest pause a point, median", ms(self.guest_pause_ms_median)),
             ("guest pause a point, worst", ms(self.guest_pause_ms_worst)),
+            ("differing from the stale disks", bytes(self.reprotect_bytes_differing)),
+            ("sent for the reprotect", bytes(self.reprotect_bytes_sent)),
+            ("records lost by the way home", number(self.records_lost_after_planned_failover)),
+            ("planned downtime", seconds(self.planned_downtime_seconds)),
             ("accelerator", self.accelerator.clone().unwrap_or_else(|| "-".into())),
         ];
         let mut text = String::new();

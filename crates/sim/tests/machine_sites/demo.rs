@@ -7,7 +7,7 @@ use leeward_sim::demo::{
 };
 use std::path::PathBuf;
 
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 20] = [
     "records_written",
     "records_lost_after_kill",
     "reported_rpo_seconds_at_kill",
@@ -21,6 +21,11 @@ const FIELDS: [&str; 15] = [
     "stored_bytes",
     "guest_pause_ms_median",
     "guest_pause_ms_worst",
+    "records_lost_after_planned_failover",
+    "planned_downtime_seconds",
+    "reprotect_bytes_differing",
+    "reprotect_bytes_sent",
+    "circle_ok",
     "accelerator",
     "ok",
 ];
@@ -57,7 +62,9 @@ async fn the_demo_tells_its_story_reports_every_figure_and_leaves_nothing_behind
         assert!(!report[field].is_null(), "{field} is missing: {report:#}");
     }
     let steps = report["steps"].as_array().unwrap();
-    assert_eq!(steps.len(), 8);
+    assert_eq!(steps.len(), 12);
+    assert_eq!(report["circle_ok"], true);
+    assert_eq!(report["records_lost_after_planned_failover"], 0);
     assert!(steps.iter().all(|step| step["ok"] == true && step["seconds"].is_number()));
     assert_eq!(processes_below(&folder, ""), Vec::<u32>::new());
     assert!(!folder.exists());
