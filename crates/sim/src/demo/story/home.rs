@@ -1,4 +1,4 @@
-//! The way home: reprotect onto the stale disks, planned failover without a record lost, the circle.
+//! The way home: reprotect onto the stale disks, planned failover without a loss, the circle.
 
 use super::*;
 use crate::demo::{
