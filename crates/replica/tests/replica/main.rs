@@ -8,6 +8,7 @@
 mod behaviour;
 mod crash;
 mod damage;
+mod divergent;
 mod faults;
 mod golden;
 mod oracle;
