@@ -10,8 +10,8 @@ pub(crate) use view::live_at;
 use crate::fabrics::fabric_row;
 use crate::{Control, ControlError, error::Result, jobs::Scenario, store};
 use leeward_model::{
-    Branch, Epoch, FabricId, HostId, InstanceId, ItemId, JobId, MachineSpec, MachineState, PointId,
-    Policy, Position, Problem, ProtectedItem, Site, UnixMillis, VaultId,
+    Branch, Epoch, FabricId, HostId, InstanceId, ItemId, JobId, MachineSpec, MachineState,
+    PointChoice, PointId, Policy, Position, Problem, ProtectedItem, Site, UnixMillis, VaultId,
 };
 use leeward_wire::message::{
     CopyProgress, CycleFigures, DivergentNote, NewestPoint, ProbeResult, Purpose, Stage,
@@ -58,6 +58,45 @@ pub enum KeepPoints {
     Delete,
 }
 
+/// When a planned failover synchronizes (F-108, F-109).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyncOption {
+    /// Before the shutdown, while the machine runs: the least downtime.
+    #[default]
+    ForDownTime,
+    /// Only after the shutdown, without comparing: the least work when most data differ.
+    ForSynchronization,
+}
+
+/// Is what a planned failover is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedSpec {
+    /// The point; none is the final one, after which nothing was written.
+    pub point: Option<PointChoice>,
+    /// Whether the job waits for a person before it shuts the machine down (F-098).
+    pub wait_to_complete: bool,
+    /// When it synchronizes.
+    pub sync: SyncOption,
+}
+
+/// Is what a reprotect is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReprotectSpec {
+    /// Name of the host to replicate to; none is where the machine came from (F-111).
+    pub host: Option<String>,
+}
+
+/// Why protection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DisableReason {
+    /// It is not wanted any more.
+    Normal,
+    /// The machine was migrated and never returns (F-005).
+    MigrationComplete,
+}
+
 /// What can be done with an item, in the API's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are the API's own words")]
@@ -70,6 +109,10 @@ pub enum Operation {
     Commit,
     RepairReplication,
     DisableProtection,
+    PlannedFailover,
+    ReverseReplicate,
+    FinalizeFailback,
+    CompleteMigration,
 }
 
 /// How serious a health error is.

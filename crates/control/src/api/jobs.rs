@@ -56,6 +56,9 @@ fn friendly(scenario: Scenario) -> &'static str {
         Scenario::CommitFailover => "Commit",
         Scenario::DisableProtection => "Disable protection",
         Scenario::Resynchronize => "Resynchronize",
+        Scenario::PlannedFailover => "Planned failover",
+        Scenario::ReverseReplication => "Reverse replication",
+        Scenario::SecondaryIrCompletion => "Finalize protection on the recovery site",
         Scenario::CreateSite => "Create a site",
         Scenario::DeleteSite => "Delete a site",
         Scenario::AddProtectionProfile => "Create replication policy",
@@ -116,7 +119,7 @@ enum Tasks {
 fn custom_details(job: &JobView) -> Value {
     let kind = match job.scenario {
         Scenario::TestFailover => "TestFailoverJobDetails",
-        Scenario::UnplannedFailover => "FailoverJobDetails",
+        Scenario::UnplannedFailover | Scenario::PlannedFailover => "FailoverJobDetails",
         _ => "AsrJobDetails",
     };
     json!({

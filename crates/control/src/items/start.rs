@@ -1,6 +1,6 @@
 //! Starts operations on items: each is one transaction that checks, notes and makes the job.
 
-use super::{EnableSpec, KeepPoints, Shutdown, Started};
+use super::{DisableReason, EnableSpec, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, Started};
 use crate::error::Result;
 use crate::fabrics::fabric_row;
 use crate::jobs::kinds::{
@@ -141,7 +141,16 @@ impl Control {
     ///
     /// # Errors
     /// Conflict while another job runs, or while a machine runs from the points to be deleted.
-    pub async fn item_disable(&self, id: ItemId, keep: KeepPoints) -> Result<JobId> {
+    pub async fn item_disable(
+        &self,
+        id: ItemId,
+        keep: KeepPoints,
+        reason: DisableReason,
+    ) -> Result<JobId> {
+        if reason == DisableReason::MigrationComplete {
+            let what = "ending protection as a finished migration";
+            return Err(ControlError::not_supported(what));
+        }
         self.item_change(id, |world, running| {
             let row = item(world)?;
             running.refuse(&row.name, &[Lane::Main, Lane::Test])?;
@@ -376,16 +385,16 @@ impl Control {
     ///
     /// # Errors
     /// NotSupported.
-    pub async fn item_planned_failover(&self, item: ItemId) -> Result<JobId> {
-        Err(ControlError::not_supported(format!("planned failover of item {item}")))
+    pub async fn item_planned_failover(&self, item: ItemId, spec: PlannedSpec) -> Result<JobId> {
+        Err(ControlError::not_supported(format!("planned failover of item {item}: {spec:?}")))
     }
 
     /// Not supported yet.
     ///
     /// # Errors
     /// NotSupported.
-    pub async fn item_reprotect(&self, item: ItemId) -> Result<JobId> {
-        Err(ControlError::not_supported(format!("reprotect of item {item}")))
+    pub async fn item_reprotect(&self, item: ItemId, spec: ReprotectSpec) -> Result<JobId> {
+        Err(ControlError::not_supported(format!("reprotect of item {item}: {spec:?}")))
     }
 
     /// A choice with the place of a chosen point, which its host is asked for.

@@ -145,7 +145,9 @@ impl Control {
             Request::CancelFailover => self.item_failover_cancel(item).await,
             Request::ChangePoint { point } => self.item_change_point(item, point).await,
             Request::Commit => self.item_commit(item).await,
-            Request::Disable { keep } => self.item_disable(item, keep).await,
+            Request::Disable { keep } => {
+                self.item_disable(item, keep, crate::items::DisableReason::Normal).await
+            }
             Request::Resync => self.item_resync(item).await,
         }
     }
