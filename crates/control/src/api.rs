@@ -19,6 +19,7 @@ mod mappings;
 mod operations;
 mod points;
 mod policies;
+mod questions;
 mod request;
 mod routes;
 mod settings;
