@@ -60,6 +60,7 @@ fn friendly(scenario: Scenario) -> &'static str {
         Scenario::PlannedFailover => "Planned failover",
         Scenario::ReverseReplication => "Reverse replication",
         Scenario::SecondaryIrCompletion => "Finalize protection on the recovery site",
+        Scenario::CompleteMigration => "Complete migration",
         Scenario::CreateSite => "Create a site",
         Scenario::DeleteSite => "Delete a site",
         Scenario::AddProtectionProfile => "Create replication policy",

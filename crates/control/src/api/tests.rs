@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    items::{ItemView, LiveAt},
+    items::{EndView, ItemView, LiveAt, RunView},
     testing::Fleet,
     vaults::{VaultKey, VaultSpec, VaultView},
 };
@@ -34,6 +34,21 @@ pub(super) fn vault() -> VaultView {
         recovery_fabric: FabricId::from_u128(2),
         recovery_fabric_name: "recovery-site".into(),
         items: 0,
+    }
+}
+
+fn end(site: Site, host: &str) -> EndView {
+    EndView {
+        site,
+        host: HostId::from_u128(8),
+        host_name: host.into(),
+        connected: true,
+        machine: "web01".into(),
+        run: RunView::None,
+        machine_state: MachineState::Off,
+        newest: None,
+        points: None,
+        stored_bytes: None,
     }
 }
 
@@ -78,9 +93,11 @@ pub(super) fn item() -> ItemView {
         sent_bytes: None,
         stored_bytes: None,
         divergent: None,
+        ends: [end(Site::Primary, "kvm-a"), end(Site::Recovery, "kvm-b")],
         instances: Vec::new(),
         running: None,
         running_test: None,
+        planned: false,
         last_failover: None,
         last_test: None,
         fenced_at: None,
@@ -422,7 +439,7 @@ async fn what_no_vault_has_is_an_empty_list_and_what_is_not_done_is_not_pretende
 }
 
 /// Paths with a body, below the vault.
-const TAKERS: [(&str, &str); 12] = [
+const TAKERS: [(&str, &str); 13] = [
     ("PUT", ""),
     ("PATCH", ""),
     ("PUT", "/certificates/c"),
@@ -433,6 +450,7 @@ const TAKERS: [(&str, &str); 12] = [
     ("PUT", "{C}/replicationProtectedItems/i"),
     ("POST", "{C}/replicationProtectedItems/i/testFailover"),
     ("POST", "{C}/replicationProtectedItems/i/unplannedFailover"),
+    ("POST", "{C}/switchprotection"),
     ("POST", "/replicationJobs/00000000-0000-0000-0000-000000000001/resume"),
     ("PUT", "/replicationAlertSettings/defaultAlertSetting"),
 ];
@@ -462,6 +480,13 @@ fn bodies() -> impl Strategy<Value = Value> {
         "sku",
         "sendToOwners",
         "leewardAnswer",
+        "dataSyncOption",
+        "leewardWaitToComplete",
+        "leewardHost",
+        "hvHostVmId",
+        "replicationProtectedItemName",
+        "disableProtectionReason",
+        "leewardAutoReverse",
     ]);
     let leaf = prop_oneof![
         Just(Value::Null),
