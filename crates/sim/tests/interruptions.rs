@@ -4,7 +4,7 @@
 //! The steps come from the config server's own registry: a new one cannot escape.
 
 use leeward_control::{
-    items::{KeepPoints, Shutdown},
+    items::{DisableReason, KeepPoints, Shutdown},
     jobs::RunState,
     testing::steps::steps,
 };
@@ -97,7 +97,7 @@ async fn start(world: &mut World, kind: &str) -> Option<JobId> {
         "resync" => control.item_resync(item).await,
         "disable-protection" => {
             world.ledger.may_delete();
-            control.item_disable(item, KeepPoints::Delete).await
+            control.item_disable(item, KeepPoints::Delete, DisableReason::Normal).await
         }
         "change-point" => {
             let asked = control.clone();

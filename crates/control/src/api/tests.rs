@@ -37,15 +37,19 @@ pub(super) fn vault() -> VaultView {
     }
 }
 
-fn end(site: Site, host: &str) -> EndView {
+fn end(site: Site) -> EndView {
+    let (host, host_name, run) = match site {
+        Site::Primary => (HostId::from_u128(8), "kvm-a", RunView::Replicate),
+        Site::Recovery => (HostId::from_u128(9), "kvm-b", RunView::None),
+    };
     EndView {
         site,
-        host: HostId::from_u128(8),
-        host_name: host.into(),
+        host,
+        host_name: host_name.into(),
         connected: true,
         machine: "web01".into(),
-        run: RunView::None,
-        machine_state: MachineState::Off,
+        run,
+        machine_state: MachineState::Unknown,
         newest: None,
         points: None,
         stored_bytes: None,
@@ -93,7 +97,7 @@ pub(super) fn item() -> ItemView {
         sent_bytes: None,
         stored_bytes: None,
         divergent: None,
-        ends: [end(Site::Primary, "kvm-a"), end(Site::Recovery, "kvm-b")],
+        ends: [end(Site::Primary), end(Site::Recovery)],
         instances: Vec::new(),
         running: None,
         running_test: None,

@@ -14,6 +14,8 @@ pub(crate) enum Lane {
     Main,
     /// It works on the test machine.
     Test,
+    /// It builds up the other direction; a failover from a point gives it up.
+    Reverse,
     /// It only waits for what goes on anyhow, and shows its progress.
     Watch,
 }
@@ -23,6 +25,7 @@ impl Lane {
         match self {
             Lane::Main => "main",
             Lane::Test => "test",
+            Lane::Reverse => "reverse",
             Lane::Watch => "watch",
         }
     }
@@ -121,6 +124,15 @@ pub(crate) async fn running(conn: &mut Conn, item: ItemId) -> StoreResult<Vec<Jo
     let sql = "SELECT record, body FROM jobs WHERE item = ? AND ended IS NULL ORDER BY created";
     let rows: Vec<_> =
         query(LOAD, sqlx::query_as(sql).bind(item.to_string()).fetch_all(conn).await)?;
+    rows.iter().map(row).collect()
+}
+
+/// An item's jobs of the main lane that are over, newest first.
+pub(crate) async fn ended_main(conn: &mut Conn, item: ItemId) -> StoreResult<Vec<JobRow>> {
+    let sql = "SELECT record, body FROM jobs \
+               WHERE item = ? AND lane = ? AND ended IS NOT NULL ORDER BY created DESC, rowid DESC";
+    let asked = sqlx::query_as(sql).bind(item.to_string()).bind(Lane::Main.name());
+    let rows: Vec<_> = query(LOAD, asked.fetch_all(conn).await)?;
     rows.iter().map(row).collect()
 }
 

@@ -8,7 +8,7 @@ use super::{
     owned,
 };
 use leeward_control::{
-    items::{KeepPoints, Shutdown},
+    items::{DisableReason, KeepPoints, Shutdown},
     jobs::{JobFilter, RunState, Scenario},
 };
 use leeward_fabric::{MachineRef, memory::OnShutdown};
@@ -447,8 +447,11 @@ impl World {
         }
         let (control, item) = (self.control(), view.id);
         self.ledger.may_delete();
-        let started =
-            self.ask(async move { control.item_disable(item, KeepPoints::Delete).await }).await;
+        let started = self
+            .ask(async move {
+                control.item_disable(item, KeepPoints::Delete, DisableReason::Normal).await
+            })
+            .await;
         let Ok(job) = started else { return };
         self.attend(job, random).await;
         if self.view().await.is_none() {
