@@ -167,7 +167,7 @@ impl SourceWorker {
                 Err(leeward_capture::PassError::Capture(error)) => return Err(error.into()),
                 Err(error) => return Err(error.into()),
             };
-            self.send_found(&batch.found).await?;
+            self.send_found(batch.found).await?;
         }
         let open = self.open.as_mut().expect("sending leaves the session open");
         let point = PointId::from(uuid::Uuid::new_v4());
