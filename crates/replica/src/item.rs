@@ -144,7 +144,11 @@ impl ItemStore {
     }
 
     /// Opens a timeline; durable when it returns. The same branch again changes nothing. When its
-    /// parent is not in this store, a whole copy has to follow: what is below reads as zero.
+    /// parent is not in this store, a whole copy has to follow: what is below reads as zero. A
+    /// parent whose timeline is in this store has to be kept: see [`ItemReader::is_kept`].
+    ///
+    /// Until it has a point, its newest committed place keeps its own data and its parent's, as
+    /// long as no other timeline is opened and [`Self::retire_branch`] does not end it.
     ///
     /// # Errors
     /// [`StoreError::Fenced`]; [`StoreError::Refused`] when the id stands for another branch or

@@ -11,6 +11,7 @@ mod damage;
 mod divergent;
 mod faults;
 mod golden;
+mod half_made;
 mod oracle;
 mod races;
 mod retention;

@@ -18,6 +18,7 @@ enum Move {
     Pin,
     Unpin,
     Keep,
+    Retire,
     Restart,
 }
 
@@ -35,6 +36,7 @@ fn moves() -> impl Strategy<Value = Move> {
         1 => Just(Move::Pin),
         1 => Just(Move::Unpin),
         1 => Just(Move::Keep),
+        1 => Just(Move::Retire),
         1 => Just(Move::Restart),
     ]
 }
@@ -71,6 +73,7 @@ fn go(world: &mut World, step: Move) {
             }
         }
         Move::Keep => world.add_kept().unwrap(),
+        Move::Retire => world.retire().unwrap(),
         Move::Restart => world.restart().unwrap(),
     }
 }

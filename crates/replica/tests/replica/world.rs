@@ -193,6 +193,15 @@ impl World {
         self.open_branch(Some(parent))
     }
 
+    /// Ends the present timeline; its source goes on from the newest point on another one.
+    pub fn retire(&mut self) -> Result<(), StoreError> {
+        let (timeline, now) = (self.branch.timeline, self.tick());
+        self.item().retire_branch(timeline, now)?;
+        self.lose_session();
+        let parent = self.reader().newest_point().map(|point| point.position);
+        self.open_branch(parent)
+    }
+
     pub fn begin(&mut self) -> Result<(), StoreError> {
         let next = self.received.next();
         self.begin_at(next)
