@@ -38,7 +38,7 @@ use site_store::SiteStore;
 use std::{
     collections::BTreeSet,
     ops::Deref,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };

@@ -264,7 +264,7 @@ impl SourceWorker {
     }
 
     /// The machine's run state; a machine that is not there is off.
-    async fn machine_state(&self, work: &SourceWork) -> Result<MachineState, FabricError> {
+    async fn machine_state(&mut self, work: &SourceWork) -> Result<MachineState, FabricError> {
         match self.host.fabric.machine_state(&Self::machine(work)).await {
             Err(FabricError::Unknown(_)) => Ok(MachineState::Off),
             state => state,

@@ -8,7 +8,7 @@ use leeward_capture::{
 };
 use leeward_model::{DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber, MachineSpec, Position};
 use leeward_wire::{
-    data::{BlockHashesRequest, Commit, HashesRequest},
+    data::{BlockHashesRequest, Commit, ExtentBlockHashes, HashesRequest},
     frame::{BLOCK_HASHES_MAX, HASHES_MAX},
     hash::EXTENT_ABSENT,
     message::{CapturePhase, CopyProgress},
@@ -155,15 +155,24 @@ impl SourceWorker {
     }
 
     /// Sends what a pass found and notes it in the hash files' journal; returns the bytes of the
-    /// blocks that were sent.
+    /// blocks that were sent. `found` is of one disk.
     pub(super) async fn send_found(&mut self, found: Vec<Found>) -> Result<u64, SourceError> {
         let open = self.open.as_mut().expect("sending needs an open session");
+        let mut known = known_blocks(&mut open.link, &found).await?.into_iter();
         let mut bytes = 0;
-        for found in recut(&mut open.link, found).await? {
-            let change = &found.change;
-            open.hashes.push(change.disk, change.extent, &found.record)?;
-            open.link.send(change).await?;
-            bytes += change.data.len() as u64;
+        for found in found {
+            open.hashes.push(found.change.disk, found.change.extent, &found.record)?;
+            let found = match found.blocks_known {
+                true => Some(found),
+                false => {
+                    let known = known.next().expect("the store answers for every extent");
+                    found.recut(&known, &*open.link.hasher)
+                }
+            };
+            if let Some(Found { change, .. }) = found {
+                open.link.send(&change).await?;
+                bytes += change.data.len() as u64;
+            }
         }
         if open.goes == Goes::Out {
             self.state.sent_bytes += bytes;
@@ -187,29 +196,23 @@ impl SourceWorker {
     }
 }
 
-/// Leaves out the blocks that the store has, of extents of which only the whole was compared: as
-/// after a rebuild from the store's hashes. `found` is of one disk, in ascending order.
-async fn recut(link: &mut DataLink, found: Vec<Found>) -> Result<Vec<Found>, SourceError> {
-    let unknown = |found: &&Found| !found.blocks_known;
-    let extents: Vec<_> = found.iter().filter(unknown).map(|found| found.change.extent).collect();
-    let Some(disk) = found.first().map(|found| found.change.disk).filter(|_| !extents.is_empty())
-    else {
-        return Ok(found);
+/// The store's hashes of the blocks of those extents of which only the whole was compared: as
+/// after a rebuild from the store's hashes. With them only blocks that differ are sent.
+async fn known_blocks(
+    link: &mut DataLink,
+    found: &[Found],
+) -> Result<Vec<ExtentBlockHashes>, SourceError> {
+    let unknown = || found.iter().filter(|found| !found.blocks_known);
+    let extents: Vec<_> = unknown().map(|found| found.change.extent).collect();
+    let Some(disk) = unknown().map(|found| found.change.disk).next() else {
+        return Ok(Vec::new());
     };
     let mut hashes = Vec::with_capacity(extents.len());
     for part in extents.chunks(BLOCK_HASHES_MAX as usize) {
         let request = BlockHashesRequest { disk, extents: part.to_vec() };
         hashes.extend(link.block_hashes(request).await?);
     }
-    let mut hashes = hashes.into_iter();
-    let recut = found.into_iter().map(|found| match found.blocks_known {
-        true => found,
-        false => {
-            let known = hashes.next().expect("as many as were asked for");
-            found.recut(&known, &*link.hasher)
-        }
-    });
-    Ok(recut.collect())
+    Ok(hashes)
 }
 
 /// Whether the work is another one now, in a way that ends what is being done.

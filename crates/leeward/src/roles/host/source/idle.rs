@@ -15,8 +15,8 @@ impl SourceWorker {
         permits::permit_forget(&self.host.folder, name);
         permits::fence_note(&self.host.folder, name)?;
         let machine = Self::machine(work);
-        let fabric = &self.host.fabric;
         let before = self.machine_state(work).await?;
+        let fabric = &self.host.fabric;
         let changes = match fabric.machine_fence(&machine).await {
             // Its description is gone: there is nothing that could be started or read.
             Err(FabricError::Unknown(_)) => FencedChanges::Unknown,

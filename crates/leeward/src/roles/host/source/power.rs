@@ -1,6 +1,6 @@
 //! Switching a protected machine off and on: for a job, or because its guest did so by itself.
 
-use super::{LOOK, SourceError, SourceWork, SourceWorker};
+use super::{SourceError, SourceWork, SourceWorker};
 use crate::roles::host::permits;
 use leeward_fabric::{MachineRef, Shutdown};
 use leeward_model::{Code, JobId, MachineState, PointId, PointKind, StartPermit};
@@ -131,7 +131,7 @@ impl SourceWorker {
                 Err(error) => Err(error),
             };
             match taken {
-                Ok(point) => return Some(point),
+                Ok((point, _)) => return Some(point),
                 Err(error) => {
                     self.open = None;
                     let cause = error.problem(&self.host, work).cause;
@@ -146,7 +146,7 @@ impl SourceWorker {
 
     /// Whether the guest has switched itself off by its own or its owner's doing.
     pub(super) async fn guest_went_off(
-        &self,
+        &mut self,
         work: &SourceWork,
         state: MachineState,
     ) -> Result<bool, SourceError> {
