@@ -174,6 +174,9 @@ impl Fabric for WatchedFabric {
     async fn machine_halt(&self, machine: &MachineRef) -> Result<(), FabricError> {
         self.inner.machine_halt(machine).await
     }
+    async fn machine_guest_off(&self, machine: &MachineRef) -> Result<bool, FabricError> {
+        self.inner.machine_guest_off(machine).await
+    }
     async fn machine_claim(&self, name: &str, item: ItemId) -> Result<(), FabricError> {
         self.inner.machine_claim(name, item).await
     }
