@@ -303,7 +303,8 @@ impl ItemStore {
     ///
     /// # Errors
     /// [`StoreError::Refused`] when the record is not durable, not a marker, its point id is in
-    /// use, or its name does not go with its origin; [`StoreError::Fenced`]; [`StoreError::Damaged`] when it does not open.
+    /// use, or its name does not go with its origin; [`StoreError::Fenced`];
+    /// [`StoreError::Damaged`] when it does not open.
     pub fn commit_point(
         &mut self,
         position: Position,

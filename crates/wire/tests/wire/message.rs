@@ -23,8 +23,8 @@ fn branch() -> Branch {
 
 /// The message's JSON, after a look that it comes back as it was.
 fn written<T: Serialize + DeserializeOwned + PartialEq + Debug>(message: &T) -> Value {
-    let value = serde_json::to_value(message).unwrap();
-    let back: T = serde_json::from_value(value.clone()).unwrap();
+    let value = serde_json::to_value(message).expect("our messages serialize");
+    let back: T = serde_json::from_value(value.clone()).expect("what we wrote reads");
     assert_eq!(back, *message);
     value
 }
@@ -35,9 +35,9 @@ fn read_without<T: Serialize + DeserializeOwned + PartialEq + Debug>(
     member: &str,
 ) -> T {
     let mut value = written(message);
-    let removed = value.as_object_mut().unwrap().remove(member);
+    let removed = value.as_object_mut().expect("an object").remove(member);
     assert!(removed.is_some(), "{member} is no member");
-    serde_json::from_value(value).unwrap()
+    serde_json::from_value(value).expect("a later member may be absent")
 }
 
 fn source_duty(run: SourceRun) -> SourceDuty {
