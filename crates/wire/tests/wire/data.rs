@@ -37,6 +37,22 @@ fn block_hashes() -> (BlockHashesRequest, BlockHashes) {
     (BlockHashesRequest { disk, extents }, BlockHashes { disk, hashes: vec![one, zero] })
 }
 
+fn joining() -> (JoinRequest, JoinAnswer) {
+    let join = JoinRequest {
+        registration_key: "lwk1-secret".into(),
+        csr_pem: "-----BEGIN CERTIFICATE REQUEST-----\n".into(),
+        host_name: "kvm-a".into(),
+        boot: "5e1f9a52-0000-4000-8000-000000000002".into(),
+    };
+    let answer = JoinAnswer {
+        certificate_pem: "-----BEGIN CERTIFICATE-----\n".into(),
+        ca_pem: "-----BEGIN CERTIFICATE-----\n".into(),
+        host: HostId::from_u128(0x61),
+        fabric: "site-a".into(),
+    };
+    (join, answer)
+}
+
 /// One message of every kind, with the kind's name for files.
 pub fn every_message() -> Vec<(&'static str, DataMessage)> {
     let timeline = TimelineId::from_u128(0x31);
@@ -67,18 +83,7 @@ pub fn every_message() -> Vec<(&'static str, DataMessage)> {
     let hashes = vec![ExtentHash([0xcd; 32]), EXTENT_ABSENT];
     let hashes = Hashes { disk: place.0, first_extent: place.1, hashes };
     let (block_request, blocks) = block_hashes();
-    let join = JoinRequest {
-        registration_key: "lwk1-secret".into(),
-        csr_pem: "-----BEGIN CERTIFICATE REQUEST-----\n".into(),
-        host_name: "kvm-a".into(),
-        boot: "5e1f9a52-0000-4000-8000-000000000002".into(),
-    };
-    let answer = JoinAnswer {
-        certificate_pem: "-----BEGIN CERTIFICATE-----\n".into(),
-        ca_pem: "-----BEGIN CERTIFICATE-----\n".into(),
-        host: HostId::from_u128(0x61),
-        fabric: "site-a".into(),
-    };
+    let (join, answer) = joining();
     let refused = leeward_model::Problem {
         code: "LW-0000".into(),
         what: "what".into(),
