@@ -162,8 +162,7 @@ async fn what_cannot_be_asked_of_an_item_is_refused_with_its_class() {
         ("testFailover", json!({"networkId": "/a/network"}), 501, "LW-0102"),
         ("applyRecoveryPoint", json!({}), 400, "LW-0101"),
         ("failoverCommit", json!({}), 409, "LW-0105"),
-        ("plannedFailover", json!({}), 501, "LW-0102"),
-        ("reProtect", json!({}), 501, "LW-0102"),
+        ("reProtect", json!({}), 409, "LW-0105"),
     ] {
         let reply = world.act(verb, properties).await;
         assert_eq!((reply.status.as_u16(), reply.code()), (status, code), "{verb}");
