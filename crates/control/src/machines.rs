@@ -1,7 +1,7 @@
 //! Machines found on hosts (protectable items). Their ids are given at first sight and stay.
 
 use crate::fabrics::fabric_row;
-use crate::store::{self, machines::MachineRow};
+use crate::store::{self, items::ItemRow, machines::MachineRow};
 use crate::{Control, ControlError, Now, error::Result};
 use leeward_model::{
     DiscoveredMachine, FabricId, HostId, ItemId, MachineSpec, MachineState, VaultId,
@@ -57,6 +57,14 @@ impl Control {
                 seen.machines.iter().find(|machine| machine.spec.name == row.spec.name)
             });
             let item = items.iter().find(|item| item.machine_id == row.id);
+            let is_end = |known: &ItemRow| {
+                let ends = [&known.plan.primary, &known.plan.recovery];
+                ends.iter().any(|end| end.host == row.host && end.machine == row.spec.name)
+            };
+            if item.is_none() && items.iter().any(is_end) {
+                // It is protected as the machine that it is a copy of.
+                continue;
+            }
             let host_name = hosts.iter().find(|host| host.id == row.host);
             views.push(MachineView {
                 id: row.id,
