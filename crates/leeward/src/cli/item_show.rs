@@ -92,6 +92,13 @@ pub(super) fn show(session: &Session, item: &Value) {
             ("allowed now", texts(&properties["allowedOperations"])),
         ],
     );
+    show_parts(session, item);
+}
+
+/// What an item has at its sites, its machines from points, and what is wrong with it.
+fn show_parts(session: &Session, item: &Value) {
+    let properties = &item["properties"];
+    let details = &properties["providerSpecificDetails"];
     for end in details["leewardEnds"].as_array().into_iter().flatten() {
         session.say(&end_line(end));
     }
