@@ -264,7 +264,7 @@ impl Worker {
             self.show(work, stage, state.unwrap_or(MachineState::Off), None);
             return Ok(Some(TEND));
         }
-        self.tend(work).await
+        self.tend_settled(work).await
     }
 
     /// Starts the guest, for the first time or after this host's or the machine's own end.

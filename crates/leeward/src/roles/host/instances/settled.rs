@@ -3,7 +3,7 @@
 
 use super::{InstanceWork, Stage, Worker, known, store_problem};
 use crate::roles::host::permits;
-use leeward_fabric::{FabricError, MachineRef};
+use leeward_fabric::MachineRef;
 use leeward_model::{Code, MachineState, Problem};
 use leeward_wire::message::{CapturePhase, SourceRun};
 use std::{path::PathBuf, time::Duration};
@@ -68,26 +68,20 @@ impl Worker {
             self.show(work, Stage::HandedOver, machine, None);
             return Ok(None);
         }
-        let status = self.host.fabric.instance_status(self.instance).await;
-        let is_gone = match status {
-            Err(FabricError::Unknown(_)) => true,
-            Ok(_) | Err(_) => false,
-        };
-        if !is_gone && !self.kept.hydrated {
-            let pause = self.tend(work).await?;
+        if self.kept.guest_started_at.is_some() && !self.kept.hydrated {
+            let pause = self.tend_settled(work).await?;
             if !self.kept.hydrated {
                 return Ok(pause);
             }
         }
-        let plan = self.export_plan(work);
-        if !is_gone {
+        if self.kept.hydrated {
             // Noted first: when the fabric has forgotten it, its folder must not be deleted.
             self.kept.handing_over = true;
             self.save()?;
-            self.hydrated(&plan).await?;
-            let handed = self.host.fabric.instance_hand_over(self.instance).await;
-            handed.map_err(|error| error.problem())?;
+            self.hydrated(&self.export_plan(work)).await?;
         }
+        // One that the fabric does not know was handed over before.
+        known(self.host.fabric.instance_hand_over(self.instance).await)?;
         let mark = self.handed_over_mark();
         crate::folder::write_whole(&mark, b"its files are its machine's\n")
             .map_err(store_problem("the end of an instance could not be noted"))?;
@@ -102,6 +96,18 @@ impl Worker {
         let machine = self.settled_state(work).await;
         self.show(work, Stage::HandedOver, machine, None);
         Ok(None)
+    }
+
+    /// Tends a machine that whoever may starts by its name. After a boot of the host the fabric
+    /// has to be told of it, and its export is served again.
+    pub(super) async fn tend_settled(
+        &mut self,
+        work: &InstanceWork,
+    ) -> Result<Option<Duration>, Problem> {
+        if self.status().await.is_none() {
+            self.overlay(work).await?;
+        }
+        self.tend(work).await
     }
 
     /// The run state of the machine that the instance has become; later changes of it are its
