@@ -268,7 +268,7 @@ async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
         | ("failover from the other site", true)
         | ("cancel-failover" | "change-point" | "commit" | "complete-migration", false)
         | ("cancel-failover home" | "failover from committed", false)
-        | ("failover from the other site", false) => {
+        | ("failover from the other site" | "disable-protection failed over", false) => {
             let view = pair.view().await;
             let machine = match view.state.protection {
                 Protection::FailedOver { machine, .. } | Protection::Committed { machine } => {
