@@ -142,7 +142,7 @@ impl Control {
     }
 
     /// Writes down the newest points that a host reports, now and then.
-    pub(crate) async fn newest_seen(&self, seen: &Observed, now: &Now) -> Result<()> {
+    pub(crate) async fn newest_seen(&self, host: HostId, seen: &Observed, now: &Now) -> Result<()> {
         for item in &seen.items {
             let newest = item.target.as_ref().and_then(|target| target.newest.as_ref());
             let Some(newest) = newest else { continue };
@@ -152,7 +152,10 @@ impl Control {
             let mut tx = self.store().begin().await?;
             let row = store::items::find(&mut tx, item.item).await?;
             let known = store::machines::newest(&mut tx, item.item).await?;
-            let on_line = row.is_some_and(|row| row.plan.on_line(newest.position));
+            // The source's own store has points as well: they say nothing of what was replicated.
+            let on_line = row.is_some_and(|row| {
+                row.plan.end(row.target_site()).host == host && row.plan.on_line(newest.position)
+            });
             if on_line && known.as_ref() != Some(newest) {
                 store::machines::newest_save(&mut tx, item.item, newest).await?;
                 store::commit(tx).await?;

@@ -4,16 +4,15 @@
 
 use super::instance::{Instance, instances_step};
 use super::source::{COPY_STEPS, Sent, Source};
-use super::target::{Target, answer, point, target_step};
+use super::target::{Target, answer, target_step};
 use crate::clock::{Draw, Now, new_id};
 use crate::{Control, HostSession};
 use leeward_model::{
     DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, MachineSpec, MachineState,
-    PointId, PointKind, PointOrigin, Probe,
+    PointId, PointKind, Probe,
 };
 use leeward_wire::message::{
-    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, Observed, Purpose, Seeded,
-    SourceRun,
+    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, Observed, Purpose, SourceRun,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,6 +54,10 @@ pub struct ScriptedHost {
     pub name: String,
     /// How it behaves.
     pub temper: Temper,
+    /// Percent of their data that the machines made here hold, while they run.
+    pub hydrated_percent: f64,
+    /// Why its old disks cannot be sealed, if they cannot.
+    pub seed_problem: Option<leeward_model::Problem>,
     /// Its machines by name.
     pub machines: BTreeMap<String, Machine>,
     /// What it knows of items.
@@ -85,6 +88,8 @@ impl ScriptedHost {
             id,
             name: name.to_owned(),
             temper: Temper::Obeys,
+            hydrated_percent: 100.0,
+            seed_problem: None,
             machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
             session: None,
@@ -98,6 +103,8 @@ impl ScriptedHost {
             id: self.id,
             name: self.name.clone(),
             temper: self.temper,
+            hydrated_percent: self.hydrated_percent,
+            seed_problem: self.seed_problem.clone(),
             machines: self.machines.clone(),
             items: self.items.clone(),
             session: None,
@@ -268,16 +275,11 @@ impl ScriptedHost {
                 fence(machine, source, draw, now);
                 assert_eq!(wanted.target_host, self.id, "a seed goes to the host's own store");
                 let own = known.target.as_mut().filter(|own| own.takes(&wanted.branch));
-                if let Some(own) = own
-                    && source.seeded.is_none_or(|(by, _)| by != *job)
-                {
-                    let branch = wanted.branch;
-                    let position = own.next_position(&branch);
-                    let id = new_id(draw);
-                    let kind = PointKind::CrashConsistent;
-                    let kept = point(id, position, (kind, PointOrigin::Divergent), own.site(), now);
-                    own.keep(kept, machine.data);
-                    source.seeded = Some((*job, Seeded::Stored { point: id, position }));
+                if let Some(problem) = &self.seed_problem {
+                    source.seeded = Some((*job, Err(problem.clone())));
+                } else if let Some(own) = own.filter(|_| !source.is_seeded(*job)) {
+                    let seeded = own.seed(&wanted.branch, machine.data, draw, now);
+                    source.seeded = Some((*job, Ok(seeded)));
                 }
             }
             SourceRun::Release => {
@@ -370,7 +372,11 @@ impl ScriptedHost {
                 source.observe(runs, now_epoch(&self.assignment, item))
             }),
             target: known.target.as_ref().map(Target::observe),
-            instances: known.instances.iter().map(|(id, made)| made.observe(*id)).collect(),
+            instances: known
+                .instances
+                .iter()
+                .map(|(id, made)| made.observe(*id, self.hydrated_percent))
+                .collect(),
         }
     }
 }

@@ -143,7 +143,7 @@ impl Instance {
         }
     }
 
-    pub(super) fn observe(&self, instance: InstanceId) -> InstanceObserved {
+    pub(super) fn observe(&self, instance: InstanceId, hydrated: f64) -> InstanceObserved {
         let evidence = Evidence {
             booted_at: UnixMillis(0),
             took_ms: 1,
@@ -161,7 +161,7 @@ impl Instance {
                 (Stage::Prepared, false) => MachineState::Paused,
                 (_, false) => MachineState::Off,
             },
-            hydrated_percent: self.runs.then_some(100.0),
+            hydrated_percent: self.runs.then_some(hydrated),
             qemu_started_at: self.started.then_some(UnixMillis(0)),
             guest_started_at: self.started.then_some(UnixMillis(0)),
             evidence: self.runs.then_some(ProbeResult { passed: true, evidence }),

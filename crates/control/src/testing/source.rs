@@ -1,6 +1,8 @@
 //! What a scripted host does with the machine of an item that lives, or lived, on it.
 
-use leeward_model::{Branch, Code, Epoch, HostId, ItemId, JobId, MachineState, PointId, PointKind};
+use leeward_model::{
+    Branch, Code, Epoch, HostId, ItemId, JobId, MachineState, PointId, PointKind, Problem,
+};
 use leeward_wire::message::{
     CapturePhase, CopyProgress, DivergentNote, Seeded, ShutdownOutcome, SourceDuty, SourceObserved,
     SourceRun,
@@ -19,7 +21,7 @@ pub(super) struct Source {
     pub(super) final_wanted: bool,
     pub(super) started: Option<JobId>,
     pub(super) divergent: Option<DivergentNote>,
-    pub(super) seeded: Option<(JobId, Seeded)>,
+    pub(super) seeded: Option<(JobId, Result<Seeded, Problem>)>,
     pub(super) resync_reason: Option<String>,
 }
 
@@ -63,8 +65,13 @@ impl Source {
     /// The machine is gone: nothing runs, and there are no disks to read.
     pub(super) fn no_machine(&mut self) {
         if let SourceRun::Seed { job, .. } = self.duty.run {
-            self.seeded = Some((job, Seeded::Nothing));
+            self.seeded = Some((job, Ok(Seeded::Nothing)));
         }
+    }
+
+    /// Whether the seed of `job` is stored.
+    pub(super) fn is_seeded(&self, job: JobId) -> bool {
+        self.seeded.as_ref().is_some_and(|(by, seeded)| *by == job && seeded.is_ok())
     }
 
     /// One step of a shutdown; says whether the guest is off.
@@ -123,7 +130,7 @@ impl Source {
             shutdown: self.shutdown.clone(),
             started: self.started.map(|job| (job, Ok(()))),
             divergent: self.divergent.clone(),
-            seeded: self.seeded.map(|(job, seeded)| (job, Ok(seeded))),
+            seeded: self.seeded.clone(),
             cycles: Vec::new(),
             sent_bytes: 0,
             problem: None,

@@ -9,7 +9,7 @@ use leeward_model::{
     Problem, Site, Verification,
 };
 use leeward_wire::message::{
-    Answer, ItemDuty, NewestPoint, Query, ServerStamp, TargetDuty, TargetObserved,
+    Answer, ItemDuty, NewestPoint, Query, Seeded, ServerStamp, TargetDuty, TargetObserved,
 };
 use std::collections::BTreeMap;
 
@@ -84,6 +84,22 @@ impl Target {
         let info = point(id, position, (sent.kind, PointOrigin::Replicated), self.site(), now);
         self.points.push(Kept { info, stamp: Some(now.stamp()), data: sent.data });
         Some(id)
+    }
+
+    /// Keeps old disks as a point of a branch of their own.
+    pub(super) fn seed(
+        &mut self,
+        branch: &Branch,
+        data: u64,
+        draw: &dyn Draw,
+        now: &Now,
+    ) -> Seeded {
+        let position = self.next_position(branch);
+        let id = new_id(draw);
+        let what = (PointKind::CrashConsistent, PointOrigin::Divergent);
+        let info = point(id, position, what, self.site(), now);
+        self.keep(info, data);
+        Seeded::Stored { point: id, position }
     }
 
     /// Lists what somebody wrote who was not replicated.

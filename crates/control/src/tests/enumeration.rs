@@ -28,9 +28,11 @@ async fn base(scenario: &str) -> Option<Pair> {
             Some(Pair::protected().await)
         }
         "cleanup-test" => Some(Pair::tested().await),
-        "change-point" | "cancel-failover" | "commit" | "complete-migration" => {
-            Some(Pair::failed_over().await)
-        }
+        "change-point"
+        | "cancel-failover"
+        | "commit"
+        | "complete-migration"
+        | "disable-protection failed over" => Some(Pair::failed_over().await),
         "reprotect" | "finalize-reprotect" | "failover from committed" => {
             Some(Pair::committed().await)
         }
@@ -95,7 +97,7 @@ async fn start(pair: &mut Pair, scenario: &str) -> JobId {
             pair.retained(point).await.unwrap()
         }
         "test-failover" => control.item_test_failover(item, PointChoice::Latest).await.unwrap(),
-        "disable-protection" | "disable-protection away" => {
+        "disable-protection" | "disable-protection away" | "disable-protection failed over" => {
             control.item_disable(item, KeepPoints::Delete, DisableReason::Normal).await.unwrap()
         }
         "complete-migration" => control
@@ -170,8 +172,7 @@ async fn cancel(pair: &Pair, job: JobId) {
 async fn run(pair: &mut Pair, job: JobId, place: Place, lead: Option<Lead>, blow: Blow) -> bool {
     let (mut fell, mut led) = (false, lead.is_none());
     let kind = record(pair, job).await.kind;
-    let never_stops =
-        ["reprotect", "finalize-reprotect", "complete-migration"].contains(&kind.as_str());
+    let never_stops = ["reprotect", "finalize-reprotect"].contains(&kind.as_str());
     for _ in 0..TURNS_MAX {
         pair.fleet.step().await;
         assert!(pair.live().len() <= 1, "two machines run: {:?}", pair.live());
@@ -250,7 +251,7 @@ async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
             let again = pair.enable().await;
             assert_eq!(pair.finish(again).await.state, RunState::Succeeded);
         }
-        ("disable-protection away", true) => {
+        ("disable-protection away" | "disable-protection failed over", true) => {
             is_gone(pair).await;
             assert!(pair.fleet.host(TARGET).machines["web01"].runs, "it is its owner's");
             let source = pair.source;
@@ -267,7 +268,7 @@ async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
         | ("failover from the other site", true)
         | ("cancel-failover" | "change-point" | "commit" | "complete-migration", false)
         | ("cancel-failover home" | "failover from committed", false)
-        | ("failover from the other site", false) => {
+        | ("failover from the other site" | "disable-protection failed over", false) => {
             let view = pair.view().await;
             let machine = match view.state.protection {
                 Protection::FailedOver { machine, .. } | Protection::Committed { machine } => {
@@ -364,7 +365,12 @@ async fn a_failover_from_a_retained_point_survives_a_crash_and_a_cancel_at_every
 
 #[tokio::test]
 async fn the_end_of_an_item_survives_a_crash_and_a_cancel_at_every_step() {
-    every_place_of(&["disable-protection away", "complete-migration"]).await;
+    every_place_of(&[
+        "disable-protection away",
+        "disable-protection failed over",
+        "complete-migration",
+    ])
+    .await;
 }
 
 /// F-100.

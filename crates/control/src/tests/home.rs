@@ -124,6 +124,53 @@ async fn a_reprotect_before_the_commit_or_to_a_wrong_host_is_refused() {
     assert!(matches!(pair.view().await.state.protection, Protection::Committed { .. }));
 }
 
+#[tokio::test]
+async fn a_reprotect_waits_for_the_data_of_the_machine_and_for_its_old_disks() {
+    let mut pair = Pair::committed().await;
+    let source = pair.source;
+    pair.fleet.host(TARGET).hydrated_percent = 40.0;
+    let problem = Code::STORE_NO_SPACE.problem("12 bytes are free");
+    pair.fleet.host(source).seed_problem = Some(problem);
+    let job = pair.reprotect().await;
+    let waits = |view: &JobView, text: &str| {
+        view.tasks.iter().any(|task| task.message.as_ref().is_some_and(|m| m.contains(text)))
+    };
+
+    for _ in 0..5 {
+        pair.fleet.turn().await;
+    }
+    assert!(waits(&pair.job(job).await, Code::STILL_HYDRATING.code));
+    pair.fleet.host(TARGET).hydrated_percent = 100.0;
+    for _ in 0..10 {
+        pair.fleet.turn().await;
+    }
+    assert!(waits(&pair.job(job).await, Code::STORE_NO_SPACE.code));
+    assert!(pair.view().await.health.iter().any(|e| e.problem.what.contains("12 bytes")));
+    assert_eq!(pair.live(), ["web01"]);
+    pair.fleet.host(source).seed_problem = None;
+
+    pair.succeeds(job).await;
+    pair.is_protected().await;
+}
+
+/// A drill runs when the disaster comes, on the way home as on the way out.
+#[tokio::test]
+async fn a_test_failover_at_the_primary_site_does_not_hold_up_a_failover_home() {
+    let mut pair = Pair::reversed().await;
+    let control = pair.fleet.control.clone();
+    let test = control.item_test_failover(pair.item, PointChoice::Latest).await.unwrap();
+    pair.succeeds(test).await;
+    assert_eq!(pair.view().await.instances[0].site, Site::Primary);
+
+    let job = pair.failover(Shutdown::First).await;
+    pair.succeeds(job).await;
+    let cleanup = control.item_test_cleanup(pair.item, "").await.unwrap();
+    pair.succeeds(cleanup).await;
+
+    assert_eq!(pair.view().await.live_at, LiveAt::Site(Site::Primary));
+    assert_eq!(pair.live().len(), 1);
+}
+
 /// F-111, F-125: to a host that never had the machine.
 #[tokio::test]
 async fn a_reprotect_to_another_host_makes_the_machine_there_and_fences_the_old_one() {
