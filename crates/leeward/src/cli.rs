@@ -224,7 +224,7 @@ mod tests {
             "leeward item reverse-replicate web01 --vault v",
             "leeward item reprotect web01 --host kvm-b --vault v --wait",
             "leeward item planned-failover web01 --wait-to-complete --wait --vault v",
-            "leeward item planned-failover web01 --point nightly --sync for-synchronization --vault v",
+            "leeward item planned-failover web01 --point p --sync for-synchronization --vault v",
             "leeward item complete-failover web01 --vault v --comment now",
             "leeward job resume 7 --comment power-off --vault v",
             "leeward job complete-failover 7 --vault v",

@@ -173,6 +173,8 @@ fn every_dependency_has_its_reason() {
 fn only_the_items_module_writes_protection_states() {
     let mut files = Vec::new();
     sources(&root().join("crates/control/src"), &mut files);
+    // A test may make a row that an earlier version wrote.
+    files.retain(|file| !file.components().any(|part| part.as_os_str() == "tests"));
     let writers: Vec<_> = files
         .iter()
         .filter(|file| {
