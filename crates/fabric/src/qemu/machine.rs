@@ -20,6 +20,9 @@ const FENCE_DEADLINE: Duration = Duration::from_secs(2);
 const NOTE_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks at whether the guest is off, in case the event was missed.
 const SHUTDOWN_POLL: Duration = Duration::from_millis(500);
+/// The power button is pressed again after this long: a guest in the middle of its boot does not
+/// hear it, and one that is going down does not mind.
+const PRESS_AGAIN: Duration = Duration::from_secs(10);
 /// Longest console tail that is returned, in bytes.
 const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 
@@ -118,12 +121,14 @@ impl Vm {
         {
             return Ok(Shutdown::Done);
         }
-        if guest != Guest::Shutdown {
-            qmp.call("system_powerdown", json!({}), QUICK).await.map_err(ask)?;
-        }
+        let mut pressed: Option<Instant> = None;
         loop {
             if self.guest().await.map_err(ask)? == Guest::Shutdown {
                 return Ok(Shutdown::Done);
+            }
+            if pressed.is_none_or(|at| at.elapsed() >= PRESS_AGAIN) {
+                qmp.call("system_powerdown", json!({}), QUICK).await.map_err(ask)?;
+                pressed = Some(Instant::now());
             }
             let rest = end.saturating_duration_since(Instant::now());
             if rest.is_zero() {

@@ -165,7 +165,7 @@ async fn seeding(stage: &Stage, job: &str) -> anyhow::Result<()> {
     wait_for("the seed", stage.within(60), Duration::from_millis(5), || async {
         let tasks = stage.site.client.get(job).await?["properties"]["tasks"].clone();
         let seed = tasks.as_array().into_iter().flatten();
-        let seed = seed.into_iter().find(|task| task["name"] == "VmSeedFromOldDisks");
+        let seed = seed.into_iter().find(|task| task["name"] == "VmPrepareForReverseReplication");
         let running = seed.is_some_and(|task| task["state"] == "InProgress");
         Ok(running.then_some(()))
     })
