@@ -2,7 +2,8 @@
 
 use crate::items::{HealthError, Level, LiveAt, live_at};
 use crate::world::World;
-use leeward_model::{Code, Problem, Protection, Site, SourceState};
+use leeward_model::{Code, Problem, Protection, ResyncWindow, Site, SourceState};
+use leeward_wire::message::CapturePhase;
 
 /// Everything that is wrong with the item of `world`, worst first.
 pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthError> {
@@ -42,7 +43,14 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
         add(Level::Critical, Code::ROLE_AWAY.problem(what));
     }
     if let Protection::Resynchronizing { reason, .. } = &item.state.protection {
-        let what = format!("{} is resynchronizing", item.name);
+        let name = &item.name;
+        let what = match waits_for(world) {
+            Some(window) => format!(
+                "the resynchronization of {name} waits for its window {window} UTC, or for a \
+                 resync by hand; changes are noted"
+            ),
+            None => format!("{name} is resynchronizing"),
+        };
         add(Level::Warning, Code::RESYNC_NEEDED.because(what, reason.clone()));
     }
     let threshold = world.policy.rpo_threshold_seconds;
@@ -50,8 +58,15 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
         let what = format!("the newest point of {} is {rpo} s old, wanted {threshold}", item.name);
         add(Level::Critical, Code::RPO_EXCEEDED.problem(what));
     }
-    if replicating && let Some(problem) = world.source_now().and_then(|s| s.problem.as_ref()) {
-        add(Level::Warning, problem.clone());
+    let source_problem = world.source_now().and_then(|seen| seen.problem.as_ref());
+    // That a comparison waits is said above, with the window that the host does not know.
+    let said = |problem: &&Problem| {
+        problem.code == Code::RESYNC_NEEDED.code
+            && matches!(item.state.protection, Protection::Resynchronizing { .. })
+    };
+    if replicating && let Some(problem) = source_problem.filter(|problem| !said(problem)) {
+        let level = if problem.is_final() { Level::Critical } else { Level::Warning };
+        add(level, problem.clone());
     }
     for site in [Site::Primary, Site::Recovery] {
         let seen = world.replica_now(site).and_then(|seen| seen.problem.as_ref());
@@ -72,4 +87,11 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
     }
     found.sort_by_key(|error| std::cmp::Reverse(error.level));
     found
+}
+
+/// The window that a comparison waits for, if it does.
+fn waits_for(world: &World) -> Option<ResyncWindow> {
+    let waits = world.item.as_ref().is_some_and(|item| item.plan.resync_waits);
+    let paused = world.source_now().is_some_and(|seen| seen.phase == CapturePhase::Paused);
+    world.policy.resync_window.filter(|_| waits && paused)
 }

@@ -19,6 +19,9 @@ pub(crate) struct Plan {
     pub(crate) history: Option<Position>,
     /// Number of the newest request to compare the whole machine.
     pub(crate) resync: u64,
+    /// Whether a comparison that nobody asked for has to wait for the policy's window.
+    #[serde(default)]
+    pub(crate) resync_waits: bool,
     /// Machines made from points; stopped ones keep their work.
     pub(crate) instances: Vec<InstancePlan>,
     /// The machine of the last failover, by the id it had as an instance.
@@ -173,6 +176,7 @@ impl Plan {
             branch,
             history: None,
             resync: 0,
+            resync_waits: false,
             instances: Vec::new(),
             live: None,
             fenced_at: None,

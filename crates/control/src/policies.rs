@@ -46,6 +46,10 @@ fn check(policy: &Policy) -> Result<()> {
         let what = "the retention must not be shorter than the interval between points";
         return Err(ControlError::bad_request(what));
     }
+    if !(1..=100).contains(&policy.resync_threshold_percent) {
+        let what = "the resync threshold must be 1 to 100 percent of the disks";
+        return Err(ControlError::bad_request(what));
+    }
     Ok(())
 }
 

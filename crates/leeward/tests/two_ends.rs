@@ -183,6 +183,8 @@ fn duty(branch: Branch, target_host: HostId, run: SourceRun) -> SourceDuty {
         point_interval_ms: 60_000,
         run,
         resync: 0,
+        resync_threshold_percent: 50,
+        resync_allowed: true,
     }
 }
 

@@ -22,6 +22,23 @@ pub struct Problem {
     pub todo: String,
 }
 
+impl Problem {
+    /// Whether the same again cannot work until a person changes something: who the two ends are,
+    /// or a replica that is not valid (F-155).
+    pub fn is_final(&self) -> bool {
+        let finals = [
+            Code::UNAUTHORIZED,
+            Code::STORE_DAMAGED,
+            Code::STORE_FOREIGN,
+            Code::KEY_MISSING,
+            Code::WRONG_KEY,
+            Code::WRONG_CA,
+            Code::VERSION_MISMATCH,
+        ];
+        finals.iter().any(|code| code.code == self.code)
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Problem { code, what, cause, now, todo } = self;
@@ -255,10 +272,11 @@ codes! {
         cause "QEMU refused a step, or the machine ended"
         now "no change is lost: the bitmaps were merged; the next cut takes them"
         todo "nothing, if it happens once; else read the host's log"
-    RESYNC_NEEDED = "LW-0602" "the change map was lost; source and target are compared"
-        cause "QEMU or its host was restarted, or an image was changed while the machine was off"
-        now "recovery points are kept; the item is resynchronizing"
-        todo "nothing; it ends by itself"
+    RESYNC_NEEDED = "LW-0602" "source and target have to be compared"
+        cause "QEMU or its host was restarted, an image was changed while the machine was off, or \
+               more was written than the policy lets a delta carry"
+        now "recovery points are kept; the item is resynchronizing, or waits for its window"
+        todo "nothing; it goes on by itself. Start a resync by hand to have it at once"
     RPO_EXCEEDED = "LW-0603" "the newest recovery point is older than the policy's threshold"
         cause "the source host or the link is away, or the store is full"
         now "the guest goes on; its changes are noted"

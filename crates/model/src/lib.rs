@@ -26,7 +26,10 @@ pub use permit::{PermitTerms, StartPermit};
 pub use point::{
     Branch, DiskEntry, Evidence, PointInfo, PointKind, PointOrigin, Position, Verification,
 };
-pub use policy::{POINT_INTERVAL_MAX, POINT_INTERVAL_MIN, Policy};
+pub use policy::{
+    NoWindow, POINT_INTERVAL_MAX, POINT_INTERVAL_MIN, Policy, RESYNC_THRESHOLD_PERCENT,
+    ResyncWindow,
+};
 pub use protection::{
     Commit, Direction, Event, FailoverOrigin, Fence, Illegal, PointChoice, ProtectedItem,
     Protection, Site, SourceState, TestState,

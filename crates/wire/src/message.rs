@@ -140,6 +140,20 @@ pub struct SourceDuty {
     pub run: SourceRun,
     /// Asks for a comparison of the whole machine; a number not seen before starts one.
     pub resync: u64,
+    /// More changed bytes than this share of all disks, in percent, are compared, not cut.
+    #[serde(default = "resync_threshold_percent")]
+    pub resync_threshold_percent: u8,
+    /// Whether a comparison that nobody asked for by number may begin now. One under way goes on.
+    #[serde(default = "yes")]
+    pub resync_allowed: bool,
+}
+
+fn resync_threshold_percent() -> u8 {
+    leeward_model::RESYNC_THRESHOLD_PERCENT
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What is wanted of the source machine.

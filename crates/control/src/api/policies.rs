@@ -12,7 +12,7 @@ use crate::{
     jobs::{InstantJob, Scenario, TargetKind},
     policies::{PolicySpec, PolicyView},
 };
-use leeward_model::{POINT_INTERVAL_MAX, POINT_INTERVAL_MIN, Policy};
+use leeward_model::{POINT_INTERVAL_MAX, POINT_INTERVAL_MIN, Policy, ResyncWindow};
 use serde_json::{Map, Value, json};
 
 /// The input that is meant when none is named.
@@ -56,6 +56,12 @@ const AFTER_COMMIT: [(&str, f64); 1] = [("leewardKeepAfterCommitSeconds", 1.0)];
 const SHUTDOWN: [(&str, f64); 1] = [("leewardShutdownTimeoutSeconds", 1.0)];
 /// Whether a planned failover goes on to reprotect by itself (F-084).
 const AUTO_REVERSE: &str = "leewardAutoReverse";
+/// Above which share of the disks a delta becomes a comparison, in percent (F-152).
+const RESYNC_THRESHOLD: &str = "leewardResyncThresholdPercent";
+/// When a comparison may begin by itself: `HH:MM-HH:MM` in UTC, or [`ANY_TIME`] (F-154).
+const RESYNC_WINDOW: &str = "leewardResyncWindow";
+/// The word for no window.
+const ANY_TIME: &str = "none";
 
 /// The first of `names` that is there, in seconds.
 fn seconds(fields: Fields<'_>, names: &[(&str, f64)]) -> Result<Option<f64>, ControlError> {
@@ -104,7 +110,28 @@ fn read(fields: Fields<'_>, before: &Policy) -> Result<Policy, ControlError> {
     if let Some(reverse) = fields.flag(AUTO_REVERSE)? {
         policy.auto_reverse_planned = reverse;
     }
+    if let Some(percent) = fields.number(RESYNC_THRESHOLD)? {
+        if !(1.0..=100.0).contains(&percent) || percent.fract() != 0.0 {
+            let what = format!("{RESYNC_THRESHOLD} is {percent}; it may be 1 to 100, whole");
+            return Err(ControlError::bad_request(what));
+        }
+        policy.resync_threshold_percent = percent as u8;
+    }
+    if let Some(window) = fields.text(RESYNC_WINDOW)? {
+        policy.resync_window = read_window(window)?;
+    }
     Ok(policy)
+}
+
+fn read_window(text: &str) -> Result<Option<ResyncWindow>, ControlError> {
+    if text.eq_ignore_ascii_case(ANY_TIME) {
+        return Ok(None);
+    }
+    let window = text.parse::<ResyncWindow>().map_err(|error| {
+        let what = format!("{RESYNC_WINDOW} is {text}: {error}; {ANY_TIME} is at any time");
+        ControlError::bad_request(what)
+    })?;
+    Ok(Some(window))
 }
 
 fn type_of(fields: Fields<'_>, before: &str) -> Result<String, ControlError> {
@@ -205,6 +232,7 @@ fn view(ids: &Ids, policy: &PolicyView) -> Value {
     let input = spec.extra["input"].as_object().cloned().unwrap_or_default();
     details.extend(input.iter().map(|(name, value)| shown(name, value)));
     let policy_now = &spec.policy;
+    let window = policy_now.resync_window.map_or(ANY_TIME.to_owned(), |window| window.to_string());
     details.extend([
         (INTERVAL[0].0.into(), json!(policy_now.point_interval_ms as f64 / 1000.0)),
         (RETENTION[0].0.into(), json!(policy_now.retention_seconds)),
@@ -212,6 +240,8 @@ fn view(ids: &Ids, policy: &PolicyView) -> Value {
         (AFTER_COMMIT[0].0.into(), json!(policy_now.keep_after_commit_seconds)),
         (SHUTDOWN[0].0.into(), json!(policy_now.shutdown_timeout_seconds)),
         (AUTO_REVERSE.into(), json!(policy_now.auto_reverse_planned)),
+        (RESYNC_THRESHOLD.into(), json!(policy_now.resync_threshold_percent)),
+        (RESYNC_WINDOW.into(), json!(window)),
     ]);
     resource(
         &ids.policy(&policy.name),
@@ -329,11 +359,35 @@ mod tests {
         assert_eq!(view["enableMultiVmSync"], "true");
     }
 
+    /// F-152, F-154.
+    #[test]
+    fn the_threshold_and_the_window_of_a_resync_are_set_shown_and_taken_back() {
+        let input = json!({"leewardResyncThresholdPercent": 30,
+            "leewardResyncWindow": "18:30-06:30"});
+        let first = put(input).unwrap();
+        assert_eq!(first.policy.resync_threshold_percent, 30);
+        let view = shown_of(first.clone());
+        assert_eq!(view["leewardResyncThresholdPercent"], 30);
+        assert_eq!(view["leewardResyncWindow"], "18:30-06:30");
+
+        let change = json!({"leewardResyncWindow": "none"});
+        let after = merge(Fields::new(&change), Some(&change), &first).unwrap();
+
+        assert_eq!(after.policy.resync_window, None);
+        assert_eq!(after.policy.resync_threshold_percent, 30);
+        assert_eq!(shown_of(after)["leewardResyncWindow"], "none");
+    }
+
     #[test]
     fn an_impossible_policy_is_a_bad_request() {
         for input in [
             json!({"leewardPointIntervalSeconds": 0.5}),
             json!({"leewardAutoReverse": "perhaps"}),
+            json!({"leewardResyncThresholdPercent": 0}),
+            json!({"leewardResyncThresholdPercent": 101}),
+            json!({"leewardResyncThresholdPercent": 50.5}),
+            json!({"leewardResyncWindow": "at night"}),
+            json!({"leewardResyncWindow": "18:30-18:30"}),
             json!({"replicationFrequencyInSeconds": 3601}),
             json!({"recoveryPoints": "many"}),
             json!({"leewardRetentionSeconds": 1e300}),

@@ -19,7 +19,7 @@ use leeward_model::{
     Branch, Code, Event, InstanceId, ItemId, JobId, PointChoice, PointId, ProtectedItem,
     Protection, TestState, VaultId,
 };
-use leeward_wire::message::Stage;
+use leeward_wire::message::{CapturePhase, Stage};
 
 /// Applies what a request starts with. That it does not fit is the caller's error, not ours.
 pub(super) fn begin(world: &mut World, event: &Event) -> Result<()> {
@@ -325,9 +325,23 @@ impl Control {
     /// Compares source and target and sends what differs.
     ///
     /// # Errors
-    /// Conflict unless the item is protected or resynchronizing, and while another job runs.
+    /// Conflict unless the item is protected or resynchronizing, and while another job runs. One
+    /// that waits, for its window or for its next attempt, is begun at once and its job returned.
     pub async fn item_resync(&self, id: ItemId) -> Result<JobId> {
         self.item_change(id, |world, running| {
+            let paused = world.source_now().is_some_and(|seen| seen.phase == CapturePhase::Paused);
+            let row = item(world)?;
+            let resyncs = matches!(row.state.protection, Protection::Resynchronizing { .. });
+            let watches =
+                running.0.iter().find(|row| row.facts.scenario == Scenario::Resynchronize);
+            if let Some(job) = watches.filter(|_| paused && resyncs) {
+                running.refuse(&row.name, &[Lane::Main])?;
+                let job = job.facts.id;
+                if let Some(row) = &mut world.item {
+                    row.plan.resync += 1;
+                }
+                return Ok(job);
+            }
             let row = item(world)?;
             running.refuse(&row.name, &[Lane::Main, Lane::Watch])?;
             let state = &row.state.protection;

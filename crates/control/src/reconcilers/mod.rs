@@ -3,6 +3,7 @@
 mod machines;
 mod replication;
 mod source;
+mod window;
 
 use crate::error::Result;
 use crate::world::World;
@@ -12,7 +13,8 @@ use leeward_model::ItemId;
 
 type Reconciler = fn(&mut World) -> std::result::Result<(), StepError>;
 
-const ALL: &[Reconciler] = &[replication::reconcile, source::reconcile, machines::reconcile];
+const ALL: &[Reconciler] =
+    &[replication::reconcile, source::reconcile, machines::reconcile, window::reconcile];
 
 fn run_all(world: &mut World) -> Result<()> {
     for reconcile in ALL {

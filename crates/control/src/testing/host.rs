@@ -148,6 +148,17 @@ impl ScriptedHost {
         source.copying = COPY_STEPS;
     }
 
+    /// Makes the source report a problem of its replication.
+    pub fn report_problem(&mut self, item: ItemId, problem: leeward_model::Problem) {
+        let source = self.items.get_mut(&item).and_then(|known| known.source.as_mut());
+        source.expect("the test names an item of this host").problem = Some(problem);
+    }
+
+    /// The generation of the assignment that it holds.
+    pub fn generation(&self) -> u64 {
+        self.assignment.generation
+    }
+
     /// Boots anew: nothing runs, and what it was assigned counts only once it is asked for again.
     pub fn reboot(&mut self) {
         self.boots += 1;
@@ -262,8 +273,7 @@ impl ScriptedHost {
                     machine.runs = true;
                     source.started = Some(*job);
                 }
-                source.copying = source.copying.saturating_sub(1);
-                source.copied |= source.copying == 0;
+                source.copy();
             }
             SourceRun::ShutDown { job, power_off, .. } => {
                 let ignores = self.temper == Temper::GuestIgnoresShutdown && !power_off;

@@ -23,6 +23,7 @@ pub(super) struct Source {
     pub(super) divergent: Option<DivergentNote>,
     pub(super) seeded: Option<(JobId, Result<Seeded, Problem>)>,
     pub(super) resync_reason: Option<String>,
+    pub(super) problem: Option<Problem>,
 }
 
 /// Is what a source sends in one step: the changes up to one cut.
@@ -49,6 +50,7 @@ impl Source {
             divergent: None,
             seeded: None,
             resync_reason: None,
+            problem: None,
         }
     }
 
@@ -60,6 +62,21 @@ impl Source {
             self.copying = COPY_STEPS;
         }
         self.duty = wanted.clone();
+    }
+
+    /// Whether it has to be compared and may not begin.
+    pub(super) fn waits(&self) -> bool {
+        let asked = self.duty.resync > self.resync_done;
+        let begun = self.copying < COPY_STEPS;
+        self.resync_reason.is_some() && !asked && !begun && !self.duty.resync_allowed
+    }
+
+    /// One step of copying or comparing.
+    pub(super) fn copy(&mut self) {
+        if !self.waits() {
+            self.copying = self.copying.saturating_sub(1);
+        }
+        self.copied |= self.copying == 0;
     }
 
     /// The machine is gone: nothing runs, and there are no disks to read.
@@ -122,6 +139,7 @@ impl Source {
                 SourceRun::Fenced | SourceRun::Seed { .. } => CapturePhase::Fenced,
                 SourceRun::Release => CapturePhase::Released,
                 SourceRun::Live { .. } => CapturePhase::Idle,
+                _ if self.waits() => CapturePhase::Paused,
                 _ if self.copying > 0 => CapturePhase::Copying(progress),
                 _ => CapturePhase::Delta,
             },
@@ -133,7 +151,7 @@ impl Source {
             seeded: self.seeded.clone(),
             cycles: Vec::new(),
             sent_bytes: 0,
-            problem: None,
+            problem: self.problem.clone(),
         }
     }
 }

@@ -104,6 +104,14 @@ pub struct PolicyNumbers {
     /// A planned failover goes on to protect the machine the other way by itself.
     #[arg(long)]
     pub auto_reverse: Option<bool>,
+    /// More changed bytes than this share of the disks, in percent, 1 to 100, are compared with
+    /// the replica instead of sent as a delta.
+    #[arg(long, value_name = "PERCENT")]
+    pub resync_threshold: Option<u8>,
+    /// When a comparison that has become necessary may begin by itself: HH:MM-HH:MM in UTC, may
+    /// go over midnight; `none` is at any time.
+    #[arg(long, value_name = "WINDOW")]
+    pub resync_window: Option<String>,
 }
 
 /// Verbs of mappings.
@@ -282,6 +290,8 @@ pub(super) async fn policy(session: &Session, verb: PolicyVerb) -> Result<(), Cl
                 ("leewardShutdownTimeoutSeconds", numbers.shutdown_timeout.map(Value::from)),
                 ("leewardKeepAfterCommitSeconds", numbers.keep_after_commit.map(Value::from)),
                 ("leewardAutoReverse", numbers.auto_reverse.map(Value::from)),
+                ("leewardResyncThresholdPercent", numbers.resync_threshold.map(Value::from)),
+                ("leewardResyncWindow", numbers.resync_window.map(Value::from)),
             ] {
                 if let Some(value) = value {
                     input.insert(name.into(), value);
@@ -294,7 +304,8 @@ pub(super) async fn policy(session: &Session, verb: PolicyVerb) -> Result<(), Cl
         }
         PolicyVerb::List => {
             let policies = session.client.list("replicationPolicies").await?;
-            let heads = ["NAME", "INTERVAL", "RETENTION", "RPO THRESHOLD", "SHUTDOWN", "ITEMS"];
+            let heads =
+                ["NAME", "INTERVAL", "RETENTION", "RPO THRESHOLD", "SHUTDOWN", "RESYNC", "ITEMS"];
             session.list(&policies, &heads, |policy| {
                 let details = &policy["properties"]["providerSpecificDetails"];
                 let seconds = |name: &str| format!("{} s", text(&details[name]));
@@ -304,11 +315,21 @@ pub(super) async fn policy(session: &Session, verb: PolicyVerb) -> Result<(), Cl
                     seconds("leewardRetentionSeconds"),
                     seconds("leewardRpoThresholdSeconds"),
                     seconds("leewardShutdownTimeoutSeconds"),
+                    resync(details),
                     text(&policy["properties"]["leewardProtectedItems"]),
                 ]
             });
             Ok(())
         }
+    }
+}
+
+/// Above which share of the disks, and when, a policy has source and target compared.
+fn resync(details: &Value) -> String {
+    let percent = text(&details["leewardResyncThresholdPercent"]);
+    match details["leewardResyncWindow"].as_str() {
+        None | Some("none") => format!("{percent} %"),
+        Some(window) => format!("{percent} %, {window} UTC"),
     }
 }
 

@@ -50,6 +50,8 @@ fn source_duty(run: SourceRun) -> SourceDuty {
         point_interval_ms: 5_000,
         run,
         resync: 0,
+        resync_threshold_percent: 50,
+        resync_allowed: true,
     }
 }
 

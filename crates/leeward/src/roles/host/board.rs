@@ -6,7 +6,10 @@ use leeward_wire::message::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::Notify;
 
@@ -15,6 +18,7 @@ use tokio::sync::Notify;
 pub struct Board {
     items: Mutex<BTreeMap<ItemId, Entry>>,
     changed: Notify,
+    sessions: AtomicU64,
 }
 
 #[derive(Default)]
@@ -96,6 +100,16 @@ impl Board {
     /// Wakes the link although no item changed (the list of machines did).
     pub fn poke(&self) {
         self.changed.notify_one();
+    }
+
+    /// Counts a new session to the config server.
+    pub fn session_began(&self) {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many sessions to the config server there have been.
+    pub fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Relaxed)
     }
 
     /// Waits for the next change.

@@ -1,7 +1,13 @@
 //! The source's end of a data session: seals changes, sends them within the window, waits for
 //! what is durable.
 
-use super::{Host, dial::BoxStream, door, lobby::Wanted, source::SourceWork};
+use super::{
+    Host,
+    dial::{BoxStream, connection_problem},
+    door,
+    lobby::Wanted,
+    source::SourceWork,
+};
 use crate::roles::session::{BoxReader, BoxWriter, FrameReader, FrameWriter, SessionError};
 use leeward_capture::Hasher;
 use leeward_model::{
@@ -97,8 +103,15 @@ impl LinkError {
     pub fn problem(&self, store: &StoreEnd) -> Problem {
         match self {
             LinkError::Refused(problem) => (**problem).clone(),
+            LinkError::Dial(error) | LinkError::Session(SessionError::Io(error)) => {
+                let what = format!("{store} cannot be reached");
+                let problem = connection_problem(what.clone(), error);
+                match problem.code == Code::ROLE_AWAY.code {
+                    true => Code::TARGET_AWAY.because(what, problem.cause),
+                    false => problem,
+                }
+            }
             LinkError::Session(_)
-            | LinkError::Dial(_)
             | LinkError::NotDialled
             | LinkError::Replaced
             | LinkError::Credit(_) => {

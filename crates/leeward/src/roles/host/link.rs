@@ -92,6 +92,7 @@ async fn session(host: &Arc<Host>, server: &str, told: &mut bool) -> Result<(), 
     }
     tracing::info!(%server, "connected to the config server");
     *told = false;
+    host.board.session_began();
     converse(host, &mut reader, &mut writer).await
 }
 

@@ -104,6 +104,11 @@ impl Lobby {
         }
     }
 
+    /// Whether a connection waits for the item.
+    pub fn is_waited_at(&self, item: ItemId) -> bool {
+        self.places().get(&item).is_some_and(|place| place.guest.is_some())
+    }
+
     fn take_now(&self, item: ItemId, wanted: &Wanted) -> Option<Guest> {
         let mut places = self.places();
         places.get_mut(&item).filter(|place| place.wanted == *wanted)?.guest.take()

@@ -8,7 +8,9 @@
 mod copy;
 mod cycle;
 mod idle;
+mod ladder;
 mod power;
+mod resync;
 mod seed;
 mod state;
 
@@ -18,8 +20,9 @@ use super::{
     data_link::{DataLink, LinkError, StoreEnd},
     permits,
 };
+use ladder::{Failure, Pace};
 use leeward_capture::{
-    Attached, CaptureError, ChangeSource, HashError, HashFiles, LiveRead, PassError,
+    Attached, CaptureError, ChangeSource, HashError, HashFiles, LiveRead, PassError, Retry,
 };
 use leeward_fabric::{FabricError, MachineRef};
 use leeward_model::{
@@ -73,6 +76,35 @@ enum SourceError {
 }
 
 impl SourceError {
+    /// Whether the store could not be reached, or not any more.
+    fn is_of_link(&self) -> bool {
+        match self {
+            SourceError::Link(LinkError::Refused(_) | LinkError::Replaced) => false,
+            SourceError::Link(_) => true,
+            SourceError::Capture(_)
+            | SourceError::Pass(_)
+            | SourceError::Hashes(_)
+            | SourceError::Fabric(_)
+            | SourceError::Files(_)
+            | SourceError::Problem(_)
+            | SourceError::Changed => false,
+        }
+    }
+
+    /// Whether it lies with the link, the space or a disk: later attempts are the ladder's. What
+    /// lies with the machine is seen by looking at the machine.
+    fn may_pass(&self) -> bool {
+        match self {
+            SourceError::Link(LinkError::Replaced) => false,
+            SourceError::Link(_) | SourceError::Hashes(_) | SourceError::Files(_) => true,
+            SourceError::Capture(error) | SourceError::Pass(PassError::Capture(error)) => {
+                error.retry() == Retry::Later
+            }
+            SourceError::Pass(_) => true,
+            SourceError::Fabric(_) | SourceError::Problem(_) | SourceError::Changed => false,
+        }
+    }
+
     fn problem(&self, host: &Host, work: &SourceWork) -> Problem {
         let machine = &work.duty.machine;
         let cause = || {
@@ -137,6 +169,13 @@ pub struct SourceWorker {
     live_first: bool,
     /// The machine is marked as the item's.
     claimed: bool,
+    /// Why source and target have to be compared, once that is known; with the session it was
+    /// found in, because another replica knows nothing of it.
+    needed: Option<(Key, String)>,
+    /// A first copy or a comparison is under way, or failed and is to go on, up to its point.
+    comparing: bool,
+    /// When failed attempts are made again.
+    pace: Pace,
 }
 
 /// Runs the worker of `item` until its work is taken away.
@@ -150,30 +189,27 @@ pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option
         asked_off: None,
         live_first: false,
         claimed: false,
+        needed: None,
+        comparing: false,
+        pace: Pace::default(),
     };
+    let mut before = None;
     loop {
         let Some(now) = work.borrow_and_update().clone() else {
             worker.host.board.source(item, |seen| *seen = None);
             return;
         };
+        if before.as_ref() != Some(&now) {
+            worker.pace.duty_changed(Instant::now());
+            worker.comparing = false;
+            before = Some(now.clone());
+        }
         worker.begin(&now);
         let outcome = worker.act(&now, &mut work).await;
         let pause = match outcome {
             Ok(pause) => pause,
             Err(SourceError::Changed) => continue,
-            Err(error) => {
-                worker.open = None;
-                let problem = error.problem(&worker.host, &now);
-                let Problem { code, what, cause, .. } = &problem;
-                tracing::warn!(%item, %code, %cause, "{what}");
-                worker.show(|seen| {
-                    if !matches!(seen.phase, CapturePhase::Fenced | CapturePhase::Released) {
-                        seen.phase = CapturePhase::Paused;
-                    }
-                    seen.problem = Some(problem);
-                });
-                Some(RETRY)
-            }
+            Err(error) => Some(worker.failed(&now, &error)),
         };
         match pause {
             Some(pause) => {
@@ -189,6 +225,31 @@ pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option
 }
 
 impl SourceWorker {
+    /// Shows what failed and gives everything up; returns how long to wait.
+    fn failed(&mut self, work: &SourceWork, error: &SourceError) -> Duration {
+        self.open = None;
+        let problem = error.problem(&self.host, work);
+        let Problem { code, what, cause, .. } = &problem;
+        tracing::warn!(item = %self.item, %code, %cause, "{what}");
+        if matches!(work.duty.run, SourceRun::Replicate { .. }) {
+            let failure = match problem.is_final() {
+                true => Failure::Final,
+                false if !self.comparing => Failure::Soon,
+                false if error.is_of_link() => Failure::Link,
+                false if error.may_pass() => Failure::Comparing,
+                false => Failure::Soon,
+            };
+            self.pace.failed(failure, Instant::now());
+        }
+        self.show(|seen| {
+            if !matches!(seen.phase, CapturePhase::Fenced | CapturePhase::Released) {
+                seen.phase = CapturePhase::Paused;
+            }
+            seen.problem = Some(problem);
+        });
+        RETRY
+    }
+
     fn show(&self, change: impl FnOnce(&mut SourceObserved)) {
         self.host.board.source(self.item, |seen| {
             if let Some(seen) = seen {
@@ -313,6 +374,8 @@ impl SourceWorker {
         self.show(|seen| seen.machine = machine);
         if !matches!(machine, MachineState::Running | MachineState::Paused) {
             self.open = None;
+            self.pace.succeeded();
+            self.comparing = false;
             self.show(|seen| seen.phase = CapturePhase::Idle);
             return Ok(Some(LOOK));
         }
@@ -320,11 +383,15 @@ impl SourceWorker {
             self.switched_off(work).await?;
             return Ok(Some(LOOK));
         }
+        if self.is_held() || self.waits(work) {
+            return Ok(Some(LOOK));
+        }
         self.open(work).await?;
-        let wanted = work.duty.resync > self.state.resync_done;
-        let open = self.open.as_ref().expect("opened above");
-        if wanted || !open.mapped || open.link.newest_point.is_none() {
-            let reason = wanted.then(|| "asked for".to_owned());
+        if let Some(reason) = self.comparison(work) {
+            if self.waits(work) {
+                return Ok(Some(LOOK));
+            }
+            self.comparing = true;
             self.copy_everything(work, reason, changes).await?;
         } else if self.live_first {
             self.live_pass(work, LiveRead::Dirty, changes).await?;
@@ -354,7 +421,7 @@ impl SourceWorker {
         let attached = source.attach(base).await?;
         let mapped = matches!(attached, Attached::Continues);
         if let Attached::NeedsFullRead(reason) = attached {
-            self.show(|seen| seen.resync_reason = Some(reason));
+            self.needs(work, reason);
         }
         self.tell_resized(&hashes, &spec);
         let (key, goes) = (Self::key(work), Goes::Out);

@@ -11,7 +11,7 @@ use leeward_wire::{
     data::{BlockHashesRequest, Commit, ExtentBlockHashes, HashesRequest},
     frame::{BLOCK_HASHES_MAX, HASHES_MAX},
     hash::EXTENT_ABSENT,
-    message::{CapturePhase, CopyProgress},
+    message::{CapturePhase, CopyProgress, SourceDuty},
 };
 use std::{
     path::PathBuf,
@@ -217,7 +217,11 @@ async fn known_blocks(
 
 /// Whether the work is another one now, in a way that ends what is being done.
 pub(super) fn changed(work: &SourceWork, changes: &watch::Receiver<Option<SourceWork>>) -> bool {
-    changes.borrow().as_ref() != Some(work)
+    let now = changes.borrow();
+    let Some(now) = now.as_ref() else { return true };
+    // What is under way goes on when its window closes.
+    let duty = SourceDuty { resync_allowed: work.duty.resync_allowed, ..now.duty.clone() };
+    SourceWork { duty, ..now.clone() } != *work
 }
 
 /// Makes the journal of the delta in flight durable.

@@ -39,6 +39,10 @@ impl SourceWorker {
             if changed(work, changes) {
                 return Err(SourceError::Changed);
             }
+            // The cut that ends a comparison has read everything already.
+            if !self.comparing && self.exceeds(work).await? {
+                return Ok(());
+            }
             match self.cycle(work, PointKind::CrashConsistent).await {
                 Ok(_) => {}
                 Err(SourceError::Capture(error)) if error.retry() == Retry::LivePass => {
@@ -51,6 +55,8 @@ impl SourceWorker {
                 Err(error) => return Err(error),
             }
             self.caught_up(work)?;
+            self.comparing = false;
+            self.pace.succeeded();
             let last = self.open.as_ref().and_then(|open| open.last_cut);
             let next = last.unwrap_or_else(Instant::now) + interval;
             while Instant::now() < next {
@@ -139,6 +145,7 @@ impl SourceWorker {
         if self.open.as_ref().is_some_and(|open| open.goes == Goes::Within) {
             return Ok((point, position));
         }
+        self.needed = None;
         let sent = self.state.sent_bytes;
         self.show(|seen| {
             seen.cycles.push(figures);
