@@ -104,7 +104,7 @@ impl Duty<'_> {
         let source = self.end(other(to));
         let acts = matches!(
             source.run,
-            RunPlan::Replicate { .. } | RunPlan::Live | RunPlan::ShutDown { .. }
+            RunPlan::Replicate { .. } | RunPlan::Live { .. } | RunPlan::ShutDown { .. }
         );
         match source.host == self.host.id && acts && !receives {
             true => self.item.plan.branch.epoch,
@@ -128,11 +128,11 @@ impl Duty<'_> {
                 branch = self.store_branch(site);
                 SourceRun::Seed { job, base }
             }
-            RunPlan::Live => SourceRun::Live { permit: permit() },
+            RunPlan::Live { start } => SourceRun::Live { permit: permit(), start },
             RunPlan::Release => SourceRun::Release,
         };
         let to = match end.run {
-            RunPlan::Seed { .. } | RunPlan::Live => site,
+            RunPlan::Seed { .. } | RunPlan::Live { .. } => site,
             _ => other(site),
         };
         let target = self.end(to).host;

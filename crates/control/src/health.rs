@@ -68,6 +68,14 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
         let level = if problem.is_final() { Level::Critical } else { Level::Warning };
         add(level, problem.clone());
     }
+    // Said of an end that has no machine of the item any more, whichever end that is.
+    let foreign = noted.iter().flatten().filter_map(|seen| seen.problem.as_ref());
+    for problem in foreign.filter(|problem| problem.code == Code::MACHINE_FOREIGN.code) {
+        if !found.iter().any(|error| error.problem == *problem) {
+            found.push(HealthError { level: Level::Warning, problem: problem.clone() });
+        }
+    }
+    let mut add = |level, problem: Problem| found.push(HealthError { level, problem });
     for site in [Site::Primary, Site::Recovery] {
         let seen = world.replica_now(site).and_then(|seen| seen.problem.as_ref());
         if let Some(problem) = seen {

@@ -86,7 +86,11 @@ pub(crate) enum RunPlan {
     /// Never run again; its disks become a point of this end's own store.
     Seed { job: JobId, timeline: TimelineId, base: Option<Position> },
     /// Run as its owner likes; nothing replicates it.
-    Live,
+    Live {
+        /// The job that stopped it and wants it started again.
+        #[serde(default)]
+        start: Option<JobId>,
+    },
     /// Protection ended.
     Release,
 }
@@ -135,7 +139,7 @@ pub(crate) fn other(site: Site) -> Site {
 impl RunPlan {
     /// Whether the machine may run by it.
     pub(crate) fn permits(self) -> bool {
-        matches!(self, RunPlan::Replicate { .. } | RunPlan::Live)
+        matches!(self, RunPlan::Replicate { .. } | RunPlan::Live { .. })
     }
 }
 

@@ -289,7 +289,7 @@ async fn a_machine_of_the_same_name_that_is_not_the_items_is_no_seed() {
 #[tokio::test]
 async fn a_store_that_is_not_the_duties_is_refused_at_the_door() {
     let away = end(AWAY, Site::Recovery);
-    let run = SourceRun::Live { permit: None };
+    let run = SourceRun::Live { permit: None, start: None };
     away.assign(1, Some(duty(branch(21, None), HOME, run)), None);
     let stranger = HostId::from_u128(99);
     let cases = [

@@ -193,6 +193,9 @@ pub enum SourceRun {
     Live {
         /// The permit.
         permit: Option<StartPermit>,
+        /// Start the machine if it is off: a job had switched it off and was undone.
+        #[serde(default)]
+        start: Option<JobId>,
     },
     /// Protection ended: take the capture off the machine and give the autostart back.
     Release,

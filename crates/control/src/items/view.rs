@@ -177,7 +177,7 @@ fn end(world: &World, row: &ItemRow, site: Site) -> EndView {
             RunPlan::ShutDown { .. } => RunView::ShutDown,
             RunPlan::Fenced => RunView::Fenced,
             RunPlan::Seed { .. } => RunView::Seed,
-            RunPlan::Live => RunView::Live,
+            RunPlan::Live { .. } => RunView::Live,
             RunPlan::Release => RunView::Release,
         },
         machine_state: world.machine_at(site),

@@ -241,7 +241,7 @@ impl Failover {
 
     pub(super) fn start_again(&mut self, world: &mut World, moment: &Moment) -> Step {
         if let Some(replaced) = self.replaced() {
-            return replaced.run_again(world);
+            return replaced.run_again(world, self.way_back.job, moment);
         }
         match self.asked {
             Some(job) => start_source(world, job, moment),

@@ -1,10 +1,12 @@
 //! A committed machine that a failover replaces. Nothing replicates it, so nothing syncs it.
 
-use super::way_back::{is_kept, iso, stop_instance};
+use super::way_back::{START_WAIT_MS, is_kept, iso, stop_instance};
 use crate::plan::RunPlan;
-use crate::world::{Step, World, pending, warning};
+use crate::world::{Step, World, engine_problem, pending, warning};
 use leeward_durable::{Moment, Outcome, StepError};
-use leeward_model::{Code, InstanceId, MachineState, PointId, PointOrigin, Site, SourceState};
+use leeward_model::{
+    Code, InstanceId, JobId, MachineState, PointId, PointOrigin, Site, SourceState,
+};
 use leeward_wire::message::{KeepAs, Stage};
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +67,10 @@ impl Replaced {
             RunPlan::Unassigned => Ok(true),
             RunPlan::Fenced => Ok(world.is_fenced(to)),
             _ => {
+                // So that a way back starts it again, or leaves it off as its owner did.
+                let off =
+                    world.machine_now(to).is_some_and(|seen| seen.machine == MachineState::Off);
+                world.item_mut()?.plan.source_ran = !off;
                 world.run_at(to, RunPlan::Fenced)?;
                 Ok(false)
             }
@@ -82,17 +88,9 @@ impl Replaced {
     }
 
     /// Lets it run again, if it was stopped.
-    pub(super) fn run_again(self, world: &mut World) -> Step {
+    pub(super) fn run_again(self, world: &mut World, job: JobId, moment: &Moment) -> Step {
         let Some(id) = self.instance else {
-            if world.end(self.site)?.run == RunPlan::Live {
-                return Ok(Outcome::Done);
-            }
-            world.run_at(self.site, RunPlan::Live)?;
-            let what = format!(
-                "the machine on host {} was switched off and has its permit again: start it there",
-                world.host(self.site).name
-            );
-            return Ok(warning(Code::START_FAILED, what));
+            return self.start_again(world, job, moment);
         };
         world.instance_set(id, |plan| {
             plan.stage = Stage::Running;
@@ -109,5 +107,42 @@ impl Replaced {
             return Ok(Outcome::Done);
         }
         pending(format!("host {} to run machine {id} again", host.name))
+    }
+
+    /// The same of a machine that was handed over: its host starts it by its name, once.
+    fn start_again(self, world: &mut World, job: JobId, moment: &Moment) -> Step {
+        match world.end(self.site)?.run {
+            RunPlan::Live { start: None } => return Ok(Outcome::Done),
+            RunPlan::Live { start: Some(_) } => {}
+            _ => {
+                let ran = world.item()?.plan.source_ran;
+                world.run_at(self.site, RunPlan::Live { start: ran.then_some(job) })?;
+                if !ran {
+                    let why = "the machine was off before the failover";
+                    return Ok(Outcome::Skipped(why.to_owned()));
+                }
+            }
+        }
+        let host = world.host(self.site);
+        let (name, connected) = (host.name.clone(), host.sight.connected);
+        if !connected {
+            let what = format!("host {name} is away; it starts the machine when it is back");
+            return Ok(warning(Code::ROLE_AWAY, what));
+        }
+        let seen = world.machine_now(self.site).filter(|_| world.run_answered(self.site));
+        let started = seen.and_then(|seen| seen.started.clone()).filter(|(by, _)| *by == job);
+        match started {
+            Some((_, Ok(()))) => {
+                world.run_at(self.site, RunPlan::Live { start: None })?;
+                Ok(Outcome::Done)
+            }
+            Some((_, Err(problem))) if moment.step_elapsed_ms() > START_WAIT_MS => {
+                Ok(Outcome::DoneWithWarning(engine_problem(problem)))
+            }
+            Some((_, Err(problem))) => {
+                pending(format!("host {name}, which tries again: {problem}"))
+            }
+            None => pending(format!("host {name} to start the machine again")),
+        }
     }
 }

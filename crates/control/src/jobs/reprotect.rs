@@ -60,7 +60,7 @@ pub(crate) fn begins(world: &World, job: JobId) -> Option<(Event, InstanceId)> {
 pub(crate) fn new_job(world: &mut World, job: JobId, machine: InstanceId) -> Reprotect {
     if let Some(item) = &mut world.item {
         let active = item.state.active;
-        if item.plan.end(active).run == RunPlan::Live {
+        if matches!(item.plan.end(active).run, RunPlan::Live { .. }) {
             item.plan.branch.epoch = item.state.epoch;
         }
     }
@@ -90,7 +90,7 @@ pub(crate) fn give_up(world: &mut World, machine: InstanceId) -> Result<(), Step
     if was_off {
         // Replication began only after the machine that was left was known to be off.
         world.source_seen(world.confirmed_off(left))?;
-        world.run_at(active, RunPlan::Live)?;
+        world.run_at(active, RunPlan::Live { start: None })?;
     }
     let item = world.item_mut()?;
     item.plan.branch.epoch = item.state.epoch;
@@ -256,7 +256,7 @@ pub(super) fn hand_over(world: &mut World, id: InstanceId) -> Step {
             plan.stage = Stage::HandedOver;
             plan.permitted = false;
         })?;
-        world.run_at(site, RunPlan::Live)?;
+        world.run_at(site, RunPlan::Live { start: None })?;
         let item = world.item_mut()?;
         item.plan.branch = Branch { timeline, parent: None, epoch: item.state.epoch };
         item.plan.history = Some(position);

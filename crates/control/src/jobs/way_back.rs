@@ -16,7 +16,7 @@ const STOP_WAIT_MS: u64 = 60_000;
 /// How long a stopped machine's work may take to become a point: it is only a record and a pin.
 const KEEP_WAIT_MS: u64 = 600_000;
 /// How long a source may fail to start before the job ends with a warning; its host goes on.
-const START_WAIT_MS: u64 = 120_000;
+pub(super) const START_WAIT_MS: u64 = 120_000;
 
 /// Is the memory of the way back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -154,7 +154,7 @@ impl WayBack {
 
     fn start(&mut self, world: &mut World, moment: &Moment) -> Step {
         match self.replaced {
-            Some(replaced) => replaced.run_again(world),
+            Some(replaced) => replaced.run_again(world, self.job, moment),
             None => start_source(world, self.job, moment),
         }
     }

@@ -267,19 +267,17 @@ impl ScriptedHost {
         match &wanted.run {
             SourceRun::Replicate { permit, start } => {
                 permitted(permit);
-                if let Some(job) = start
-                    && source.started != Some(*job)
-                {
-                    machine.runs = true;
-                    source.started = Some(*job);
-                }
+                machine.runs |= source.starts(*start);
                 source.copy();
             }
             SourceRun::ShutDown { job, power_off, .. } => {
                 let ignores = self.temper == Temper::GuestIgnoresShutdown && !power_off;
                 machine.runs &= !source.shut_down(*job, ignores);
             }
-            SourceRun::Live { permit } => permitted(permit),
+            SourceRun::Live { permit, start } => {
+                permitted(permit);
+                machine.runs |= source.starts(*start);
+            }
             SourceRun::Fenced => fence(machine, source, draw, now),
             SourceRun::Seed { job, .. } => {
                 fence(machine, source, draw, now);

@@ -110,6 +110,13 @@ impl Source {
         off
     }
 
+    /// Whether the machine is started now for `job`: once.
+    pub(super) fn starts(&mut self, job: Option<JobId>) -> bool {
+        let now = job.is_some() && job != self.started;
+        self.started = job.or(self.started);
+        now
+    }
+
     /// Hears whether its point was taken.
     pub(super) fn acknowledged(&mut self, sent: &Sent, point: Option<PointId>) {
         if point.is_some() {

@@ -252,6 +252,44 @@ async fn a_second_disaster_in_a_reprotect_leaves_the_retained_points_of_both_sit
     }
 }
 
+/// The machine that a failover from a retained point replaces is its host's own by then.
+#[tokio::test]
+async fn a_handed_over_machine_runs_again_after_the_failover_that_replaced_it_was_cancelled() {
+    for ran in [true, false] {
+        let mut pair = Pair::committed().await;
+        let job = pair.reprotect().await;
+        pair.until("handed over", |view| view.ends[1].run == RunView::Live).await;
+        pair.until("its host's", |view| view.instances.is_empty()).await;
+        pair.fleet.control.job_cancel(pair.vault, job).await.unwrap();
+        pair.finish(job).await;
+        assert!(matches!(pair.view().await.state.protection, Protection::Committed { .. }));
+        assert_eq!(pair.live(), ["web01"]);
+        pair.fleet.host(TARGET).machines.get_mut("web01").unwrap().runs = ran;
+        pair.fleet.turn().await;
+        let points = pair.points().await;
+        let there = points.iter().find(|point| point.held_at == Site::Recovery).unwrap().id;
+        let failover = pair.retained(there).await.unwrap();
+        pair.until("it is stopped", |view| view.ends[1].run == RunView::Fenced).await;
+
+        pair.fleet.control.job_cancel(pair.vault, failover).await.unwrap();
+
+        let view = pair.finish(failover).await;
+        assert_eq!(view.state, RunState::Cancelled, "{view:#?}");
+        assert_eq!(pair.fleet.host(TARGET).machines["web01"].runs, ran);
+        let view = pair.view().await;
+        assert!(matches!(view.state.protection, Protection::Committed { .. }));
+        assert_eq!(view.ends[1].run, RunView::Live);
+        if ran {
+            // Once: what its owner does with it afterwards is the owner's business.
+            pair.fleet.host(TARGET).machines.get_mut("web01").unwrap().runs = false;
+            for _ in 0..4 {
+                pair.fleet.turn().await;
+            }
+            assert!(!pair.fleet.host(TARGET).machines["web01"].runs);
+        }
+    }
+}
+
 /// F-005.
 #[tokio::test]
 async fn a_completed_migration_ends_the_item_for_good() {

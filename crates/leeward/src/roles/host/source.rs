@@ -9,6 +9,7 @@ mod copy;
 mod cycle;
 mod idle;
 mod ladder;
+mod owner;
 mod power;
 mod resync;
 mod seed;
@@ -30,9 +31,10 @@ use leeward_model::{
     VaultId,
 };
 use leeward_wire::message::{CapturePhase, SourceDuty, SourceObserved, SourceRun};
+use owner::Whose;
 use power::Off;
 use state::SourceState;
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 /// How long a worker waits before it tries again what failed.
@@ -302,21 +304,25 @@ impl SourceWorker {
                 self.shut_down(work, *job, off, changes).await
             }
             SourceRun::Fenced => {
-                self.fence(work).await?;
-                // Looked at again: its owner may start it by hand.
-                Ok(Some(LOOK))
+                // Looked at again: its owner may start it by hand, or bring it back.
+                self.fence(work).await.map(|_| Some(LOOK))
             }
             SourceRun::Seed { job, base } => {
-                self.fence(work).await?;
-                self.seed(work, *job, *base, changes).await
+                let whose = self.fence(work).await?;
+                self.seed(work, *job, *base, whose, changes).await
             }
-            SourceRun::Live { permit } => self.live(work, permit.as_ref()).await,
+            SourceRun::Live { permit, start } => self.live(work, permit.as_ref(), *start).await,
             SourceRun::Release => self.release(work).await,
         }
     }
 
     fn machine(work: &SourceWork) -> MachineRef {
         MachineRef::Owned(work.duty.machine.clone())
+    }
+
+    /// The hash files of the replication.
+    fn hash_folder(&self) -> PathBuf {
+        self.host.item_folder(self.item).join("hashes")
     }
 
     fn key(work: &SourceWork) -> Key {
@@ -357,11 +363,7 @@ impl SourceWorker {
         start: Option<JobId>,
         changes: &mut watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<Duration>, SourceError> {
-        if !self.claimed {
-            // Before anything of it is touched: it may be another machine of the same name.
-            self.host.fabric.machine_claim(&work.duty.machine, self.item).await?;
-            self.claimed = true;
-        }
+        self.claim(work).await?;
         self.belongs_here(work, permit)?;
         // A shutdown that was cancelled may still end the guest after the job is over.
         let owed = self
@@ -413,8 +415,7 @@ impl SourceWorker {
         let Some(spec) = spec else {
             return Err(FabricError::Unknown(Self::machine(work)).into());
         };
-        let folder = self.host.item_folder(self.item).join("hashes");
-        let hashes = self.trusted_hashes(&mut link, &spec, folder).await?;
+        let hashes = self.trusted_hashes(&mut link, &spec, self.hash_folder()).await?;
         self.show(|seen| seen.problem = None);
         let mut source = self.host.fabric.capture(&Self::machine(work)).await?;
         let base = link.newest_point.map(|(_, position)| position);

@@ -82,7 +82,7 @@ fn of(duty: ItemDuty) -> Assignment {
 #[test]
 fn a_protected_machine_needs_a_permit_of_its_own_branchs_epoch() {
     let place = place();
-    let live = as_source(SourceRun::Live { permit: None });
+    let live = as_source(SourceRun::Live { permit: None, start: None });
 
     assert!(!place.allowed(&live), "no permit yet");
     permits::permit_store(place.folder.path(), &place.permit(EPOCH)).unwrap();

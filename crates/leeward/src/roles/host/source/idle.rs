@@ -1,18 +1,28 @@
 //! A machine that is not replicated: fenced, living here alone, or no longer protected.
 
-use super::{LOOK, SourceError, SourceWork, SourceWorker, state::SourceState};
+use super::{LOOK, SourceError, SourceWork, SourceWorker, Whose, state::SourceState};
 use crate::roles::host::{clock, permits};
 use leeward_fabric::{FabricError, FencedChanges};
-use leeward_model::{Code, MachineState, PointId, StartPermit};
+use leeward_model::{Code, JobId, MachineState, PointId, StartPermit};
 use leeward_wire::message::{CapturePhase, DivergentNote};
 use std::time::Duration;
 
 impl SourceWorker {
     /// Makes sure that a machine that was failed over does not write, and notes what it wrote.
-    pub(super) async fn fence(&mut self, work: &SourceWork) -> Result<(), SourceError> {
+    pub(super) async fn fence(&mut self, work: &SourceWork) -> Result<Whose, SourceError> {
         (self.open, self.claimed) = (None, false);
         let name = &work.duty.machine;
         permits::permit_forget(&self.host.folder, name);
+        let whose = self.whose(work).await?;
+        if let Whose::Other(problem) = &whose {
+            let note = self.state.divergent.clone();
+            self.show_foreign(problem);
+            self.show(|seen| {
+                seen.phase = CapturePhase::Fenced;
+                (seen.divergent, seen.shutdown) = (note, None);
+            });
+            return Ok(whose);
+        }
         permits::fence_note(&self.host.folder, name)?;
         let machine = Self::machine(work);
         let before = self.machine_state(work).await?;
@@ -46,7 +56,7 @@ impl SourceWorker {
             (seen.machine, seen.phase) = (MachineState::Off, CapturePhase::Fenced);
             (seen.divergent, seen.problem, seen.shutdown) = (note, None, None);
         });
-        Ok(())
+        Ok(whose)
     }
 
     /// Looks after a machine that lives here and that nothing replicates.
@@ -54,9 +64,21 @@ impl SourceWorker {
         &mut self,
         work: &SourceWork,
         permit: Option<&StartPermit>,
+        start: Option<JobId>,
     ) -> Result<Option<Duration>, SourceError> {
-        self.open = None;
+        (self.open, self.claimed) = (None, false);
+        if let Whose::Other(problem) = self.whose(work).await? {
+            self.show_foreign(&problem);
+            self.show(|seen| {
+                seen.phase = CapturePhase::Idle;
+                seen.started = start.map(|job| (job, Err(*problem)));
+            });
+            return Ok(Some(LOOK));
+        }
         self.belongs_here(work, permit)?;
+        if let Some(job) = start {
+            self.start_again(work, permit, job).await?;
+        }
         let machine = self.machine_state(work).await?;
         self.show(|seen| {
             (seen.machine, seen.phase, seen.problem) = (machine, CapturePhase::Idle, None);
@@ -72,12 +94,25 @@ impl SourceWorker {
     ) -> Result<Option<Duration>, SourceError> {
         let machine = Self::machine(work);
         let name = &work.duty.machine;
-        let state = self.machine_state(work).await?;
         (self.open, self.claimed) = (None, false);
-        if matches!(state, MachineState::Running | MachineState::Paused) {
-            self.host.fabric.capture(&machine).await?.detach().await?;
+        let whose = self.whose(work).await?;
+        let mut state = self.machine_state(work).await?;
+        let mut foreign = None;
+        match whose {
+            Whose::Items => {
+                if matches!(state, MachineState::Running | MachineState::Paused) {
+                    self.host.fabric.capture(&machine).await?.detach().await?;
+                }
+                self.host.fabric.machine_disclaim(name).await?;
+            }
+            Whose::Other(problem) if self.state.marked => {
+                self.show_foreign(&problem);
+                (state, foreign) = (MachineState::Off, Some(*problem));
+            }
+            // One that was never marked is what it always was: its owner's.
+            Whose::Other(_) => {}
+            Whose::Gone => self.host.fabric.machine_disclaim(name).await?,
         }
-        self.host.fabric.machine_disclaim(name).await?;
         permits::permit_forget(&self.host.folder, name);
         permits::fence_lift(&self.host.folder, name)?;
         match std::fs::remove_dir_all(self.host.item_folder(self.item)) {
@@ -87,7 +122,7 @@ impl SourceWorker {
         self.state = SourceState::default();
         self.show(|seen| {
             (seen.machine, seen.phase) = (state, CapturePhase::Released);
-            (seen.problem, seen.divergent, seen.seeded) = (None, None, None);
+            (seen.problem, seen.divergent, seen.seeded) = (foreign, None, None);
         });
         Ok(None)
     }

@@ -1,6 +1,6 @@
 //! Switching a protected machine off and on: for a job, or because its guest did so by itself.
 
-use super::{SourceError, SourceWork, SourceWorker};
+use super::{SourceError, SourceWork, SourceWorker, Whose};
 use crate::roles::host::permits;
 use leeward_fabric::{MachineRef, Shutdown};
 use leeward_model::{Code, JobId, MachineState, PointId, PointKind, StartPermit};
@@ -75,10 +75,18 @@ impl SourceWorker {
     ) -> Result<Option<Duration>, SourceError> {
         if let Some((done, point)) = self.state.shut_down
             && done == job
+            && !matches!(self.whose(work).await?, Whose::Other(_))
         {
             let machine = self.host.fabric.machine_state(&Self::machine(work)).await?;
             self.report_shutdown(job, ShutdownOutcome::Done { point });
             self.show(|seen| seen.machine = machine);
+            return Ok(None);
+        }
+        if let Whose::Other(problem) = self.whose(work).await? {
+            (self.open, self.claimed) = (None, false);
+            self.show_foreign(&problem);
+            self.show(|seen| seen.phase = CapturePhase::Idle);
+            self.report_shutdown(job, ShutdownOutcome::Done { point: None });
             return Ok(None);
         }
         self.report_shutdown(job, ShutdownOutcome::InProgress);

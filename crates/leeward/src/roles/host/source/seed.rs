@@ -1,7 +1,7 @@
 //! Seeding: the disks of a machine that was left are read where they lie and sealed into this
 //! host's own store, so that the way back has something to compare with. They are never written.
 
-use super::{Goes, LOOK, Open, RETRY, SourceError, SourceWork, SourceWorker};
+use super::{Goes, LOOK, Open, RETRY, SourceError, SourceWork, SourceWorker, Whose};
 use crate::roles::host::{
     data_link::DataLink,
     site_store::{OwnBranch, SiteStore},
@@ -20,11 +20,13 @@ impl SourceWorker {
         work: &SourceWork,
         job: JobId,
         base: Option<Position>,
+        whose: Whose,
         changes: &watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<Duration>, SourceError> {
         let done = match self.state.seeded {
             Some((by, seeded)) if by == job => Ok(seeded),
-            Some(_) | None => self.seed_disks(work, base, changes).await,
+            Some(_) | None if whose == Whose::Items => self.seed_disks(work, base, changes).await,
+            Some(_) | None => Ok(Seeded::Nothing),
         };
         self.open = None;
         let outcome = match done {
@@ -43,7 +45,10 @@ impl SourceWorker {
         let pause = if outcome.is_ok() { LOOK } else { RETRY };
         self.show(|seen| {
             seen.phase = CapturePhase::Fenced;
-            seen.problem = outcome.clone().err();
+            seen.problem = match &whose {
+                Whose::Other(problem) => Some((**problem).clone()),
+                Whose::Items | Whose::Gone => outcome.clone().err(),
+            };
             seen.seeded = Some((job, outcome));
         });
         Ok(Some(pause))
@@ -97,16 +102,9 @@ impl SourceWorker {
         Ok(Seeded::Stored { point, position })
     }
 
-    /// The machine's disks, if it is this item's and has any.
+    /// The machine's disks, if it has any; it is this item's.
     async fn old_disks(&mut self, work: &SourceWork) -> Result<Option<Still>, SourceError> {
         let name = &work.duty.machine;
-        let claimed = match self.host.fabric.machine_claimed(name).await {
-            Err(FabricError::Unknown(_)) => None,
-            claimed => claimed?,
-        };
-        if claimed != Some(self.item) {
-            return Ok(None);
-        }
         match self.host.fabric.still(name).await {
             Err(FabricError::Unknown(_)) => Ok(None),
             still => Ok(Some(still?).filter(|still| !still.source.disks().is_empty())),

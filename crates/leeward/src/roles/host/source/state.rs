@@ -15,6 +15,8 @@ pub struct SourceState {
     pub resync_done: u64,
     /// Bytes of blocks sent, before compression.
     pub sent_bytes: u64,
+    /// The machine was marked as the item's: one without the mark is another one.
+    pub marked: bool,
     /// The job that had the machine shut down, and its final point.
     pub shut_down: Option<(JobId, Option<PointId>)>,
     /// The newest job that had the machine started.
