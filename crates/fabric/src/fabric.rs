@@ -58,6 +58,10 @@ pub struct InstancePlan {
     pub disks: Vec<InstanceDisk>,
     /// Whether all its networks have no way out, whatever `spec` says.
     pub isolated: bool,
+    /// The owner's machine that it will settle as: the channels of that machine's description are
+    /// the instance's too, from its start on.
+    #[serde(default)]
+    pub settle_as: Option<String>,
 }
 
 /// Outcome of asking a guest to shut down.
@@ -314,6 +318,13 @@ pub trait Fabric: Send + Sync {
     /// process still exists, so that the last changes can be captured, as after
     /// [`Self::machine_shutdown`]. A machine that is off is done.
     async fn machine_halt(&self, machine: &MachineRef) -> Result<(), FabricError>;
+
+    /// Whether the guest switched itself off while the machine's process still exists, so that the
+    /// last changes can be captured. A machine that was halted, or is off, is none of that.
+    ///
+    /// # Errors
+    /// [`FabricError::Unknown`]; [`FabricError::Hypervisor`] when it does not answer.
+    async fn machine_guest_off(&self, machine: &MachineRef) -> Result<bool, FabricError>;
 
     /// Marks an owner's machine as the one that `item` protects. The mark stays with the machine's
     /// description, so that another machine of the same name is told apart.

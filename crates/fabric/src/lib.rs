@@ -13,6 +13,7 @@ pub mod memory;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+mod still;
 
 pub use fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, FencedDisk, InstanceDisk, InstancePlan,

@@ -5,12 +5,15 @@
 
 use crate::image::{self, FileIdentity, ImageError};
 use leeward_model::{
-    Code, DiskFormat, DiskNumber, DiskSpec, Firmware, MachineSpec, NicSpec, Probe,
+    Code, DiskFormat, DiskNumber, DiskSpec, Firmware, InstanceId, MachineSpec, NicSpec, Probe,
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
+
+mod settled;
+pub use settled::settled_text;
 
 /// Longest name of a machine, a disk or a channel, in bytes.
 const NAME_BYTES_MAX: usize = 64;
@@ -39,6 +42,7 @@ struct MachineToml {
     #[serde(default)]
     autostart: bool,
     qmp: Option<PathBuf>,
+    instance: Option<InstanceId>,
     disks: Vec<DiskToml>,
     #[serde(default)]
     nics: Vec<NicToml>,
@@ -97,6 +101,8 @@ pub struct Machine {
     pub folder: PathBuf,
     /// QMP socket of a QEMU that the owner starts; none when we start it.
     pub qmp: Option<PathBuf>,
+    /// The instance that this machine is: its process and its console are that one's.
+    pub instance: Option<InstanceId>,
     /// Whether it starts with the host.
     pub autostart: bool,
     /// Its channels.
@@ -193,8 +199,15 @@ fn unusable(name: &str, folder: &Path, obstacle: Obstacle) -> Machine {
         display: false,
         probe: Probe::default(),
     };
-    let (qmp, channels, obstacles) = (None, Vec::new(), vec![obstacle]);
-    Machine { spec, folder: folder.into(), qmp, autostart: false, channels, obstacles }
+    Machine {
+        spec,
+        folder: folder.into(),
+        qmp: None,
+        instance: None,
+        autostart: false,
+        channels: Vec::new(),
+        obstacles: vec![obstacle],
+    }
 }
 
 /// Reads a description. Relative paths start at `folder`. Images are not looked at: sizes are 0.
@@ -246,6 +259,7 @@ pub fn parse(name: &str, folder: &Path, text: &str) -> Result<Machine, String> {
         spec,
         folder: folder.into(),
         qmp: toml.qmp.map(|qmp| folder.join(qmp)),
+        instance: toml.instance,
         autostart: toml.autostart,
         channels: channels.collect(),
         obstacles: Vec::new(),
@@ -277,7 +291,7 @@ fn disk_spec(number: u16, folder: &Path, disk: DiskToml) -> Result<DiskSpec, Str
 }
 
 /// Checks that a name can be part of a path, of a node name and of QEMU's command line.
-fn check_name(field: &str, name: &str) -> Result<(), String> {
+pub(crate) fn check_name(field: &str, name: &str) -> Result<(), String> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if name.is_empty() || name.len() > NAME_BYTES_MAX {
         return Err(format!("{field}: {name:?} is not 1 to {NAME_BYTES_MAX} bytes long"));

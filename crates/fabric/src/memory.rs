@@ -5,11 +5,12 @@
 //! same host, seen by another role process.
 
 mod operations;
+mod settle;
 
 use crate::fabric::{FabricError, FencedChanges, InstancePlan, IoStop, MachineRef};
 use bytes::Bytes;
 use leeward_capture::MemoryMachine;
-use leeward_model::{DiskNumber, EXTENT_BYTES, MachineSpec, MachineState};
+use leeward_model::{DiskNumber, EXTENT_BYTES, InstanceId, ItemId, MachineSpec, MachineState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -113,6 +114,8 @@ struct Machine {
     console: Vec<u8>,
     fenced: Option<FencedChanges>,
     instance: Option<Instance>,
+    /// Stands still because it was told to.
+    halted: bool,
 }
 
 struct Instance {
@@ -143,6 +146,7 @@ impl Machine {
             console: Vec::new(),
             fenced: None,
             instance,
+            halted: false,
         }
     }
 
@@ -193,12 +197,50 @@ impl Machine {
     }
 }
 
+/// Everything a host has.
+#[derive(Default)]
+struct Machines {
+    all: BTreeMap<MachineRef, Machine>,
+    /// Names of owner's machines that are instances.
+    settled: BTreeMap<String, InstanceId>,
+    /// What those names were before.
+    former: BTreeMap<InstanceId, Former>,
+    /// Instances that are owner's machines for good.
+    handed_over: BTreeSet<InstanceId>,
+    claims: BTreeMap<String, ItemId>,
+}
+
+/// What an owner's machine was before an instance settled as it.
+enum Former {
+    /// There was none.
+    None,
+    /// Disks of its own, or those of an instance that was handed over.
+    Machine(Box<Machine>),
+    /// An instance that is still one.
+    Instance(InstanceId),
+}
+
+impl Machines {
+    /// The one name under which a machine is kept.
+    fn key(&self, machine: &MachineRef) -> MachineRef {
+        let instance = match machine {
+            MachineRef::Owned(name) => self.settled.get(name),
+            MachineRef::Instance(_) => None,
+        };
+        instance.map_or_else(|| machine.clone(), |id| MachineRef::Instance(*id))
+    }
+
+    fn get(&self, machine: &MachineRef) -> Option<&Machine> {
+        self.all.get(&self.key(machine))
+    }
+}
+
 /// A host in memory.
 #[derive(Clone)]
 pub struct MemoryFabric {
     world: Arc<MemoryWorld>,
     host: u64,
-    machines: Arc<Mutex<BTreeMap<MachineRef, Machine>>>,
+    machines: Arc<Mutex<Machines>>,
 }
 
 impl MemoryFabric {
@@ -212,7 +254,7 @@ impl MemoryFabric {
         MemoryFabric { world, host, machines: Arc::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<MachineRef, Machine>> {
+    fn lock(&self) -> MutexGuard<'_, Machines> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -223,10 +265,11 @@ impl MemoryFabric {
         work: impl FnOnce(&mut Machine) -> Result<T, FabricError>,
     ) -> Result<T, FabricError> {
         let mut machines = self.lock();
-        let found = machines.get_mut(machine);
+        let key = machines.key(machine);
+        let found = machines.all.get_mut(&key);
         let found = found.ok_or_else(|| FabricError::Unknown(machine.clone()))?;
         let result = work(found);
-        self.tell(machine, found);
+        self.tell(&key, found);
         result
     }
 
@@ -250,7 +293,7 @@ impl MemoryFabric {
     /// Adds an owner's machine, off, with disks that read zero.
     pub fn add_machine(&self, spec: MachineSpec) -> MachineRef {
         let machine = MachineRef::Owned(spec.name.clone());
-        self.lock().insert(machine.clone(), Machine::new(spec, None));
+        self.lock().all.insert(machine.clone(), Machine::new(spec, None));
         machine
     }
 
@@ -279,6 +322,15 @@ impl MemoryFabric {
         self.poke(machine, |found| found.on_shutdown = on_shutdown);
     }
 
+    /// Lets the machine's guest switch itself off. Its process goes on.
+    pub fn guest_switches_off(&self, machine: &MachineRef) {
+        self.poke(machine, |found| {
+            if found.run != Run::Off {
+                found.run = Run::GuestOff;
+            }
+        });
+    }
+
     /// Ends the machine's process, as a crash of it does.
     pub fn kill_process(&self, machine: &MachineRef) {
         self.poke(machine, end);
@@ -291,7 +343,7 @@ impl MemoryFabric {
 
     /// Cuts the host's power: every machine is off; disks, overlays and plans stay.
     pub fn power_cut(&self) {
-        let all: Vec<MachineRef> = self.lock().keys().cloned().collect();
+        let all: Vec<MachineRef> = self.lock().all.keys().cloned().collect();
         all.iter().for_each(|machine| self.poke(machine, end));
     }
 
@@ -368,6 +420,7 @@ fn stop(found: &mut Machine, why: IoStop) {
 }
 
 fn end(found: &mut Machine) {
+    found.halted = false;
     if found.run != Run::Off {
         found.run = Run::Off;
         found.disks.restart();

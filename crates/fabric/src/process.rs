@@ -156,17 +156,25 @@ impl ProcessIdentity {
         Ok(())
     }
 
-    /// Kills this very process (SIGKILL) and waits until it has ended; no other is ever signalled.
-    /// One that has ended already is fine.
+    /// Sends SIGKILL to this very process and does not wait; no other is ever signalled. One that
+    /// has ended already is fine.
+    ///
+    /// # Errors
+    /// [`ProcessError::Look`].
+    pub fn signal_kill(&self) -> Result<(), ProcessError> {
+        let Some(descriptor) = self.open()? else { return Ok(()) };
+        match pidfd_send_signal(&descriptor, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(ProcessError::Look { pid: self.pid, source: error.into() }),
+        }
+    }
+
+    /// Kills this very process and waits until it has ended; as [`Self::signal_kill`].
     ///
     /// # Errors
     /// [`ProcessError::NotEnded`] after `deadline`: it may still run.
     pub async fn kill(&self, deadline: Duration) -> Result<(), ProcessError> {
-        let Some(descriptor) = self.open()? else { return Ok(()) };
-        match pidfd_send_signal(&descriptor, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(ProcessError::Look { pid: self.pid, source: error.into() }),
-        }
+        self.signal_kill()?;
         self.wait_end(deadline).await
     }
 }
@@ -220,16 +228,21 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ProcessErr
     let file = |what| move |source| ProcessError::File { what, path: path.into(), source };
     let bytes =
         serde_json::to_vec_pretty(value).map_err(|error| file("write")(io::Error::other(error)))?;
+    write_whole(path, &bytes).map_err(file("write"))
+}
+
+/// Writes `bytes` to `path`, whole or not at all, durable on return.
+///
+/// # Errors
+/// What the system says.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A name of this process's own: another one may be writing the same file.
     let fresh = path.with_extension(format!("{}.new", std::process::id()));
-    let write = || -> io::Result<()> {
-        let mut out = File::create(&fresh)?;
-        out.write_all(&bytes)?;
-        out.sync_all()?;
-        fs::rename(&fresh, path)?;
-        sync_folder_of(path)
-    };
-    write().map_err(file("write"))
+    let mut out = File::create(&fresh)?;
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    fs::rename(&fresh, path)?;
+    sync_folder_of(path)
 }
 
 /// Makes the directory entry of `path` durable.

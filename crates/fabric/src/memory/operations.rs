@@ -1,13 +1,13 @@
 //! The double's operations: what [`Fabric`] promises, on machines in memory.
 
-use super::{Instance, Machine, MemoryFabric, OnShutdown, Run, end};
+use super::{Instance, Machine, MemoryFabric, MemoryWorld, OnShutdown, Run, end};
 use crate::fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, FencedDisk, InstanceDisk, InstancePlan,
     InstanceStatus, IoStop, MachineRef, Shutdown, Still,
 };
 use async_trait::async_trait;
 use leeward_capture::{CaptureError, ChangeSource, CutEnd, LiveRead, MemoryMachine};
-use leeward_model::{Code, DiscoveredMachine, InstanceId, ItemId, MachineState};
+use leeward_model::{Code, DiscoveredMachine, InstanceId, ItemId, MachineSpec, MachineState};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -39,7 +39,33 @@ fn start(found: &mut Machine, machine: &MachineRef, run: Run) -> Result<(), Fabr
     }
     found.fenced = None;
     found.run = run;
+    // A process of its own: whoever read the disks of the machine that was off reads no more.
+    found.disks.restart();
     Ok(())
+}
+
+/// Refuses to start an instance whose point cannot be read.
+fn leans_on_nothing_that_is_away(
+    found: &Machine,
+    machine: &MachineRef,
+    world: &MemoryWorld,
+) -> Result<(), FabricError> {
+    let Some(instance) = &found.instance else { return Ok(()) };
+    let away = |disk: &InstanceDisk| world.backing(&disk.socket, &disk.export).is_none();
+    if found.hydrated_percent() < 100 && instance.plan.disks.iter().any(away) {
+        let reason = "its export does not answer".into();
+        return Err(FabricError::Start { machine: machine.clone(), reason });
+    }
+    Ok(())
+}
+
+/// What changes when the guest is let go on.
+fn begin(found: &mut Machine) {
+    found.halted = false;
+    if let Some(instance) = &mut found.instance {
+        instance.begun = true;
+        instance.io_stop = None;
+    }
 }
 
 /// What the change map of a machine that stands still names.
@@ -66,24 +92,23 @@ async fn note_changes(disks: &MemoryMachine) -> FencedChanges {
 impl Fabric for MemoryFabric {
     async fn discover(&self) -> Result<Vec<DiscoveredMachine>, FabricError> {
         let machines = self.lock();
-        let owned = machines.values().filter(|found| found.instance.is_none());
-        let discovered = |found: &Machine| DiscoveredMachine {
-            spec: found.spec.clone(),
+        let discovered = |(name, found): (String, &Machine)| DiscoveredMachine {
+            spec: MachineSpec { name, ..found.spec.clone() },
             state: found.state(),
             obstacles: Vec::new(),
         };
-        Ok(owned.map(discovered).collect())
+        Ok(machines.owned().into_iter().map(discovered).collect())
     }
 
     async fn autostart(&self) -> Result<Vec<String>, FabricError> {
         let machines = self.lock();
-        let wanted = machines.values().filter(|found| found.autostart);
-        Ok(wanted.map(|found| found.spec.name.clone()).collect())
+        let wanted = machines.owned().into_iter().filter(|(_, found)| found.autostart);
+        Ok(wanted.map(|(name, _)| name).collect())
     }
 
     async fn instances(&self) -> Result<Vec<InstanceId>, FabricError> {
         let machines = self.lock();
-        let plans = machines.values().filter_map(|found| found.instance.as_ref());
+        let plans = machines.all.values().filter_map(|found| found.instance.as_ref());
         Ok(plans.map(|instance| instance.plan.instance).collect())
     }
 
@@ -93,15 +118,22 @@ impl Fabric for MemoryFabric {
 
     async fn machine_start(&self, name: &str) -> Result<(), FabricError> {
         let machine = MachineRef::Owned(name.into());
+        let world = self.world.clone();
         self.with(&machine, |found| match found.run {
             Run::Running => Ok(()),
-            Run::Off => start(found, &machine, Run::Running),
+            Run::Off => {
+                leans_on_nothing_that_is_away(found, &machine, &world)?;
+                start(found, &machine, Run::Running)?;
+                begin(found);
+                Ok(())
+            }
             Run::Paused | Run::GuestOff => {
                 if found.fenced.is_some() {
                     return Err(FabricError::Fenced(machine.clone()));
                 }
                 answers(found, &machine, "start")?;
                 found.run = Run::Running;
+                begin(found);
                 Ok(())
             }
         })
@@ -114,6 +146,7 @@ impl Fabric for MemoryFabric {
     ) -> Result<Shutdown, FabricError> {
         let asked = self.with(machine, |found| match found.run {
             Run::Off | Run::GuestOff => Ok(None),
+            Run::Paused if found.halted => Ok(None),
             Run::Running | Run::Paused => {
                 answers(found, machine, "shut down")?;
                 Ok(Some(found.on_shutdown))
@@ -168,23 +201,44 @@ impl Fabric for MemoryFabric {
     }
 
     async fn machine_halt(&self, machine: &MachineRef) -> Result<(), FabricError> {
-        self.machine_state(machine).await.map(drop)
+        self.with(machine, |found| {
+            if found.run == Run::Off {
+                return Ok(());
+            }
+            answers(found, machine, "halt")?;
+            if found.run == Run::Running {
+                found.run = Run::Paused;
+            }
+            found.halted = true;
+            Ok(())
+        })
     }
 
-    async fn machine_claim(&self, _: &str, _: ItemId) -> Result<(), FabricError> {
-        Ok(())
+    async fn machine_guest_off(&self, machine: &MachineRef) -> Result<bool, FabricError> {
+        self.with(machine, |found| {
+            if found.run == Run::Off {
+                return Ok(false);
+            }
+            answers(found, machine, "look at")?;
+            Ok(found.run == Run::GuestOff)
+        })
     }
 
-    async fn machine_claimed(&self, _: &str) -> Result<Option<ItemId>, FabricError> {
-        Ok(None)
+    async fn machine_claim(&self, name: &str, item: ItemId) -> Result<(), FabricError> {
+        self.claim(name, item)
     }
 
-    async fn machine_disclaim(&self, _: &str) -> Result<(), FabricError> {
+    async fn machine_claimed(&self, name: &str) -> Result<Option<ItemId>, FabricError> {
+        self.claimed(name)
+    }
+
+    async fn machine_disclaim(&self, name: &str) -> Result<(), FabricError> {
+        self.lock().claims.remove(name);
         Ok(())
     }
 
     async fn still(&self, name: &str) -> Result<Still, FabricError> {
-        Err(FabricError::Unknown(MachineRef::Owned(name.to_owned())))
+        self.open_still(name).await
     }
 
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
@@ -221,6 +275,9 @@ impl Fabric for MemoryFabric {
     async fn overlay_create(&self, plan: &InstancePlan) -> Result<(), FabricError> {
         let machine = MachineRef::Instance(plan.instance);
         let mut machines = self.lock();
+        if machines.handed_over.contains(&plan.instance) {
+            return Err(FabricError::Unknown(machine));
+        }
         if let Some(found) = machines.get(&machine) {
             let same = found.instance.as_ref().is_some_and(|known| known.plan == *plan);
             let what = "it was made of something else".into();
@@ -229,7 +286,7 @@ impl Fabric for MemoryFabric {
         }
         let instance =
             Instance { plan: plan.clone(), held: BTreeMap::new(), begun: false, io_stop: None };
-        machines.insert(machine, Machine::new(plan.spec.clone(), Some(instance)));
+        machines.all.insert(machine, Machine::new(plan.spec.clone(), Some(instance)));
         Ok(())
     }
 
@@ -238,14 +295,7 @@ impl Fabric for MemoryFabric {
         let world = self.world.clone();
         self.with(&machine, |found| match found.run {
             Run::Off => {
-                let plan = found.instance.as_ref().map(|instance| instance.plan.disks.clone());
-                let away =
-                    |disk: &&InstanceDisk| world.backing(&disk.socket, &disk.export).is_none();
-                let plan = plan.unwrap_or_default();
-                if found.hydrated_percent() < 100 && plan.iter().find(away).is_some() {
-                    let reason = "its export does not answer".into();
-                    return Err(FabricError::Start { machine: machine.clone(), reason });
-                }
+                leans_on_nothing_that_is_away(found, &machine, &world)?;
                 start(found, &machine, Run::Paused)
             }
             Run::Running | Run::Paused | Run::GuestOff if found.fenced.is_some() => {
@@ -263,10 +313,7 @@ impl Fabric for MemoryFabric {
                 return Err(FabricError::Fenced(machine.clone()));
             }
             found.run = Run::Running;
-            if let Some(instance) = &mut found.instance {
-                instance.begun = true;
-                instance.io_stop = None;
-            }
+            begin(found);
             Ok(())
         })
     }
@@ -308,26 +355,31 @@ impl Fabric for MemoryFabric {
         self.machine_quit(&MachineRef::Instance(instance)).await
     }
 
-    async fn instance_settle(&self, _: InstanceId, _: &str, _: ItemId) -> Result<(), FabricError> {
-        Ok(())
+    async fn instance_settle(
+        &self,
+        instance: InstanceId,
+        name: &str,
+        item: ItemId,
+    ) -> Result<(), FabricError> {
+        self.settle(instance, name, item)
     }
 
-    async fn instance_unsettle(&self, _: InstanceId) -> Result<(), FabricError> {
-        Ok(())
+    async fn instance_unsettle(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.unsettle(instance)
     }
 
-    async fn instance_hand_over(&self, _: InstanceId) -> Result<(), FabricError> {
-        Ok(())
+    async fn instance_hand_over(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.hand_over(instance)
     }
 
     async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError> {
         let machine = MachineRef::Instance(instance);
-        let mut machines = self.lock();
-        if machines.get(&machine).is_some_and(|found| found.run != Run::Off) {
+        if self.lock().get(&machine).is_some_and(|found| found.run != Run::Off) {
             let reason = "it must be killed before it is deleted".into();
             return Err(FabricError::NotConfirmedOff { machine, reason });
         }
-        machines.remove(&machine);
+        self.unsettle(instance)?;
+        self.lock().all.remove(&machine);
         Ok(())
     }
 }

@@ -7,24 +7,32 @@ use super::QemuFabric;
 use super::arguments::{self, Begin, DiskImage, Launch, Networks, OnError};
 use super::blocks::{self, format_node};
 use super::overlay;
+use super::settle::{self, Settled};
 use super::vm::{CHANGE, Guest, QUICK, Vm};
 use crate::fabric::{ExportAnswers, FabricError, InstancePlan, InstanceStatus, IoStop, MachineRef};
+use crate::machine_toml::Channel;
 use crate::process;
 use crate::qmp::{QmpError, QmpEvent};
 use leeward_model::{DiskEntry, DiskFormat, DiskNumber, InstanceId, MachineState};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// The bitmap that names everything the guest wrote since its first instruction.
-const SINCE_FAILOVER: &str = "lw-since-failover";
+pub(super) const SINCE_FAILOVER: &str = "lw-since-failover";
 
 fn stream_job(disk: DiskNumber) -> String {
     format!("lw-hydrate-{disk}")
 }
 
+/// Name of the file of a disk's overlay.
+pub(super) fn overlay_file(disk: DiskNumber) -> OsString {
+    format!("disk-{disk}.qcow2").into()
+}
+
 fn overlay_path(plan: &InstancePlan, disk: DiskNumber) -> PathBuf {
-    plan.folder.join(format!("disk-{disk}.qcow2"))
+    plan.folder.join(overlay_file(disk))
 }
 
 /// Exists once the guest may have run: from then on the bitmap cannot be made any more.
@@ -33,11 +41,11 @@ fn begun_path(plan: &InstancePlan) -> PathBuf {
 }
 
 impl QemuFabric {
-    fn instance_run_folder(&self, instance: InstanceId) -> PathBuf {
+    pub(super) fn instance_run_folder(&self, instance: InstanceId) -> PathBuf {
         self.config.run.join(format!("i-{:032x}", instance.as_u128()))
     }
 
-    fn plan_path(&self, instance: InstanceId) -> PathBuf {
+    pub(super) fn plan_path(&self, instance: InstanceId) -> PathBuf {
         self.instance_run_folder(instance).join("plan.json")
     }
 
@@ -93,12 +101,17 @@ impl QemuFabric {
 
     pub(super) async fn create_overlays(&self, plan: &InstancePlan) -> Result<(), FabricError> {
         let vm = self.instance_vm(plan);
+        if matches!(self.settled(plan.instance)?, Settled::HandedOver) {
+            return Err(FabricError::Unknown(vm.machine));
+        }
         let make = |folder: &Path| -> io::Result<()> {
             std::fs::create_dir_all(folder)?;
             process::sync_folder_of(folder)
         };
         make(&plan.folder).map_err(|error| vm.file("make the folder", error))?;
         make(&vm.run).map_err(|error| vm.file("make the run folder", error))?;
+        settle::note_holder(&plan.folder, plan.instance)
+            .map_err(|error| vm.file("mark the folder", error))?;
         for disk in &plan.disks {
             let made = overlay::create(&overlay_path(plan, disk.number), disk).await;
             made.map_err(|error| vm.failed("make an overlay for", error))?;
@@ -151,11 +164,12 @@ impl QemuFabric {
             is_device: false,
         };
         let disks: Vec<DiskImage> = vm.disks.iter().map(image).collect();
+        let channels = self.channels(plan).await?;
         let launch = Launch {
             spec: &plan.spec,
             accelerator: self.config.accelerator,
             disks: &disks,
-            channels: &[],
+            channels: &channels,
             qmp: vm.link.socket(),
             console: &vm.console,
             on_error: OnError::Stop,
@@ -163,6 +177,19 @@ impl QemuFabric {
             begin: Begin::StandingStill,
         };
         vm.spawn(&self.config.program, &arguments::arguments(&launch)).await
+    }
+
+    /// The channels of the machine that it will settle as. While that one runs they are its own.
+    async fn channels(&self, plan: &InstancePlan) -> Result<Vec<Channel>, FabricError> {
+        let Some(name) = &plan.settle_as else { return Ok(Vec::new()) };
+        let machine = match self.owned(name) {
+            Err(FabricError::Unknown(_)) => return Ok(Vec::new()),
+            machine => machine?,
+        };
+        match self.owned_vm(&machine).state().await {
+            MachineState::Off => Ok(machine.channels),
+            MachineState::Running | MachineState::Paused | MachineState::Unknown => Ok(Vec::new()),
+        }
     }
 
     pub(super) async fn run(&self, instance: InstanceId) -> Result<(), FabricError> {
@@ -175,6 +202,7 @@ impl QemuFabric {
         if vm.is_fenced(&process)? {
             return Err(FabricError::Fenced(vm.machine.clone()));
         }
+        vm.forget_halt()?;
         let begun = process::write_json(&begun_path(&plan), &json!({}));
         begun.map_err(|error| vm.failed("note the start of", error))?;
         let go = async {
@@ -289,7 +317,8 @@ impl QemuFabric {
 
     pub(super) async fn delete(&self, instance: InstanceId) -> Result<(), FabricError> {
         let plan = match self.plan(instance) {
-            Err(FabricError::Unknown(_)) => return Ok(()),
+            // What it named as its disks is nobody's any more; what was handed over is another's.
+            Err(FabricError::Unknown(_)) => return self.unsettle(instance),
             plan => plan?,
         };
         let vm = self.instance_vm(&plan);
@@ -298,6 +327,7 @@ impl QemuFabric {
             Ok(Some(_)) => return Err(vm.not_off("it must be killed before it is deleted")),
             Err(reason) => return Err(vm.not_off(reason)),
         }
+        self.unsettle(instance)?;
         // The plan goes last: until then the rest can be found and deleted again.
         for folder in [&plan.folder, &vm.run] {
             match std::fs::remove_dir_all(folder) {

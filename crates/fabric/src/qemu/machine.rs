@@ -31,6 +31,13 @@ struct FenceNote {
     changes: FencedChanges,
 }
 
+/// Which process was told to stand still until it is told otherwise.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HaltNote {
+    process: ProcessIdentity,
+}
+
 impl Vm {
     fn fence_path(&self) -> PathBuf {
         self.run.join("fenced.json")
@@ -53,6 +60,52 @@ impl Vm {
         }
     }
 
+    fn halt_path(&self) -> PathBuf {
+        self.run.join("halted.json")
+    }
+
+    /// Stops the guest where it stands, and notes that this was asked for: it counts as shut down.
+    pub async fn halt(&self) -> Result<(), FabricError> {
+        let living = self.process().await.map_err(|reason| self.failed("halt", reason))?;
+        let Some(process) = living else { return Ok(()) };
+        let stopped = self.call("stop", json!({}), CHANGE).await;
+        stopped.map_err(|error| self.failed("halt", error))?;
+        let note = HaltNote { process };
+        process::write_json(&self.halt_path(), &note).map_err(|error| self.failed("halt", error))
+    }
+
+    /// Whether it was halted and has not been let go on since.
+    async fn is_halted(&self, guest: Guest) -> Result<bool, FabricError> {
+        if guest != Guest::Paused {
+            return Ok(false);
+        }
+        let note: Option<HaltNote> = process::read_json(&self.halt_path())
+            .map_err(|error| self.failed("look at the halt of", error))?;
+        let process = self.process().await.map_err(|reason| self.failed("look at", reason))?;
+        Ok(note.is_some_and(|note| Some(note.process) == process))
+    }
+
+    /// Forgets a halt: the guest is about to go on.
+    pub fn forget_halt(&self) -> Result<(), FabricError> {
+        match std::fs::remove_file(self.halt_path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(self.file("forget the halt", error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether the guest switched itself off and the process still exists.
+    pub async fn guest_off(&self) -> Result<bool, FabricError> {
+        let living = self.process().await.map_err(|reason| self.failed("look at", reason))?;
+        let Some(process) = living else { return Ok(false) };
+        match self.guest().await {
+            Ok(guest) => Ok(guest == Guest::Shutdown),
+            Err(_) if matches!(process.is_alive(), Ok(false)) => Ok(false),
+            Err(error) => Err(self.failed("look at", error)),
+        }
+    }
+
     pub async fn shutdown(&self, patience: Duration) -> Result<Shutdown, FabricError> {
         if self.state().await == MachineState::Off {
             return Ok(Shutdown::Done);
@@ -61,7 +114,11 @@ impl Vm {
         let ask = |error: crate::qmp::QmpError| self.failed("shut down", error);
         let qmp = self.qmp().await.map_err(ask)?;
         let before = qmp.events_now();
-        if self.guest().await.map_err(ask)? != Guest::Shutdown {
+        let guest = self.guest().await.map_err(ask)?;
+        if self.is_halted(guest).await? {
+            return Ok(Shutdown::Done);
+        }
+        if guest != Guest::Shutdown {
             qmp.call("system_powerdown", json!({}), QUICK).await.map_err(ask)?;
         }
         loop {
@@ -85,6 +142,7 @@ impl Vm {
         let noted: Option<FenceNote> = process::read_json(&path).unwrap_or_default();
         let process = self.process().await.map_err(|error| self.not_off(error))?;
         let Some(process) = process else {
+            self.end_still().await?;
             return Ok(noted.map_or(FencedChanges::Unknown, |note| note.changes));
         };
         let mut note = FenceNote { process: process.clone(), changes: FencedChanges::Unknown };

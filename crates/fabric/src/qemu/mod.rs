@@ -8,12 +8,15 @@ mod arguments;
 mod bitmaps;
 mod blocks;
 mod capture;
+mod description;
 mod instance;
 mod machine;
 mod overlay;
 mod owned;
 mod reader;
 mod scratch;
+mod settle;
+mod still;
 mod vm;
 
 use crate::accelerator::Accelerator;
@@ -45,6 +48,8 @@ pub struct QemuConfig {
     pub accelerator: Accelerator,
     /// QEMU's program.
     pub program: String,
+    /// The program that reads the disks of machines that are off.
+    pub storage_daemon: String,
     /// Cap of a disk's scratch space in bytes; by default 10 % of the disk, at least 64 MiB.
     pub scratch_bytes_max: Option<u64>,
     /// Cap of hydration for each disk, in bytes a second; 0 for none.
@@ -59,6 +64,7 @@ impl QemuConfig {
             run,
             accelerator,
             program: "qemu-system-x86_64".into(),
+            storage_daemon: "qemu-storage-daemon".into(),
             scratch_bytes_max: None,
             hydration_bytes_per_second: 0,
         }
@@ -101,10 +107,7 @@ impl QemuFabric {
     fn change_source(&self, machine: &MachineRef) -> Result<QemuCapture, FabricError> {
         let vm = self.vm(machine)?;
         let formats: BTreeMap<DiskNumber, DiskFormat> = match machine {
-            MachineRef::Owned(name) => {
-                let disks = self.owned(name)?.spec.disks;
-                disks.into_iter().map(|disk| (disk.number, disk.format)).collect()
-            }
+            MachineRef::Owned(name) => settle::formats(&self.owned(name)?),
             MachineRef::Instance(_) => {
                 vm.disks.iter().map(|disk| (disk.number, DiskFormat::Qcow2)).collect()
             }
@@ -147,9 +150,9 @@ impl Fabric for QemuFabric {
 
     async fn machine_quit(&self, machine: &MachineRef) -> Result<(), FabricError> {
         let vm = self.vm(machine)?;
-        match machine {
-            MachineRef::Owned(_) => vm.quit().await,
-            MachineRef::Instance(id) => match self.status(*id).await {
+        match self.instance_of(machine)? {
+            None => vm.quit().await,
+            Some(id) => match self.status(id).await {
                 Ok(status) if status.hydrated_percent == 100 => vm.quit().await,
                 // While its export is away, quitting would hang: it is killed at once.
                 Ok(_) | Err(_) => vm.kill().await,
@@ -163,23 +166,27 @@ impl Fabric for QemuFabric {
     }
 
     async fn machine_halt(&self, machine: &MachineRef) -> Result<(), FabricError> {
-        Err(self.vm(machine)?.failed("halt", "not built yet"))
+        self.vm(machine)?.halt().await
     }
 
-    async fn machine_claim(&self, name: &str, _: ItemId) -> Result<(), FabricError> {
-        self.owned(name).map(drop)
+    async fn machine_guest_off(&self, machine: &MachineRef) -> Result<bool, FabricError> {
+        self.vm(machine)?.guest_off().await
+    }
+
+    async fn machine_claim(&self, name: &str, item: ItemId) -> Result<(), FabricError> {
+        self.claim(name, item)
     }
 
     async fn machine_claimed(&self, name: &str) -> Result<Option<ItemId>, FabricError> {
-        self.owned(name).map(|_| None)
+        self.claimed(name)
     }
 
-    async fn machine_disclaim(&self, _: &str) -> Result<(), FabricError> {
-        Ok(())
+    async fn machine_disclaim(&self, name: &str) -> Result<(), FabricError> {
+        self.disclaim(name)
     }
 
     async fn still(&self, name: &str) -> Result<Still, FabricError> {
-        Err(FabricError::Unknown(MachineRef::Owned(name.to_owned())))
+        self.open_still(name).await
     }
 
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
@@ -238,18 +245,18 @@ impl Fabric for QemuFabric {
     async fn instance_settle(
         &self,
         instance: InstanceId,
-        _: &str,
-        _: ItemId,
+        name: &str,
+        item: ItemId,
     ) -> Result<(), FabricError> {
-        self.plan(instance).map(drop)
+        self.settle(instance, name, item).await
     }
 
-    async fn instance_unsettle(&self, _: InstanceId) -> Result<(), FabricError> {
-        Ok(())
+    async fn instance_unsettle(&self, instance: InstanceId) -> Result<(), FabricError> {
+        self.unsettle(instance)
     }
 
     async fn instance_hand_over(&self, instance: InstanceId) -> Result<(), FabricError> {
-        self.plan(instance).map(drop)
+        self.hand_over(instance).await
     }
 
     async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError> {

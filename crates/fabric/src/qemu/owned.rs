@@ -2,6 +2,7 @@
 
 use super::QemuFabric;
 use super::arguments::{self, Begin, DiskImage, Launch, Networks, OnError};
+use super::settle::leans_on_a_point;
 use super::vm::{CHANGE, Guest, QUICK, Vm};
 use crate::fabric::{FabricError, MachineRef};
 use crate::machine_toml::{self, Machine};
@@ -38,12 +39,18 @@ impl QemuFabric {
     }
 
     pub(super) fn owned_vm(&self, machine: &Machine) -> Vm {
-        let run = self.config.run.join(run_name(&machine.spec.name));
+        let run = match machine.instance {
+            Some(instance) => self.instance_run_folder(instance),
+            None => self.config.run.join(run_name(&machine.spec.name)),
+        };
         let socket = machine.qmp.clone().unwrap_or_else(|| run.join("q"));
+        // An instance's console lies beside its overlays.
+        let overlay = machine.spec.disks.first().filter(|_| machine.instance.is_some());
+        let overlays = overlay.and_then(|disk| Path::new(&disk.path).parent());
         Vm {
             machine: MachineRef::Owned(machine.spec.name.clone()),
             link: self.link(socket),
-            console: run.join("console.log"),
+            console: overlays.unwrap_or(&run).join("console.log"),
             disks: machine.spec.disks.iter().map(disk_entry).collect(),
             run,
         }
@@ -65,6 +72,16 @@ impl QemuFabric {
             let (machine, code) = (vm.machine.clone(), Box::new(first.code));
             return Err(FabricError::Unusable { machine, code, what: words.join("; ") });
         }
+        if let Some(instance) = machine.instance {
+            if self.plan(instance).is_ok() {
+                self.prepare(instance).await?;
+                return self.run(instance).await;
+            }
+            if leans_on_a_point(&machine) {
+                let reason = "its disks need their recovery point: prepare its instance first";
+                return Err(FabricError::Start { machine: vm.machine, reason: reason.into() });
+            }
+        }
         vm.forget_fence()?;
         let disks: Vec<DiskImage> = machine.spec.disks.iter().map(image).collect();
         let launch = Launch {
@@ -84,6 +101,7 @@ impl QemuFabric {
 
 async fn go_on(vm: &Vm) -> Result<(), FabricError> {
     let failed = |error: crate::qmp::QmpError| vm.failed("let go on", error);
+    vm.forget_halt()?;
     match vm.guest().await.map_err(failed)? {
         Guest::Running => return Ok(()),
         Guest::Shutdown => {

@@ -159,6 +159,7 @@ impl Vm {
     pub async fn spawn(&self, program: &str, arguments: &[OsString]) -> Result<(), FabricError> {
         let start = |reason: String| FabricError::Start { machine: self.machine.clone(), reason };
         std::fs::create_dir_all(&self.run).map_err(|error| self.file("make the folder", error))?;
+        self.end_still().await?; // It would keep QEMU from locking the images.
         let log_start = std::fs::metadata(self.log_path()).map_or(0, |log| log.len());
         let (process, mut child) = process::spawn_detached(program, arguments, &self.log_path())
             .map_err(|error| start(error.to_string()))?;
@@ -188,7 +189,7 @@ impl Vm {
     /// Ends the process, politely if it answers and is not known to hang, and confirms it.
     pub async fn quit(&self) -> Result<(), FabricError> {
         let Some(process) = self.process().await.map_err(|error| self.not_off(error))? else {
-            return Ok(());
+            return self.end_still().await;
         };
         match self.call("quit", json!({}), QUICK).await {
             Ok(_) | Err(QmpError::Closed(_)) => {

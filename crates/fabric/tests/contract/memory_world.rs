@@ -78,7 +78,14 @@ impl Host for MemoryHost {
             export: "pt".into(),
         };
         let disks = spec.disks.iter().map(disk).collect();
-        InstancePlan { instance: INSTANCE, folder: "/i".into(), spec, disks, isolated: false }
+        InstancePlan {
+            instance: INSTANCE,
+            folder: "/i".into(),
+            spec,
+            disks,
+            isolated: false,
+            settle_as: None,
+        }
     }
 
     async fn guest_write(&self, machine: &MachineRef, disk: u16, offset: u64, pattern: u8) {

@@ -99,6 +99,7 @@ fn plan(world: &QemuWorld, disks: &[(&str, u64)]) -> InstancePlan {
         },
         disks: disks.iter().enumerate().map(disk).collect(),
         isolated: true,
+        settle_as: None,
     }
 }
 

@@ -166,6 +166,7 @@ impl Worker {
             disks: disks.collect(),
             spec,
             isolated: work.duty.purpose == Purpose::Test,
+            settle_as: work.duty.settle_as.clone(),
         }
     }
 
