@@ -9,5 +9,7 @@
 mod memory_world;
 mod qemu_capture;
 mod qemu_instance;
+mod qemu_settle;
 mod qemu_world;
 mod suite;
+mod suite_settle;

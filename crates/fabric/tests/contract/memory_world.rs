@@ -8,7 +8,8 @@ use leeward_fabric::{
     ExportAnswers, Fabric, FabricError, InstanceDisk, InstancePlan, IoStop, MachineRef, Shutdown,
 };
 use leeward_model::{
-    DiskFormat, DiskNumber, DiskSpec, Firmware, InstanceId, MachineSpec, MachineState, Probe,
+    DiskFormat, DiskNumber, DiskSpec, Firmware, InstanceId, ItemId, MachineSpec, MachineState,
+    Probe,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -96,6 +97,15 @@ impl Host for MemoryHost {
     async fn kill_process(&self, machine: &MachineRef) {
         self.fabric.kill_process(machine);
     }
+
+    async fn guest_switches_off(&self, machine: &MachineRef) {
+        self.fabric.guest_switches_off(machine);
+    }
+
+    fn remove_image(&self, disk: u16) {
+        let machine = MachineRef::Owned("web01".into());
+        self.fabric.disks(&machine).unwrap().set_present(DiskNumber(disk), false);
+    }
 }
 
 #[tokio::test]
@@ -182,4 +192,24 @@ async fn a_guest_without_its_point_stops_and_goes_on_when_the_point_is_back() {
     assert_eq!((tended.state, tended.hydrated_percent), (MachineState::Running, 100));
     let read = host.fabric.guest_read(&machine, DiskNumber(0), 0, 512).unwrap();
     assert_eq!(read, [0x55; 512]);
+}
+
+#[tokio::test]
+async fn an_instance_that_settled_is_one_writer_under_its_two_names() {
+    let host = MemoryHost::new();
+    let (machine, item) = (MachineRef::Owned("web01".into()), ItemId::from_u128(1));
+    host.fabric.overlay_create(&host.plan()).await.unwrap();
+    host.fabric.instance_prepare(INSTANCE).await.unwrap();
+    host.fabric.machine_claim("web01", item).await.unwrap();
+    host.fabric.instance_settle(INSTANCE, "web01", item).await.unwrap();
+
+    host.fabric.machine_start("web01").await.unwrap();
+    host.fabric.instance_run(INSTANCE).await.unwrap();
+    assert_eq!(host.world.writers("web01"), 1);
+    host.fabric.instance_tend(INSTANCE, ExportAnswers::Yes).await.unwrap();
+    host.fabric.instance_hand_over(INSTANCE).await.unwrap();
+    assert_eq!(host.world.writers("web01"), 1);
+    host.fabric.machine_quit(&machine).await.unwrap();
+
+    assert_eq!((host.world.writers("web01"), host.world.writers_most("web01")), (0, 1));
 }

@@ -7,7 +7,8 @@ use leeward_fabric::{
     ExportAnswers, Fabric, InstanceDisk, InstancePlan, InstanceStatus, IoStop, MachineRef,
 };
 use leeward_model::{
-    DiskNumber, Firmware, InstanceId, Lsn, MachineSpec, MachineState, Position, Probe, TimelineId,
+    DiskFormat, DiskNumber, DiskSpec, Firmware, InstanceId, Lsn, MachineSpec, MachineState,
+    Position, Probe, TimelineId,
 };
 use leeward_nbd::memory::MemoryExport;
 use leeward_nbd::protocol::Errno;
@@ -381,7 +382,7 @@ async fn a_guest_stopped_by_a_disk_error_goes_on_when_the_export_answers_unless_
 
 /// Real QEMU as a host of the suite.
 pub struct QemuHost {
-    world: QemuWorld,
+    pub world: QemuWorld,
     _exports: Exports,
 }
 
@@ -406,7 +407,19 @@ impl crate::suite::Host for QemuHost {
     }
 
     fn plan(&self) -> InstancePlan {
-        plan(&self.world, &[("a", 16 * MIB), ("b", 32 * MIB)])
+        let mut plan = plan(&self.world, &[("a", 16 * MIB), ("b", 32 * MIB)]);
+        let ids = ["boot", "data"];
+        let disk = |disk: &InstanceDisk| DiskSpec {
+            number: disk.number,
+            id: ids[usize::from(disk.number.0)].into(),
+            serial: ids[usize::from(disk.number.0)].into(),
+            size: disk.size,
+            block_bytes: 512,
+            format: DiskFormat::Raw,
+            path: "/elsewhere".into(),
+        };
+        plan.spec.disks = plan.disks.iter().map(disk).collect();
+        plan
     }
 
     async fn guest_write(&self, machine: &MachineRef, disk: u16, offset: u64, pattern: u8) {
@@ -415,5 +428,22 @@ impl crate::suite::Host for QemuHost {
 
     async fn kill_process(&self, machine: &MachineRef) {
         self.world.mark(machine).process.kill(DEADLINE).await.unwrap();
+    }
+
+    async fn guest_switches_off(&self, machine: &MachineRef) {
+        // What a guest's reset is taken for; without a guest, somebody else must ask for it.
+        let monitor = self.world.monitor(machine).await;
+        monitor.call("set-action", json!({"reboot": "shutdown"})).await;
+        monitor.call("system_reset", json!({})).await;
+        let end = Instant::now() + DEADLINE;
+        while monitor.call("query-status", json!({})).await["status"] != "shutdown" {
+            assert!(Instant::now() < end, "the guest did not switch itself off");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn remove_image(&self, disk: u16) {
+        let folder = self.world.config.machines.join("web01");
+        fs::remove_file(folder.join(["boot.raw", "data.qcow2"][usize::from(disk)])).unwrap();
     }
 }

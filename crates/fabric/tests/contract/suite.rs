@@ -1,6 +1,7 @@
 //! The contract of [`Fabric`]: each case runs against real QEMU processes and against the double.
 
 use crate::qemu_world::{Disks, MIB, QemuWorld};
+use crate::suite_settle::*;
 use crate::{memory_world::MemoryHost, qemu_instance};
 use leeward_capture::{Attached, CutEnd, LiveRead};
 use leeward_fabric::{ExportAnswers, Fabric, InstancePlan, MachineRef, Shutdown};
@@ -21,19 +22,23 @@ pub trait Host {
     async fn guest_write(&self, machine: &MachineRef, disk: u16, offset: u64, pattern: u8);
     /// Ends a machine's process.
     async fn kill_process(&self, machine: &MachineRef);
+    /// Lets a machine's guest switch itself off; returns when it has.
+    async fn guest_switches_off(&self, machine: &MachineRef);
+    /// Takes the image of a disk of `web01` away.
+    fn remove_image(&self, disk: u16);
 }
 
-const WEB01: &str = "web01";
+pub const WEB01: &str = "web01";
 
-fn web01() -> MachineRef {
+pub fn web01() -> MachineRef {
     MachineRef::Owned(WEB01.into())
 }
 
-fn at(lsn: u64) -> Position {
+pub fn at(lsn: u64) -> Position {
     Position { timeline: TimelineId::from_u128(3), lsn: Lsn(lsn) }
 }
 
-async fn state(host: &dyn Host, machine: &MachineRef) -> MachineState {
+pub async fn state(host: &dyn Host, machine: &MachineRef) -> MachineState {
     host.fabric().machine_state(machine).await.unwrap()
 }
 
@@ -209,4 +214,13 @@ contract! {
     changes_are_captured_over_a_restart_of_the_role
     a_fence_leaves_the_machine_off_and_tells_its_changes
     an_instance_goes_through_its_stages_and_each_may_be_repeated
+    a_halted_machine_counts_as_shut_down_and_can_go_on
+    a_guest_that_switches_itself_off_is_told_from_one_that_was_halted
+    a_mark_belongs_to_one_item
+    the_disks_of_a_machine_that_is_off_are_read_where_they_lie
+    a_disk_that_is_gone_is_left_out_and_without_any_there_is_no_machine
+    an_instance_settles_only_as_a_machine_of_its_item_that_is_off
+    a_settling_is_taken_back_with_the_former_disks
+    a_machine_that_was_handed_over_is_its_owners_only
+    a_machine_that_does_not_exist_is_made_and_removed_again
 }
