@@ -5,7 +5,7 @@
 
 use leeward_capture::Mutation;
 use leeward_control::items::Shutdown;
-use leeward_model::{DiskNumber, PointChoice};
+use leeward_model::{DiskNumber, PointChoice, Site};
 use leeward_replica::{Mutation as StoreMutation, storage::Seeded};
 use leeward_sim::world::{
     Mistakes, SECOND_DISK_BYTES, World,
@@ -16,7 +16,7 @@ use leeward_sim::world::{
 /// Histories of a usual run.
 const HISTORIES: u64 = 200;
 /// Histories of a long run.
-const HISTORIES_LONG: u64 = 20_000;
+const HISTORIES_LONG: u64 = 100_000;
 
 fn tell(seed: u64, told: &Told) -> String {
     let deeds: Vec<String> =
@@ -80,6 +80,19 @@ fn a_dirty_bit_that_is_dropped_is_seen() {
 }
 
 #[test]
+fn a_dirty_bit_that_is_dropped_on_the_way_home_is_seen() {
+    let mistakes = Mistakes {
+        capture: Some(Mutation::DropOneDirtyBit),
+        capture_at: Some(Site::Recovery),
+        ..Mistakes::default()
+    };
+
+    let violations = seen(|_| mistakes);
+
+    assert!(violations.iter().any(|what| what.starts_with("I1")));
+}
+
+#[test]
 fn bitmaps_that_are_cleared_early_are_seen() {
     let violations = seen(capture(Mutation::ClearBitmapsEarly));
 
@@ -100,6 +113,27 @@ fn a_store_that_ignores_the_epoch_is_seen() {
     let violations = seen(ignores);
 
     assert!(violations.iter().any(|what| what.starts_with("I5")));
+}
+
+#[test]
+fn an_extent_that_a_reprotect_leaves_out_is_seen() {
+    let mistakes = Mistakes {
+        capture: Some(Mutation::SkipOneExtent),
+        capture_at: Some(Site::Recovery),
+        ..Mistakes::default()
+    };
+
+    let violations = seen(|_| mistakes);
+
+    assert!(violations.iter().any(|what| what.starts_with("I1")));
+}
+
+#[test]
+fn a_guest_that_writes_on_after_its_planned_end_is_seen() {
+    let violations = seen(|_| Mistakes { shutdown_lies: true, ..Mistakes::default() });
+
+    let lost = |what: &String| what.starts_with("lost by the planned failover");
+    assert!(violations.iter().any(lost));
 }
 
 #[test]

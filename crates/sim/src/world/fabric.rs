@@ -236,21 +236,18 @@ impl Fabric for WatchedFabric {
         self.inner.machine_disclaim(name).await
     }
     async fn still(&self, name: &str) -> Result<Still, FabricError> {
-        let Still { mut spec, source } = self.inner.still(name).await?;
-        sizes_set(&mut spec, &source.disks());
+        let Still { spec, source } = self.inner.still(name).await?;
         let machine = MachineRef::Owned(name.to_owned());
         let source = self.watched(source, &machine, self.watch.site)?;
         Ok(Still { spec, source })
     }
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
         let plain = self.inner.capture(machine).await?;
-        let disks = self.inner.disks(machine);
-        let disks = disks.ok_or_else(|| FabricError::Unknown(machine.clone()))?;
         let Mistakes { capture, capture_at, .. } = self.watch.mistakes;
         let here = capture_at.is_none_or(|site| site == self.watch.site);
-        let inner = match capture.filter(|_| here) {
-            Some(mutation) => Box::new(MutantSource::new(disks, mutation)),
-            None => plain,
+        let inner = match (capture.filter(|_| here), self.inner.disks(machine)) {
+            (Some(mutation), Some(disks)) => Box::new(MutantSource::new(disks, mutation)),
+            _ => plain,
         };
         self.watched(inner, machine, other(self.watch.site))
     }

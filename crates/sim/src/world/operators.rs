@@ -1,8 +1,8 @@
 //! What operators ask for in random histories, and how patiently they wait for it.
 
-use super::{SITES, World};
+use super::{SITES, World, settle::STEPS_MAX};
 use leeward_control::{
-    items::{KeepPoints, PlannedSpec, ReprotectSpec, Shutdown},
+    items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown},
     jobs::{JobAnswer, RunState},
 };
 use leeward_model::{
@@ -15,6 +15,7 @@ use leeward_wire::segment::SegmentHeader;
 const PATIENCE_STEPS: u64 = 1_500;
 /// Steps between two writes of the guests while somebody waits.
 const STEPS_BETWEEN_WRITES: u64 = 50;
+const REASON: DisableReason = DisableReason::Normal;
 
 /// What replication is, as far as a test failover must not touch it (I7).
 async fn replication(world: &World) -> Option<(Protection, Epoch, Branch, Site)> {
@@ -94,6 +95,22 @@ impl World {
         let Ok(job) = started.await else { return };
         self.cancel_after(job, cancel).await;
         self.attend(job, random).await;
+    }
+
+    /// Builds the other direction up and waits until it is.
+    pub async fn reprotect_wholly(&mut self, random: &mut Seeded) {
+        let (control, Some(item)) = (self.control(), self.item) else { return };
+        let started = control.item_reprotect(item, ReprotectSpec::default()).await;
+        let job = self.finish(started.expect("the world is ready for it")).await;
+        if !matches!(job.state, RunState::Succeeded | RunState::SucceededWithWarning) {
+            self.ledger.violated(format!("it ended as {:?}: {:?}", job.state, job.errors));
+        }
+        let protected = async |world: &World| {
+            let view = world.view().await;
+            view.is_some_and(|view| view.state.protection == Protection::Protected)
+        };
+        self.write(random);
+        self.until("the other direction is protected", STEPS_MAX, protected).await;
     }
 
     /// The host of the active machine loses its power, and whatever point there is must do.
@@ -195,7 +212,7 @@ impl World {
         let (control, item) = (self.control(), view.id);
         self.ledger.may_delete();
         let started =
-            self.ask(async move { control.item_disable(item, KeepPoints::Delete).await }).await;
+            self.ask(async move { control.item_disable(item, KeepPoints::Delete, REASON).await }).await;
         let Ok(job) = started else { return };
         self.attend(job, random).await;
         if self.view().await.is_none() {
