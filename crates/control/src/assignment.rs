@@ -1,11 +1,14 @@
 //! Computes a host's whole assignment from the plans of its items. The only maker of permits.
 
 use crate::clock::PermitSigner;
-use crate::plan::{InstancePlan, RunPlan, TargetRun};
+use crate::plan::{End, InstancePlan, Left, RunPlan, TargetRun, other};
 use crate::store::{self, Conn, StoreError, hosts::HostRow, items::ItemRow};
-use leeward_model::{HostId, PermitTerms, Policy, Protection, Site, StartPermit, TimelineId};
+use leeward_model::{
+    Branch, Commit, Epoch, HostId, POINT_INTERVAL_MIN, PermitTerms, Policy, Protection, Site,
+    StartPermit, TimelineId,
+};
 use leeward_wire::message::{
-    Assignment, InstanceDuty, ItemDuty, SourceDuty, SourceRun, TargetDuty,
+    Assignment, InstanceDuty, ItemDuty, Purpose, SourceDuty, SourceRun, TargetDuty,
 };
 
 /// Points of a failed-over item do not age until it is committed: a century.
@@ -22,9 +25,12 @@ pub(crate) async fn of_host(
     for item in store::items::of_host(conn, host).await? {
         let policy = store::policies::find(conn, item.vault, &item.policy).await?;
         let policy = policy.map(|row| row.spec.policy).unwrap_or_default();
-        let target = store::hosts::find(conn, item.plan.target.host).await?;
-        let address = target.and_then(|target| target.data_address).unwrap_or_default();
-        let duty = Duty { item: &item, policy: &policy, host: &row, address, signer };
+        let mut addresses = [None, None];
+        for (site, address) in SITES.into_iter().zip(&mut addresses) {
+            let end = store::hosts::find(conn, item.plan.end(site).host).await?;
+            *address = end.and_then(|end| end.data_address);
+        }
+        let duty = Duty { item: &item, policy: &policy, host: &row, addresses, signer };
         if let Some(duty) = duty.compute() {
             duties.push(duty);
         }
@@ -32,81 +38,178 @@ pub(crate) async fn of_host(
     Ok(Some(Assignment { generation: row.generation, duties }))
 }
 
+const SITES: [Site; 2] = [Site::Primary, Site::Recovery];
+
 struct Duty<'a> {
     item: &'a ItemRow,
     policy: &'a Policy,
     host: &'a HostRow,
-    address: String,
+    /// Where the primary and the recovery host are dialled.
+    addresses: [Option<String>; 2],
     signer: &'a dyn PermitSigner,
 }
 
 impl Duty<'_> {
+    fn end(&self, site: Site) -> &End {
+        self.item.plan.end(site)
+    }
+
+    fn address(&self, site: Site) -> Option<&String> {
+        match site {
+            Site::Primary => self.addresses[0].as_ref(),
+            Site::Recovery => self.addresses[1].as_ref(),
+        }
+    }
+
+    /// The sites that this host stands for, the target first: usually one.
+    fn sites(&self) -> impl Iterator<Item = Site> + Clone {
+        let target = self.item.target_site();
+        [target, other(target)].into_iter().filter(|site| self.end(*site).host == self.host.id)
+    }
+
     fn compute(&self) -> Option<ItemDuty> {
-        let plan = &self.item.plan;
-        let source = (plan.source.host == self.host.id).then(|| self.source()).flatten();
-        let target = (plan.target.host == self.host.id).then(|| self.target()).flatten();
-        let instances = match plan.target.host == self.host.id {
-            true => plan.instances.iter().map(|instance| self.instance(instance)).collect(),
-            false => Vec::new(),
-        };
+        let sites = self.sites();
+        // On one host for both sites the live machine comes first: there is one entry for it.
+        let source = sites.clone().filter_map(|site| self.source(site)).max_by_key(|duty| {
+            matches!(duty.run, SourceRun::Replicate { .. } | SourceRun::Live { .. })
+        });
+        let source = source.or_else(|| self.left());
+        let target = sites.clone().find_map(|site| self.target(site));
+        let here = |plan: &&InstancePlan| sites.clone().any(|site| site == plan.site);
+        let instances: Vec<_> = (self.item.plan.instances.iter())
+            .filter(here)
+            .map(|instance| self.instance(instance))
+            .collect();
         if source.is_none() && target.is_none() && instances.is_empty() {
             return None;
         }
-        // A source that is not told of its fence must not act under the epoch that fenced it.
-        let fenced = matches!(plan.source.run, RunPlan::Fenced | RunPlan::Release);
-        let epoch = match target.is_none() && !fenced {
-            true => plan.source.branch.epoch,
-            false => self.item.state.epoch,
-        };
         Some(ItemDuty {
             item: self.item.id,
             vault: self.item.vault,
             name: self.item.name.clone(),
-            epoch,
+            epoch: self.epoch(),
             source,
             target,
             instances,
         })
     }
 
-    fn source(&self) -> Option<SourceDuty> {
-        let plan = &self.item.plan.source;
-        let run = match plan.run {
+    /// A source that is not told of its fence must not act under the epoch that fenced it.
+    fn epoch(&self) -> Epoch {
+        let to = self.item.target_site();
+        let target = self.end(to);
+        let made = self.item.plan.instances.iter().any(|plan| plan.site == to);
+        let receives = target.host == self.host.id
+            && (target.replica != TargetRun::Unassigned || made || target.run != target.rest());
+        let source = self.end(other(to));
+        let acts = matches!(
+            source.run,
+            RunPlan::Replicate { .. } | RunPlan::Live | RunPlan::ShutDown { .. }
+        );
+        match source.host == self.host.id && acts && !receives {
+            true => self.item.plan.branch.epoch,
+            false => self.item.state.epoch,
+        }
+    }
+
+    fn source(&self, site: Site) -> Option<SourceDuty> {
+        let plan = &self.item.plan;
+        let end = self.end(site);
+        let permit = || Some(self.permit(&end.machine, plan.branch.timeline, plan.branch.epoch));
+        let mut branch = plan.branch;
+        let run = match end.run {
             RunPlan::Unassigned => return None,
-            RunPlan::Replicate { start } => {
-                let branch = plan.branch;
-                let permit = self.permit(&self.item.machine, branch.timeline, branch.epoch);
-                SourceRun::Replicate { permit: Some(permit), start }
-            }
-            RunPlan::ShutDown { job, timeout_ms } => {
-                SourceRun::ShutDown { job, timeout_ms, power_off: false }
+            RunPlan::Replicate { start } => SourceRun::Replicate { permit: permit(), start },
+            RunPlan::ShutDown { job, timeout_ms, power_off } => {
+                SourceRun::ShutDown { job, timeout_ms, power_off }
             }
             RunPlan::Fenced => SourceRun::Fenced,
+            RunPlan::Seed { job, base, .. } => {
+                branch = self.store_branch(site);
+                SourceRun::Seed { job, base }
+            }
+            RunPlan::Live => SourceRun::Live { permit: permit() },
             RunPlan::Release => SourceRun::Release,
         };
+        let to = match end.run {
+            RunPlan::Seed { .. } | RunPlan::Live => site,
+            _ => other(site),
+        };
+        let target = self.end(to).host;
+        let dialled = self.address(to).filter(|_| target != self.host.id);
+        let interval = self.policy.point_interval_ms;
+        let shortest = u64::try_from(POINT_INTERVAL_MIN.as_millis()).unwrap_or(interval);
         Some(SourceDuty {
-            machine: self.item.machine.clone(),
-            site: Site::Primary,
-            branch: plan.branch,
-            target_host: self.item.plan.target.host,
-            target_address: Some(self.address.clone()),
-            point_interval_ms: self.policy.point_interval_ms,
+            machine: end.machine.clone(),
+            site,
+            branch,
+            target_host: target,
+            target_address: dialled.cloned(),
+            point_interval_ms: if plan.hurry { interval.min(shortest) } else { interval },
             run,
             resync: plan.resync,
         })
     }
 
-    fn target(&self) -> Option<TargetDuty> {
-        let (receive, delete) = match self.item.plan.target.wanted {
+    /// A machine that stayed on a host which is no end any more.
+    fn left(&self) -> Option<SourceDuty> {
+        let left: &Left = self.item.plan.left.iter().find(|left| left.host == self.host.id)?;
+        Some(SourceDuty {
+            machine: left.machine.clone(),
+            site: left.site,
+            branch: self.item.plan.branch,
+            target_host: self.host.id,
+            target_address: None,
+            point_interval_ms: self.policy.point_interval_ms,
+            run: SourceRun::Fenced,
+            resync: 0,
+        })
+    }
+
+    /// The timeline whose data the store of `site` takes.
+    fn store_branch(&self, site: Site) -> Branch {
+        match self.end(site).run {
+            RunPlan::Seed { timeline, base, .. } => {
+                Branch { timeline, parent: base, epoch: self.item.state.epoch }
+            }
+            _ => self.item.plan.branch,
+        }
+    }
+
+    fn target(&self, site: Site) -> Option<TargetDuty> {
+        let end = self.end(site);
+        let (receive, delete) = match end.replica {
             TargetRun::Unassigned => return None,
             TargetRun::Receive => (true, false),
             TargetRun::Hold => (false, false),
             TargetRun::Delete => (false, true),
         };
-        let retention_seconds = match self.item.state.protection {
+        let seeds = matches!(end.run, RunPlan::Seed { .. });
+        let from = if seeds { site } else { other(site) };
+        // Whoever can be dialled is dialled; a target that cannot be dials its source.
+        let dials = self.address(site).is_none() && self.end(from).host != self.host.id;
+        Some(TargetDuty {
+            site,
+            source_host: self.end(from).host,
+            source_address: self.address(from).filter(|_| dials).cloned(),
+            branch: self.store_branch(site),
+            fence: self.epoch(),
+            receive,
+            retention_seconds: self.retention_seconds(site),
+            delete,
+        })
+    }
+
+    fn retention_seconds(&self, site: Site) -> u64 {
+        match self.item.state.protection {
             Protection::FailingOver { .. }
             | Protection::FailedOver { .. }
             | Protection::ChangingPoint { .. } => FROZEN_SECONDS,
+            // Until the commit nobody gives up the points that the machine was started from.
+            _ if site != self.item.target_site() && self.item.state.commit != Commit::Done => {
+                FROZEN_SECONDS
+            }
+            _ if site != self.item.target_site() => self.policy.keep_after_commit_seconds,
             Protection::Committed { .. } => self.policy.keep_after_commit_seconds,
             Protection::Enabling { .. }
             | Protection::InitialReplication { .. }
@@ -115,22 +218,12 @@ impl Duty<'_> {
             | Protection::Reprotecting { .. }
             | Protection::Disabling { .. }
             | Protection::Removed => self.policy.retention_seconds,
-        };
-        Some(TargetDuty {
-            site: Site::Recovery,
-            source_host: self.item.plan.source.host,
-            source_address: None,
-            branch: self.item.plan.source.branch,
-            fence: self.item.state.epoch,
-            receive,
-            retention_seconds,
-            delete,
-        })
+        }
     }
 
     fn instance(&self, plan: &InstancePlan) -> InstanceDuty {
-        let epoch = self.item.state.epoch;
-        let permit = || self.permit(&plan.id.to_string(), plan.timeline, epoch);
+        let permit = || self.permit(&plan.id.to_string(), plan.timeline, self.epoch());
+        let settles = plan.purpose == Purpose::Failover;
         InstanceDuty {
             instance: plan.id,
             purpose: plan.purpose,
@@ -141,16 +234,11 @@ impl Duty<'_> {
             permit: plan.permitted.then(permit),
             probe: plan.probe,
             keep_as: plan.keep_as.clone(),
-            settle_as: None,
+            settle_as: settles.then(|| self.end(plan.site).machine.clone()),
         }
     }
 
-    fn permit(
-        &self,
-        machine: &str,
-        timeline: TimelineId,
-        epoch: leeward_model::Epoch,
-    ) -> StartPermit {
+    fn permit(&self, machine: &str, timeline: TimelineId, epoch: Epoch) -> StartPermit {
         let terms = PermitTerms {
             item: self.item.id,
             timeline,

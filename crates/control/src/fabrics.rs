@@ -95,7 +95,7 @@ fn container_name(fabric: FabricId) -> String {
 }
 
 fn uses(item: &ItemRow, host: leeward_model::HostId) -> bool {
-    item.plan.source.host == host || item.plan.target.host == host
+    item.plan.primary.host == host || item.plan.recovery.host == host
 }
 
 impl Control {

@@ -2,7 +2,7 @@
 
 use crate::items::{HealthError, Level, LiveAt, live_at};
 use crate::world::World;
-use leeward_model::{Code, Problem, Protection, SourceState};
+use leeward_model::{Code, Problem, Protection, Site, SourceState};
 
 /// Everything that is wrong with the item of `world`, worst first.
 pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthError> {
@@ -21,7 +21,8 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
         let what = format!("{} was failed over; the old machine is not known to be off", item.name);
         add(Level::Critical, Code::BOTH_MAY_BE_LIVE.problem(what));
     }
-    if let Some(note) = world.source_now().and_then(|seen| seen.divergent.as_ref()) {
+    let noted = [Site::Primary, Site::Recovery].map(|site| world.machine_now(site));
+    for note in noted.iter().flatten().filter_map(|seen| seen.divergent.as_ref()) {
         let what = format!("{}: what it wrote is kept as point {}", item.name, note.name);
         add(Level::Warning, Code::STALE_MACHINE_FENCED.problem(what));
     }
@@ -30,13 +31,14 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
         Protection::Protected
             | Protection::Resynchronizing { .. }
             | Protection::InitialReplication { .. }
+            | Protection::Reprotecting { .. }
     );
-    if !world.target.sight.connected {
-        let what = format!("target host {} is not connected", world.target.name);
+    if !world.target().sight.connected {
+        let what = format!("target host {} is not connected", world.target().name);
         add(Level::Critical, Code::TARGET_AWAY.problem(what));
     }
-    if replicating && !world.source.sight.connected {
-        let what = format!("source host {} of {} is not connected", world.source.name, item.name);
+    if replicating && !world.source().sight.connected {
+        let what = format!("source host {} of {} is not connected", world.source().name, item.name);
         add(Level::Critical, Code::ROLE_AWAY.problem(what));
     }
     if let Protection::Resynchronizing { reason, .. } = &item.state.protection {
@@ -51,8 +53,17 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
     if replicating && let Some(problem) = world.source_now().and_then(|s| s.problem.as_ref()) {
         add(Level::Warning, problem.clone());
     }
-    if let Some(problem) = world.target_now().and_then(|seen| seen.problem.as_ref()) {
-        add(Level::Critical, problem.clone());
+    for site in [Site::Primary, Site::Recovery] {
+        let seen = world.replica_now(site).and_then(|seen| seen.problem.as_ref());
+        if let Some(problem) = seen {
+            let level = if site == world.target_site() { Level::Critical } else { Level::Warning };
+            add(level, problem.clone());
+        }
+    }
+    if let Some((_, Err(problem))) =
+        world.machine_now(world.target_site()).and_then(|seen| seen.seeded.clone())
+    {
+        add(Level::Warning, problem);
     }
     for plan in &item.plan.instances {
         if let Some(problem) = world.instance_now(plan.id).and_then(|seen| seen.problem.as_ref()) {

@@ -1,17 +1,19 @@
 //! Protected items: use cases, views, and `record`, the only writer of protection state.
 
+mod live;
 mod record;
 mod start;
+mod turn;
 mod view;
 
-pub(crate) use record::record;
-pub(crate) use view::live_at;
+pub(crate) use live::live_at;
+pub(crate) use record::{no_item, record};
 
 use crate::fabrics::fabric_row;
-use crate::{Control, ControlError, error::Result, jobs::Scenario, store};
+use crate::{Control, ControlError, ErrorKind, error::Result, jobs::Scenario, store};
 use leeward_model::{
-    Branch, Epoch, FabricId, HostId, InstanceId, ItemId, JobId, MachineSpec, MachineState, PointId,
-    Policy, Position, Problem, ProtectedItem, Site, UnixMillis, VaultId,
+    Branch, Code, Epoch, FabricId, HostId, InstanceId, ItemId, JobId, MachineSpec, MachineState,
+    PointChoice, PointId, Policy, Position, Problem, ProtectedItem, Site, UnixMillis, VaultId,
 };
 use leeward_wire::message::{
     CopyProgress, CycleFigures, DivergentNote, NewestPoint, ProbeResult, Purpose, Stage,
@@ -58,6 +60,92 @@ pub enum KeepPoints {
     Delete,
 }
 
+/// Why protection ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DisableReason {
+    /// It is no longer wanted.
+    #[default]
+    Normal,
+    /// The machine stays where it was failed over to and never returns (F-005). The old one is
+    /// left off and is not deleted.
+    MigrationComplete,
+}
+
+/// What a planned failover sends before the machine is shut down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyncOption {
+    /// What differs, while the machine runs; the rest while it is down.
+    #[default]
+    ForDownTime,
+    /// All of it in one go, without a comparison: not supported yet.
+    ForSynchronization,
+}
+
+/// How to fail over without losing anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedSpec {
+    /// Which point; none means the final one, which is what all but a chosen point mean.
+    pub point: Option<PointChoice>,
+    /// Wait for a person's word, with the machine running, before it is shut down (F-098, F-110).
+    pub wait_to_complete: bool,
+    /// What is sent before.
+    pub sync: SyncOption,
+}
+
+/// How to protect a failed-over machine in the other direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReprotectSpec {
+    /// Id or name of the host to go to; none means the one that was left (F-111).
+    pub host: Option<String>,
+}
+
+/// What is wanted of the machine at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunView {
+    /// Nothing: there is none, or it is made from a point and not handed over yet.
+    None,
+    /// It is replicated.
+    Replicate,
+    /// It is being shut down.
+    ShutDown,
+    /// It stays off.
+    Fenced,
+    /// It stays off, and its disks are read for the way back.
+    Seed,
+    /// It lives there, and nothing replicates it.
+    Live,
+    /// It is given back to its owner.
+    Release,
+}
+
+/// Is what an item has at one of its sites.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndView {
+    /// The site.
+    pub site: Site,
+    /// The host.
+    pub host: HostId,
+    /// Name of it.
+    pub host_name: String,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Name of the machine there.
+    pub machine: String,
+    /// What is wanted of it.
+    pub run: RunView,
+    /// Its run state; unknown while the host is away.
+    pub machine_state: MachineState,
+    /// The newest point of this site's own store, on any timeline.
+    pub newest: Option<NewestPoint>,
+    /// Number of points in this site's own store.
+    pub points: Option<u64>,
+    /// Bytes in this site's own store.
+    pub stored_bytes: Option<u64>,
+}
+
 /// What can be done with an item, in the API's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are the API's own words")]
@@ -70,6 +158,10 @@ pub enum Operation {
     Commit,
     RepairReplication,
     DisableProtection,
+    PlannedFailover,
+    ReverseReplicate,
+    FinalizeFailback,
+    CompleteMigration,
 }
 
 /// How serious a health error is.
@@ -112,6 +204,8 @@ pub enum LiveAt {
 pub struct InstanceView {
     /// Its id.
     pub id: InstanceId,
+    /// The site whose host makes it.
+    pub site: Site,
     /// What it is for.
     pub purpose: Purpose,
     /// The point it started from.
@@ -209,6 +303,9 @@ pub struct ItemView {
     pub stored_bytes: Option<u64>,
     /// What a fenced source wrote after the last common point.
     pub divergent: Option<DivergentNote>,
+    /// What it has at the primary and at the recovery site, in this order. The fields above that
+    /// speak of a source and a target host mean the primary and the recovery host all the same.
+    pub ends: [EndView; 2],
     /// Machines made from its points.
     pub instances: Vec<InstanceView>,
     /// The job that changes its state now: scenario, job, begin.
@@ -225,11 +322,17 @@ pub struct ItemView {
     pub epoch: Epoch,
 }
 
+/// The refusal when the item has ended because its migration was completed (F-005).
+fn migrated(name: &str) -> ControlError {
+    let what = format!("{name} was migrated for good: the item has ended");
+    ControlError::new(ErrorKind::NotFound, Code::MIGRATED, what)
+}
+
 impl Control {
     /// Finds an item by its source fabric's name and its own.
     ///
     /// # Errors
-    /// NotFound.
+    /// NotFound, with `MIGRATED` when its migration was completed.
     pub async fn item_get(&self, vault: VaultId, fabric: &str, name: &str) -> Result<ItemView> {
         let mut tx = self.store().read().await?;
         let fabric = fabric_row(&mut tx, vault, fabric).await?;
@@ -237,18 +340,25 @@ impl Control {
         let row = items
             .into_iter()
             .find(|item| item.fabric == fabric.id && item.name.eq_ignore_ascii_case(name));
-        let row = row.ok_or_else(|| ControlError::not_found(format!("there is no item {name}")))?;
+        let Some(row) = row else {
+            let known = store::items::migrated_name(&mut tx, fabric.id, name).await?;
+            return Err(match known {
+                Some(name) => migrated(&name),
+                None => ControlError::not_found(format!("there is no item {name}")),
+            });
+        };
         self.item_show(&mut tx, row).await
     }
 
     /// Finds an item by id.
     ///
     /// # Errors
-    /// NotFound.
+    /// NotFound, with `MIGRATED` when its migration was completed.
     pub async fn item_find(&self, item: ItemId) -> Result<ItemView> {
         let mut tx = self.store().read().await?;
-        let row = store::items::find(&mut tx, item).await?;
-        let row = row.ok_or_else(|| ControlError::not_found(format!("there is no item {item}")))?;
+        let Some(row) = store::items::find(&mut tx, item).await? else {
+            return Err(no_item(&mut tx, item).await);
+        };
         self.item_show(&mut tx, row).await
     }
 

@@ -4,10 +4,15 @@ mod cancel_failover;
 mod change_point;
 mod cleanup_test;
 mod commit;
+mod complete_migration;
 mod disable;
 mod enable_protection;
 mod failover;
 mod finalize_protection;
+mod finalize_reprotect;
+mod planned_failover;
+mod replaced;
+pub(crate) mod reprotect;
 mod resync;
 mod start;
 mod test_failover;
@@ -20,9 +25,12 @@ pub(crate) mod kinds {
     pub(crate) use super::change_point::ChangePoint;
     pub(crate) use super::cleanup_test::CleanupTest;
     pub(crate) use super::commit::CommitFailover;
+    pub(crate) use super::complete_migration::CompleteMigration;
     pub(crate) use super::disable::DisableProtection;
     pub(crate) use super::enable_protection::EnableProtection;
     pub(crate) use super::failover::{Chosen, Failover};
+    pub(crate) use super::planned_failover::PlannedFailover;
+    pub(crate) use super::replaced::Replaced;
     pub(crate) use super::resync::Resync;
     pub(crate) use super::test_failover::TestFailover;
     pub(crate) use super::way_back::WayBack;
@@ -52,6 +60,10 @@ pub enum Scenario {
     ChangePit,
     CommitFailover,
     DisableProtection,
+    PlannedFailover,
+    ReverseReplication,
+    SecondaryIrCompletion,
+    CompleteMigration,
     Resynchronize,
     CreateSite,
     DeleteSite,
@@ -206,6 +218,10 @@ pub(crate) fn registry() -> Registry<World> {
         .with::<enable_protection::EnableProtection>()
         .with::<failover::Failover>()
         .with::<finalize_protection::FinalizeProtection>()
+        .with::<complete_migration::CompleteMigration>()
+        .with::<finalize_reprotect::FinalizeReprotect>()
+        .with::<planned_failover::PlannedFailover>()
+        .with::<reprotect::Reprotect>()
         .with::<resync::Resync>()
         .with::<test_failover::TestFailover>()
         .with::<start::Instant>()

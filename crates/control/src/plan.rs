@@ -1,40 +1,75 @@
 //! What is wanted of the hosts for one item: stored with the item, turned into assignments.
 
-use leeward_model::{Branch, HostId, InstanceId, JobId, PointId, Position, TimelineId};
+use leeward_model::{Branch, HostId, InstanceId, JobId, PointId, Position, Site, TimelineId};
 use leeward_wire::message::{KeepAs, Purpose, Stage};
 use serde::{Deserialize, Serialize};
 
-/// Is the desired state of an item at its hosts.
+/// Is the desired state of an item at its hosts. Which end is the source says its direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    pub(crate) source: SourcePlan,
-    pub(crate) target: TargetPlan,
-    /// Machines made from points, all at the target; stopped ones keep their work.
+    pub(crate) primary: End,
+    pub(crate) recovery: End,
+    /// Hosts that were an end before: a machine that stayed there stays fenced.
+    #[serde(default)]
+    pub(crate) left: Vec<Left>,
+    /// The timeline that the live machine writes. Its parent is where unchanged data lie in the
+    /// target's store, which after a seed is not what the machine descends from.
+    pub(crate) branch: Branch,
+    /// What the live machine's data descend from: points up to there are points of its line.
+    pub(crate) history: Option<Position>,
+    /// Number of the newest request to compare the whole machine.
+    pub(crate) resync: u64,
+    /// Machines made from points; stopped ones keep their work.
     pub(crate) instances: Vec<InstancePlan>,
+    /// The machine of the last failover, by the id it had as an instance.
+    #[serde(default)]
+    pub(crate) live: Option<InstanceId>,
     /// Newest point of the source's timeline when a failover's fence was durable.
     pub(crate) fenced_at: Option<(PointId, Position)>,
     /// Whether the source machine ran when the last failover began, so that a way back starts it.
     pub(crate) source_ran: bool,
+    /// Whether a planned failover waits for points: they are cut as often as possible.
+    #[serde(default)]
+    pub(crate) hurry: bool,
+    /// Whether the last failover left a machine that nothing replicated: none replicates back.
+    #[serde(default)]
+    pub(crate) one_way: bool,
 }
 
-/// Is what the source host shall do.
+/// Is what an item has at one of its sites.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SourcePlan {
+pub(crate) struct End {
     pub(crate) host: HostId,
-    /// The timeline that the source's writes are.
-    pub(crate) branch: Branch,
+    /// Name of the machine there.
+    pub(crate) machine: String,
     pub(crate) run: RunPlan,
-    /// Number of the newest request to compare the whole machine.
-    pub(crate) resync: u64,
+    pub(crate) replica: TargetRun,
     /// The assignment's generation that first had `run`.
-    pub(crate) since: u64,
+    pub(crate) run_since: u64,
+    /// The assignment's generation that first had `replica`.
+    pub(crate) replica_since: u64,
+    /// The place in this end's own store that its machine started from.
+    pub(crate) base: Option<Position>,
+    /// The same of the machine before, which a way back returns to.
+    #[serde(default)]
+    pub(crate) former_base: Option<Position>,
+    /// Whether a machine was left here that must stay off unless something else is wanted of it.
+    pub(crate) stale: bool,
 }
 
-/// What the source machine shall do. Only `Replicate` carries a start permit.
+/// Is a machine on a host that is no end of the item any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Left {
+    pub(crate) host: HostId,
+    pub(crate) machine: String,
+    pub(crate) site: Site,
+}
+
+/// What the machine of an end shall do. Only `Replicate` and `Live` carry a start permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "run", rename_all = "kebab-case")]
 pub(crate) enum RunPlan {
-    /// Nothing yet.
+    /// Nothing: there is none, or it is an instance still.
     Unassigned,
     /// Run as its owner likes, and replicate.
     Replicate {
@@ -42,20 +77,15 @@ pub(crate) enum RunPlan {
         start: Option<JobId>,
     },
     /// Shut down and send the last delta.
-    ShutDown { job: JobId, timeout_ms: u64 },
+    ShutDown { job: JobId, timeout_ms: u64, power_off: bool },
     /// Never run again.
     Fenced,
+    /// Never run again; its disks become a point of this end's own store.
+    Seed { job: JobId, timeline: TimelineId, base: Option<Position> },
+    /// Run as its owner likes; nothing replicates it.
+    Live,
     /// Protection ended.
     Release,
-}
-
-/// Is what the target host shall do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TargetPlan {
-    pub(crate) host: HostId,
-    pub(crate) wanted: TargetRun,
-    /// The assignment's generation that first had `wanted`.
-    pub(crate) since: u64,
 }
 
 /// What the replica shall do.
@@ -76,6 +106,8 @@ pub(crate) enum TargetRun {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InstancePlan {
     pub(crate) id: InstanceId,
+    /// The site whose host makes it, from a point of its own store.
+    pub(crate) site: Site,
     pub(crate) purpose: Purpose,
     pub(crate) point: PointId,
     pub(crate) position: Position,
@@ -89,12 +121,74 @@ pub(crate) struct InstancePlan {
     pub(crate) since: u64,
 }
 
+/// The other of two sites.
+pub(crate) fn other(site: Site) -> Site {
+    match site {
+        Site::Primary => Site::Recovery,
+        Site::Recovery => Site::Primary,
+    }
+}
+
+impl RunPlan {
+    /// Whether the machine may run by it.
+    pub(crate) fn permits(self) -> bool {
+        matches!(self, RunPlan::Replicate { .. } | RunPlan::Live)
+    }
+}
+
+impl End {
+    /// An end of which nothing is wanted yet.
+    pub(crate) fn new(host: HostId, machine: String) -> End {
+        End {
+            host,
+            machine,
+            run: RunPlan::Unassigned,
+            replica: TargetRun::Unassigned,
+            run_since: 0,
+            replica_since: 0,
+            base: None,
+            former_base: None,
+            stale: false,
+        }
+    }
+
+    /// What is wanted of its machine when nothing else is.
+    pub(crate) fn rest(&self) -> RunPlan {
+        if self.stale { RunPlan::Fenced } else { RunPlan::Unassigned }
+    }
+
+    /// Whether its store has, or may have, points of the item.
+    pub(crate) fn has_store(&self) -> bool {
+        matches!(self.replica, TargetRun::Receive | TargetRun::Hold)
+    }
+}
+
 impl Plan {
+    pub(crate) fn end(&self, site: Site) -> &End {
+        match site {
+            Site::Primary => &self.primary,
+            Site::Recovery => &self.recovery,
+        }
+    }
+
+    pub(crate) fn end_mut(&mut self, site: Site) -> &mut End {
+        match site {
+            Site::Primary => &mut self.primary,
+            Site::Recovery => &mut self.recovery,
+        }
+    }
+
+    /// The hosts that have something to do for the item.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = HostId> {
+        let left = self.left.iter().map(|left| left.host);
+        [self.primary.host, self.recovery.host].into_iter().chain(left)
+    }
+
     /// Counts who may run as the protected machine. More than one would split its data.
     pub(crate) fn writers(&self) -> usize {
-        let source = matches!(self.source.run, RunPlan::Replicate { .. });
+        let machines = [&self.primary, &self.recovery].into_iter().filter(|end| end.run.permits());
         let instances = self.instances.iter();
-        usize::from(source)
+        machines.count()
             + instances.filter(|i| i.permitted && i.purpose == Purpose::Failover).count()
     }
 
@@ -106,12 +200,11 @@ impl Plan {
         self.instances.iter_mut().find(|instance| instance.id == id)
     }
 
-    /// Whether `position` is on the line that the source continues.
+    /// Whether `position` is on the line that the live machine continues.
     pub(crate) fn on_line(&self, position: Position) -> bool {
-        let branch = self.source.branch;
-        position.timeline == branch.timeline
-            || branch
-                .parent
+        position.timeline == self.branch.timeline
+            || self
+                .history
                 .is_some_and(|p| p.timeline == position.timeline && position.lsn <= p.lsn)
     }
 }

@@ -77,7 +77,7 @@ impl Control {
         let mut hosts = std::collections::BTreeSet::new();
         for item in store::items::of_vault(&mut tx, vault).await? {
             if item.policy.eq_ignore_ascii_case(&row.name) {
-                hosts.extend([item.plan.source.host, item.plan.target.host]);
+                hosts.extend(item.plan.hosts());
             }
         }
         for host in &hosts {

@@ -29,7 +29,7 @@ pub struct Registration {
 pub struct JoinRequest {
     /// Its name; 1 to 64 bytes of letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// Where its store is dialled, `address:port`; none when it can only be a source.
+    /// Where it is dialled for data, `address:port`; none when it only dials others.
     pub data_address: Option<String>,
 }
 
@@ -120,9 +120,11 @@ impl Control {
         store::hosts::join(&mut tx, fabric.id, row.id).await?;
         let mut told = Vec::new();
         for item in store::items::of_host(&mut tx, row.id).await? {
-            // Its address may be another one now, and sources are told where to dial.
-            store::hosts::bump(&mut tx, item.plan.source.host).await?;
-            told.push(item.plan.source.host);
+            // Its address may be another one now, and the other end is told where to dial.
+            for host in [item.plan.primary.host, item.plan.recovery.host] {
+                store::hosts::bump(&mut tx, host).await?;
+                told.push(host);
+            }
         }
         store::commit(tx).await?;
         self.publish(&told).await?;

@@ -4,7 +4,10 @@ mod enumeration;
 mod rules;
 mod story;
 
-use crate::items::{EnableSpec, ItemView, KeepPoints, LiveAt, Operation, Shutdown};
+use crate::items::{
+    DisableReason, EnableSpec, ItemView, KeepPoints, LiveAt, Operation, PlannedSpec, ReprotectSpec,
+    RunView, Shutdown,
+};
 use crate::jobs::{JobView, RunState};
 use crate::mappings::MappingSpec;
 use crate::policies::PolicySpec;

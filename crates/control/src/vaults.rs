@@ -171,7 +171,9 @@ impl Control {
             };
             store::hosts::save(&mut tx, &row).await?;
             for item in store::items::of_host(&mut tx, local.id).await? {
-                store::hosts::bump(&mut tx, item.plan.source.host).await?;
+                for host in [item.plan.primary.host, item.plan.recovery.host] {
+                    store::hosts::bump(&mut tx, host).await?;
+                }
             }
         }
         store::commit(tx).await?;

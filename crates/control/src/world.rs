@@ -2,17 +2,17 @@
 
 use crate::events::{EventView, Severity};
 use crate::hosts::HostSight;
-use crate::plan::{InstancePlan, RunPlan, TargetRun, rank};
+use crate::plan::{End, InstancePlan, RunPlan, TargetRun, other, rank};
 use crate::store::items::ItemRow;
 use crate::store::jobs::JobRow;
 use crate::{Now, clock::Draw};
 use leeward_durable::{Outcome, StepError};
 use leeward_model::{
     Branch, Code, Event, HostId, InstanceId, JobId, MachineState, Policy, Problem, ProtectedItem,
-    Protection, SourceState, TimelineId,
+    Protection, Site, SourceState, TimelineId,
 };
 use leeward_wire::message::{
-    CapturePhase, InstanceObserved, NewestPoint, SourceObserved, Stage, TargetObserved,
+    CapturePhase, InstanceObserved, NewestPoint, Purpose, SourceObserved, Stage, TargetObserved,
 };
 use std::sync::Arc;
 
@@ -47,14 +47,18 @@ pub(crate) struct World {
     /// None once the item is gone.
     pub(crate) item: Option<ItemRow>,
     pub(crate) policy: Policy,
-    pub(crate) source: HostFacts,
-    pub(crate) target: HostFacts,
+    pub(crate) primary: HostFacts,
+    pub(crate) recovery: HostFacts,
     /// Effects: what was applied to the item.
     pub(crate) events: Vec<Event>,
     /// Effects: what operators read.
     pub(crate) notes: Vec<EventView>,
     /// Effects: jobs to start.
     pub(crate) jobs: Vec<JobRow>,
+    /// Effects: jobs to ask to go back.
+    pub(crate) cancels: Vec<JobId>,
+    /// Effects: whether the item ends because its migration is complete.
+    pub(crate) migrated: bool,
 }
 
 /// Turns a problem of the model into one of the engine.
@@ -123,9 +127,43 @@ impl World {
         if same { Ok(()) } else { self.apply(Event::SourceSeen { source }) }
     }
 
-    /// What "its host says that it is off" is, now.
-    pub(crate) fn confirmed_off(&self) -> SourceState {
-        SourceState::ConfirmedOff { by: format!("host {}", self.source.name), at: self.now.wall.0 }
+    /// The host of a site.
+    pub(crate) fn host(&self, site: Site) -> &HostFacts {
+        match site {
+            Site::Primary => &self.primary,
+            Site::Recovery => &self.recovery,
+        }
+    }
+
+    /// The site that receives, or that a failover goes to.
+    pub(crate) fn target_site(&self) -> Site {
+        self.item.as_ref().map_or(Site::Recovery, ItemRow::target_site)
+    }
+
+    /// The other site: the one that the machine writes at, or is leaving.
+    pub(crate) fn source_site(&self) -> Site {
+        other(self.target_site())
+    }
+
+    /// The source's host.
+    pub(crate) fn source(&self) -> &HostFacts {
+        self.host(self.source_site())
+    }
+
+    /// The target's host.
+    pub(crate) fn target(&self) -> &HostFacts {
+        self.host(self.target_site())
+    }
+
+    /// The end at a site.
+    pub(crate) fn end(&self, site: Site) -> Result<&End, StepError> {
+        Ok(self.item()?.plan.end(site))
+    }
+
+    /// What "the host of `site` says that the machine is off" is, now.
+    pub(crate) fn confirmed_off(&self, site: Site) -> SourceState {
+        let by = format!("host {}", self.host(site).name);
+        SourceState::ConfirmedOff { by, at: self.now.wall.0 }
     }
 
     /// Notes something for operators.
@@ -144,35 +182,60 @@ impl World {
         });
     }
 
-    /// What the source host sees of the item; none while it is away.
+    /// What the host of `site` sees of the item's machine; none while it is away.
+    pub(crate) fn machine_now(&self, site: Site) -> Option<&SourceObserved> {
+        let item = self.item.as_ref()?;
+        let sight = &self.host(site).sight;
+        sight.connected.then(|| sight.item(item.id)?.source.as_ref())?
+    }
+
+    /// What the source host sees of the machine; none while it is away.
     pub(crate) fn source_now(&self) -> Option<&SourceObserved> {
-        let item = self.item.as_ref()?;
-        self.source.sight.connected.then(|| self.source.sight.item(item.id)?.source.as_ref())?
+        self.machine_now(self.source_site())
     }
 
-    /// What the target host sees of the item; none while it is away.
+    /// What the host of `site` sees of its replica; none while it is away.
+    pub(crate) fn replica_now(&self, site: Site) -> Option<&TargetObserved> {
+        let item = self.item.as_ref()?;
+        let sight = &self.host(site).sight;
+        sight.connected.then(|| sight.item(item.id)?.target.as_ref())?
+    }
+
+    /// What the target host sees of the replica; none while it is away.
     pub(crate) fn target_now(&self) -> Option<&TargetObserved> {
-        let item = self.item.as_ref()?;
-        self.target.sight.connected.then(|| self.target.sight.item(item.id)?.target.as_ref())?
+        self.replica_now(self.target_site())
     }
 
-    /// What the target host sees of an instance; none while it is away.
+    /// What its host sees of an instance; none while it is away.
     pub(crate) fn instance_now(&self, id: InstanceId) -> Option<&InstanceObserved> {
         let item = self.item.as_ref()?;
-        let sight = self.target.sight.connected.then_some(&self.target.sight)?;
+        let site = item.plan.instance(id)?.site;
+        let sight = Some(&self.host(site).sight).filter(|sight| sight.connected)?;
         sight.item(item.id)?.instances.iter().find(|seen| seen.instance == id)
+    }
+
+    /// The host that makes an instance.
+    pub(crate) fn instance_host(&self, id: InstanceId) -> &HostFacts {
+        let plan = self.item.as_ref().and_then(|item| item.plan.instance(id));
+        self.host(plan.map_or(self.target_site(), |plan| plan.site))
+    }
+
+    /// Run state of the owner's machine of `site` as its host tells it now.
+    pub(crate) fn machine_at(&self, site: Site) -> MachineState {
+        let Some(item) = &self.item else { return MachineState::Unknown };
+        if let Some(seen) = self.machine_now(site) {
+            return seen.machine;
+        }
+        let host = self.host(site);
+        let observed = host.sight.observed.as_ref().filter(|_| host.sight.connected);
+        let name = &item.plan.end(site).machine;
+        let machine = observed.and_then(|seen| seen.machines.iter().find(|m| m.spec.name == *name));
+        machine.map_or(MachineState::Unknown, |machine| machine.state)
     }
 
     /// Run state of the source machine as its host tells it now.
     pub(crate) fn source_machine(&self) -> MachineState {
-        if let Some(seen) = self.source_now() {
-            return seen.machine;
-        }
-        let observed = self.source.sight.observed.as_ref().filter(|_| self.source.sight.connected);
-        let name = self.item.as_ref().map(|item| item.machine.as_str());
-        let machine = observed
-            .and_then(|seen| seen.machines.iter().find(|m| Some(m.spec.name.as_str()) == name));
-        machine.map_or(MachineState::Unknown, |machine| machine.state)
+        self.machine_at(self.source_site())
     }
 
     /// The newest complete point of the line that the source continues.
@@ -181,45 +244,75 @@ impl World {
         self.target_now()?.newest.as_ref().filter(|newest| plan.on_line(newest.position))
     }
 
+    /// Whether the host of `site` has answered the present plan for its machine.
+    pub(crate) fn run_answered(&self, site: Site) -> bool {
+        let since = self.item.as_ref().map_or(0, |item| item.plan.end(site).run_since);
+        let host = self.host(site);
+        host.sight.connected && host.answered() >= since
+    }
+
     /// Whether the source host has answered the present run plan.
     pub(crate) fn source_answered(&self) -> bool {
-        let since = self.item.as_ref().map_or(0, |item| item.plan.source.since);
-        self.source.sight.connected && self.source.answered() >= since
+        self.run_answered(self.source_site())
+    }
+
+    /// Whether the host of `site` has answered the present plan for its replica.
+    pub(crate) fn replica_answered(&self, site: Site) -> bool {
+        let since = self.item.as_ref().map_or(0, |item| item.plan.end(site).replica_since);
+        let host = self.host(site);
+        host.sight.connected && host.answered() >= since
     }
 
     /// Whether the target host has answered the present replica plan.
     pub(crate) fn target_answered(&self) -> bool {
-        let since = self.item.as_ref().map_or(0, |item| item.plan.target.since);
-        self.target.sight.connected && self.target.answered() >= since
+        self.replica_answered(self.target_site())
+    }
+
+    /// Wants `run` of the machine at `site`.
+    pub(crate) fn run_at(&mut self, site: Site, run: RunPlan) -> Result<(), StepError> {
+        let since = self.host(site).generation + 1;
+        let end = self.item_mut()?.plan.end_mut(site);
+        if end.run != run {
+            (end.run, end.run_since) = (run, since);
+        }
+        Ok(())
     }
 
     /// Wants `run` of the source machine.
     pub(crate) fn source_run(&mut self, run: RunPlan) -> Result<(), StepError> {
-        let since = self.source.generation + 1;
-        let plan = &mut self.item_mut()?.plan.source;
-        if plan.run != run {
-            (plan.run, plan.since) = (run, since);
+        self.run_at(self.source_site(), run)
+    }
+
+    /// Wants nothing of the machine at `site`, but that it stays off if it was left.
+    pub(crate) fn rest_at(&mut self, site: Site) -> Result<(), StepError> {
+        let rest = self.end(site)?.rest();
+        self.run_at(site, rest)
+    }
+
+    /// Wants `wanted` of the replica at `site`.
+    pub(crate) fn replica_at(&mut self, site: Site, wanted: TargetRun) -> Result<(), StepError> {
+        let since = self.host(site).generation + 1;
+        let end = self.item_mut()?.plan.end_mut(site);
+        if end.replica != wanted {
+            (end.replica, end.replica_since) = (wanted, since);
         }
         Ok(())
     }
 
-    /// Wants `wanted` of the replica.
+    /// Wants `wanted` of the target's replica.
     pub(crate) fn target_run(&mut self, wanted: TargetRun) -> Result<(), StepError> {
-        let since = self.target.generation + 1;
-        let plan = &mut self.item_mut()?.plan.target;
-        if plan.wanted != wanted {
-            (plan.wanted, plan.since) = (wanted, since);
-        }
-        Ok(())
+        self.replica_at(self.target_site(), wanted)
     }
 
     /// Opens a new timeline for the source under the present epoch, from the fenced place.
     pub(crate) fn open_branch(&mut self, timeline: TimelineId) -> Result<(), StepError> {
         let item = self.item_mut()?;
-        let old = item.plan.source.branch;
-        if old.timeline != timeline {
-            let parent = item.plan.fenced_at.map(|(_, position)| position).or(old.parent);
-            item.plan.source.branch = Branch { timeline, parent, epoch: item.state.epoch };
+        let plan = &mut item.plan;
+        if plan.branch.timeline != timeline {
+            let fenced_at = plan.fenced_at.map(|(_, position)| position);
+            let parent = fenced_at.or(plan.branch.parent);
+            plan.history = fenced_at.or(plan.history);
+            plan.branch = Branch { timeline, parent, epoch: item.state.epoch };
         }
         Ok(())
     }
@@ -230,7 +323,7 @@ impl World {
         id: InstanceId,
         change: impl FnOnce(&mut InstancePlan),
     ) -> Result<(), StepError> {
-        let since = self.target.generation + 1;
+        let since = self.instance_host(id).generation + 1;
         if let Some(plan) = self.item_mut()?.plan.instance_mut(id) {
             let before = plan.clone();
             change(plan);
@@ -241,10 +334,10 @@ impl World {
         Ok(())
     }
 
-    /// What the target host sees of an instance, if that answers its present plan.
+    /// What its host sees of an instance, if that answers its present plan.
     pub(crate) fn instance_answer(&self, id: InstanceId) -> Option<&InstanceObserved> {
         let plan = self.item.as_ref()?.plan.instance(id)?;
-        self.instance_now(id).filter(|_| self.target.answered() >= plan.since)
+        self.instance_now(id).filter(|_| self.instance_host(id).answered() >= plan.since)
     }
 
     /// Wants an instance to be at least at `stage`, and waits for it.
@@ -256,7 +349,7 @@ impl World {
             }
             plan.permitted |= permitted;
         })?;
-        let name = self.target.name.clone();
+        let name = self.instance_host(id).name.clone();
         let Some(seen) = self.instance_now(id) else {
             return pending(format!("host {name} to report machine {id}"));
         };
@@ -282,7 +375,8 @@ impl World {
             plan.keep_as = None;
         })?;
         let Some(plan) = self.item()?.plan.instance(id) else { return Ok(true) };
-        let answered = self.target.sight.connected && self.target.answered() >= plan.since;
+        let host = self.instance_host(id);
+        let answered = host.sight.connected && host.answered() >= plan.since;
         let gone = self.instance_now(id).is_none_or(|seen| seen.stage == Stage::Absent);
         if answered && gone {
             self.item_mut()?.plan.instances.retain(|plan| plan.id != id);
@@ -290,12 +384,27 @@ impl World {
         Ok(answered && gone)
     }
 
-    /// Whether the source host says that the machine is fenced and off.
-    pub(crate) fn source_is_fenced(&self) -> bool {
-        self.source_answered()
-            && self.source_now().is_some_and(|seen| {
+    /// Whether the host of `site` says that its machine is fenced and off.
+    pub(crate) fn is_fenced(&self, site: Site) -> bool {
+        self.run_answered(site)
+            && self.machine_now(site).is_some_and(|seen| {
                 seen.phase == CapturePhase::Fenced && seen.machine == MachineState::Off
             })
+    }
+
+    /// Whether the source host says that nothing of the item runs there any more.
+    pub(crate) fn source_is_off(&self) -> bool {
+        let site = self.source_site();
+        let Some(item) = &self.item else { return false };
+        let mut made = item.plan.instances.iter().filter(|plan| {
+            plan.site == site && plan.purpose == Purpose::Failover && plan.stage == Stage::Stopped
+        });
+        match item.plan.end(site).run {
+            RunPlan::Fenced => self.is_fenced(site),
+            _ => made.all(|plan| {
+                self.instance_answer(plan.id).is_some_and(|seen| seen.machine == MachineState::Off)
+            }),
+        }
     }
 
     /// Whether the item's state belongs to the job.

@@ -21,10 +21,16 @@ pub struct Policy {
     pub keep_after_commit_seconds: u64,
     /// How long a guest may take to shut down before a failover goes on without it, in seconds.
     pub shutdown_timeout_seconds: u64,
+    /// Whether a planned failover goes on to protect the machine in the other direction (F-084).
+    /// It does so by itself after a planned failover, and makes a reprotect before the commit
+    /// legal. Off unless it is asked for.
+    #[serde(default)]
+    pub auto_reverse_planned: bool,
 }
 
 impl Default for Policy {
-    /// 5 min points kept for 24 h, RPO threshold 15 min, 7 days after commit, 2 min to shut down.
+    /// 5 min points kept for 24 h, RPO threshold 15 min, 7 days after commit, 2 min to shut down,
+    /// no automatic reverse.
     fn default() -> Self {
         Policy {
             point_interval_ms: 300_000,
@@ -32,6 +38,7 @@ impl Default for Policy {
             rpo_threshold_seconds: 900,
             keep_after_commit_seconds: 7 * 86_400,
             shutdown_timeout_seconds: 120,
+            auto_reverse_planned: false,
         }
     }
 }

@@ -102,11 +102,6 @@ pub enum FailoverOrigin {
         /// Its machine.
         machine: InstanceId,
     },
-    /// [`Protection::Reprotecting`].
-    Reprotecting {
-        /// Its job.
-        job: JobId,
-    },
 }
 
 /// Whether a failover's job has fenced the source.
@@ -417,7 +412,17 @@ impl ProtectedItem {
                 self.commit = Commit::Pending { point };
                 self.active = target;
             }
-            (Event::FailoverAbandoned { job }, Fence::Fenced { .. }, _) => self.abandon(*job),
+            (Event::FailoverAbandoned { job }, Fence::Fenced { before }, _) => match from {
+                // Nothing replicated the machine that was left, so there is nothing to compare.
+                FailoverOrigin::Committed { machine } => {
+                    self.protection = Protection::Committed { machine: *machine };
+                    self.direction = before;
+                    self.epoch = self.epoch.next();
+                }
+                FailoverOrigin::Protected | FailoverOrigin::Resynchronizing { .. } => {
+                    self.abandon(*job);
+                }
+            },
             _ => return false,
         }
         true
@@ -430,11 +435,9 @@ impl ProtectedItem {
                 FailoverOrigin::Resynchronizing { job: *job, reason: reason.clone() }
             }
             Protection::Committed { machine } => FailoverOrigin::Committed { machine: *machine },
-            Protection::Reprotecting { job } => FailoverOrigin::Reprotecting { job: *job },
             _ => return false,
         };
-        let retained =
-            matches!(from, FailoverOrigin::Committed { .. } | FailoverOrigin::Reprotecting { .. });
+        let retained = matches!(from, FailoverOrigin::Committed { .. });
         // After a commit only a retained point will do: there is no newest one of this direction.
         if retained && !matches!(choice, PointChoice::Custom(_)) {
             return false;
@@ -474,7 +477,7 @@ impl ProtectedItem {
                 self.commit = Commit::Done;
                 self.protection = P::Committed { machine: *machine };
             }
-            (P::Reprotecting { .. } | P::Protected, Event::Committed)
+            (P::Reprotecting { .. } | P::Protected | P::Committed { .. }, Event::Committed)
                 if self.commit != Commit::Done =>
             {
                 self.commit = Commit::Done;
@@ -530,7 +533,6 @@ impl FailoverOrigin {
                 Protection::Resynchronizing { job, reason }
             }
             FailoverOrigin::Committed { machine } => Protection::Committed { machine },
-            FailoverOrigin::Reprotecting { job } => Protection::Reprotecting { job },
         }
     }
 }

@@ -48,10 +48,16 @@ pub(crate) fn sample_items() -> Vec<ProtectedItem> {
     ] {
         items.push(ProtectedItem { test, ..item(Protection::Protected) });
     }
-    items.push(ProtectedItem {
-        commit: Commit::Pending { point: POINT },
-        ..item(Protection::Reprotecting { job: JOB })
-    });
+    for protection in [
+        Protection::Reprotecting { job: JOB },
+        Protection::Protected,
+        Protection::Committed { machine: MACHINE },
+    ] {
+        items.push(ProtectedItem { commit: Commit::Pending { point: POINT }, ..item(protection) });
+    }
+    let from = FailoverOrigin::Committed { machine: MACHINE };
+    let choice = PointChoice::Custom(POINT);
+    items.push(failing(choice, Some(POINT), from, Fence::Fenced { before }));
     items
 }
 
@@ -95,14 +101,16 @@ pub(crate) fn sample_events() -> Vec<Event> {
 
 fn label(item: &ProtectedItem) -> String {
     let mut text = item.protection.name();
-    if let Protection::FailingOver { point, fence, .. } = &item.protection {
+    if let Protection::FailingOver { point, fence, from, .. } = &item.protection {
         let fence = match fence {
             Fence::Open => "open",
             Fence::Fenced { .. } => "fenced",
             Fence::Lifted => "lifted",
         };
         let known = if point.is_some() { "point known" } else { "point not known" };
-        let _ = write!(text, " ({fence}, {known})");
+        let committed = matches!(from, FailoverOrigin::Committed { .. });
+        let from = if committed { ", from committed" } else { "" };
+        let _ = write!(text, " ({fence}, {known}{from})");
     }
     match item.test {
         TestState::None => {}

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     ControlError, ErrorKind,
-    items::{EnableSpec, ItemView, KeepPoints, Shutdown},
+    items::{
+        DisableReason, EnableSpec, ItemView, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown,
+    },
 };
 use leeward_model::{Code, Direction, JobId, PointChoice};
 use serde_json::Value;
@@ -102,7 +104,10 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
     let details = properties.object("providerSpecificDetails")?;
     match op {
         Op::ItemPurge => control.item_purge(item.id).await,
-        Op::ItemDisable => control.item_disable(item.id, keep_points(properties)?).await,
+        Op::ItemDisable => {
+            let keep = keep_points(properties)?;
+            control.item_disable(item.id, keep, DisableReason::Normal).await
+        }
         Op::ItemTestFailover => {
             check_direction(properties, item)?;
             check_network(properties)?;
@@ -125,8 +130,10 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
         }
         Op::ItemCommit => control.item_commit(item.id).await,
         Op::ItemResync => control.item_resync(item.id).await,
-        Op::ItemPlannedFailover => control.item_planned_failover(item.id).await,
-        Op::ItemReprotect => control.item_reprotect(item.id).await,
+        Op::ItemPlannedFailover => {
+            control.item_planned_failover(item.id, PlannedSpec::default()).await
+        }
+        Op::ItemReprotect => control.item_reprotect(item.id, ReprotectSpec::default()).await,
         other => Err(ControlError::not_supported(format!("{other:?} is not supported yet"))),
     }
 }

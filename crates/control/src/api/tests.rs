@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    items::{ItemView, LiveAt},
+    items::{EndView, ItemView, LiveAt, RunView},
     testing::Fleet,
     vaults::{VaultKey, VaultSpec, VaultView},
 };
@@ -34,6 +34,25 @@ pub(super) fn vault() -> VaultView {
         recovery_fabric: FabricId::from_u128(2),
         recovery_fabric_name: "recovery-site".into(),
         items: 0,
+    }
+}
+
+fn end(site: Site) -> EndView {
+    let (host, host_name, run) = match site {
+        Site::Primary => (HostId::from_u128(8), "kvm-a", RunView::Replicate),
+        Site::Recovery => (HostId::from_u128(9), "kvm-b", RunView::None),
+    };
+    EndView {
+        site,
+        host,
+        host_name: host_name.into(),
+        connected: true,
+        machine: "web01".into(),
+        run,
+        machine_state: MachineState::Unknown,
+        newest: None,
+        points: None,
+        stored_bytes: None,
     }
 }
 
@@ -78,6 +97,7 @@ pub(super) fn item() -> ItemView {
         sent_bytes: None,
         stored_bytes: None,
         divergent: None,
+        ends: [end(Site::Primary), end(Site::Recovery)],
         instances: Vec::new(),
         running: None,
         running_test: None,

@@ -15,18 +15,20 @@ impl Control {
     pub(crate) async fn world_of(&self, conn: &mut Conn, item: ItemRow) -> Result<World> {
         let now = self.now();
         let policy = store::policies::find(conn, item.vault, &item.policy).await?;
-        let source = self.host_facts(conn, item.plan.source.host).await?;
-        let target = self.host_facts(conn, item.plan.target.host).await?;
+        let primary = self.host_facts(conn, item.plan.primary.host).await?;
+        let recovery = self.host_facts(conn, item.plan.recovery.host).await?;
         Ok(World {
             now,
             draw: self.ports().draw.clone(),
             item: Some(item),
             policy: policy.map(|row| row.spec.policy).unwrap_or_default(),
-            source,
-            target,
+            primary,
+            recovery,
             events: Vec::new(),
             notes: Vec::new(),
             jobs: Vec::new(),
+            cancels: Vec::new(),
+            migrated: false,
         })
     }
 
@@ -51,15 +53,18 @@ impl Control {
             draw: self.ports().draw.clone(),
             item: None,
             policy: leeward_model::Policy::default(),
-            source: nobody(),
-            target: nobody(),
+            primary: nobody(),
+            recovery: nobody(),
             events: Vec::new(),
             notes: Vec::new(),
             jobs: Vec::new(),
+            cancels: Vec::new(),
+            migrated: false,
         })
     }
 
-    async fn host_facts(&self, conn: &mut Conn, host: HostId) -> Result<HostFacts> {
+    /// What is known of a host.
+    pub(crate) async fn host_facts(&self, conn: &mut Conn, host: HostId) -> Result<HostFacts> {
         let row = store::hosts::find(conn, host).await?;
         let row = row.ok_or_else(|| ControlError::not_found(format!("there is no host {host}")))?;
         Ok(HostFacts {
@@ -81,7 +86,7 @@ impl Control {
         let mut world = self.world(&mut tx, Some(item)).await?;
         let before = world.item.clone();
         let Some(row) = &before else {
-            return Err(ControlError::not_found(format!("there is no item {item}")));
+            return Err(no_item(&mut tx, item).await);
         };
         let running = Running(store::jobs::running(&mut tx, row.id).await?);
         let value = change(&mut world, &running)?;
@@ -124,6 +129,15 @@ impl Control {
         store::commit(tx).await?;
         self.publish(&hosts).await?;
         Ok(Some(advance.next))
+    }
+}
+
+/// The refusal when there is no item of that id, or no more.
+pub(crate) async fn no_item(conn: &mut Conn, item: ItemId) -> ControlError {
+    match store::items::migrated(conn, item).await {
+        Ok(Some(name)) => super::migrated(&name),
+        Ok(None) => ControlError::not_found(format!("there is no item {item}")),
+        Err(error) => error.into(),
     }
 }
 
@@ -190,7 +204,11 @@ pub(crate) async fn record(
         }
         let (at, version) = (world.now.wall, item.version + 1);
         store::events::journal(conn, item.id, version, at, &world.events).await?;
-        hosts.extend([item.plan.source.host, item.plan.target.host]);
+        hosts.extend(item.plan.hosts());
+        hosts.extend(before.iter().flat_map(|before| before.plan.hosts()));
+        if world.migrated {
+            store::items::note_migrated(conn, item, at).await?;
+        }
         for host in &hosts {
             store::hosts::bump(conn, *host).await?;
         }
@@ -198,6 +216,14 @@ pub(crate) async fn record(
     if let Some(item) = &world.item {
         for note in &world.notes {
             store::events::append(conn, item.vault, note).await?;
+        }
+    }
+    for job in &world.cancels {
+        let Some(mut row) = store::jobs::find(conn, *job).await? else { continue };
+        let revision = row.record.revision;
+        leeward_durable::request_cancel(&mut row.record);
+        if row.record.revision != revision {
+            store::jobs::update(conn, *job, revision, &row.record).await?;
         }
     }
     for job in &world.jobs {

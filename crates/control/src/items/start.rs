@@ -1,28 +1,28 @@
 //! Starts operations on items: each is one transaction that checks, notes and makes the job.
 
-use super::{EnableSpec, KeepPoints, Shutdown, Started};
+use super::{EnableSpec, Shutdown, Started};
 use crate::error::Result;
 use crate::fabrics::fabric_row;
 use crate::jobs::kinds::{
-    CancelFailover, ChangePoint, Chosen, CleanupTest, CommitFailover, DisableProtection,
-    EnableProtection, Failover, Resync, TestFailover, WayBack,
+    CancelFailover, ChangePoint, Chosen, CleanupTest, CommitFailover, EnableProtection, Failover,
+    Replaced, Resync, TestFailover, WayBack,
 };
-use crate::jobs::{NewJob, Request, Scenario};
-use crate::plan::{Plan, RunPlan, SourcePlan, TargetPlan, TargetRun};
+use crate::jobs::{NewJob, Request, Scenario, reprotect};
+use crate::plan::{End, Plan};
 use crate::policies::policy_row;
 use crate::store::{self, Conn, hosts::HostRow, items::ItemRow, jobs::Lane};
 use crate::vaults::check_name;
-use crate::world::World;
-use crate::{Control, ControlError, ErrorKind};
-use leeward_durable::Job;
+use crate::world::{HostFacts, World};
+use crate::{Control, ControlError, ErrorKind, items::record::Running};
+use leeward_durable::{Job, StepError};
 use leeward_model::{
     Branch, Code, Event, InstanceId, ItemId, JobId, PointChoice, PointId, ProtectedItem,
-    Protection, Site, TestState, VaultId,
+    Protection, TestState, VaultId,
 };
-use leeward_wire::message::Purpose;
+use leeward_wire::message::Stage;
 
 /// Applies what a request starts with. That it does not fit is the caller's error, not ours.
-fn begin(world: &mut World, event: &Event) -> Result<()> {
+pub(super) fn begin(world: &mut World, event: &Event) -> Result<()> {
     let item = item(world)?;
     let possible = item
         .state
@@ -35,11 +35,15 @@ fn begin(world: &mut World, event: &Event) -> Result<()> {
     Ok(())
 }
 
-fn item(world: &World) -> Result<&ItemRow> {
+pub(super) fn item(world: &World) -> Result<&ItemRow> {
     world.item.as_ref().ok_or_else(|| ControlError::not_found("the item is gone"))
 }
 
-fn start<J: Job<Context = World>>(world: &mut World, new: NewJob, memory: &J) -> Result<JobId> {
+pub(super) fn start<J: Job<Context = World>>(
+    world: &mut World,
+    new: NewJob,
+    memory: &J,
+) -> Result<JobId> {
     let id = new.id;
     world
         .start_job(new, memory)
@@ -51,10 +55,11 @@ fn no_point(what: impl Into<String>) -> ControlError {
     ControlError::new(ErrorKind::NotFound, Code::NO_POINT, what)
 }
 
-/// The first host of a mapping's target that has a store.
+/// The host of a mapping's target that takes the replica: one that can be dialled, if there is.
 async fn target_host(conn: &mut Conn, fabric: leeward_model::FabricId) -> Result<HostRow> {
     let hosts = store::hosts::of_fabric(conn, fabric).await?;
-    hosts.into_iter().find(|host| host.data_address.is_some()).ok_or_else(|| {
+    let dialled = hosts.iter().position(|host| host.data_address.is_some()).unwrap_or(0);
+    hosts.into_iter().nth(dialled).ok_or_else(|| {
         let what = "the target site has no host with a store";
         ControlError::new(ErrorKind::Conflict, Code::TARGET_AWAY, what)
     })
@@ -94,6 +99,7 @@ impl Control {
             }
         }
         let target = target_host(&mut tx, mapping.target).await?;
+        let target = self.host_facts(&mut tx, target.id).await?;
         let (id, job) = (self.new_id(), self.new_id());
         let state = ProtectedItem::new(job);
         let branch = Branch { timeline: self.new_id(), parent: None, epoch: state.epoch };
@@ -105,21 +111,22 @@ impl Control {
             name: name.to_owned(),
             policy: policy.name,
             machine_id: machine.id,
-            machine: machine.name,
             extra: spec.extra.clone(),
             plan: Plan {
-                source: SourcePlan {
-                    host: machine.host,
-                    branch,
-                    run: RunPlan::Unassigned,
-                    resync: 0,
-                    since: 0,
-                },
-                target: TargetPlan { host: target.id, wanted: TargetRun::Unassigned, since: 0 },
+                primary: End::new(machine.host, machine.name.clone()),
+                recovery: End::new(target.id, machine_name(&target, &machine.name, id)),
+                left: Vec::new(),
+                branch,
+                history: None,
+                resync: 0,
                 instances: Vec::new(),
+                live: None,
                 fenced_at: None,
                 source_ran: true,
+                hurry: false,
+                one_way: false,
             },
+            machine: machine.name,
             state,
             last_failover: None,
             last_test: None,
@@ -135,50 +142,6 @@ impl Control {
         self.publish(&hosts).await?;
         self.poke();
         Ok(Started { item: id, job })
-    }
-
-    /// Ends protection.
-    ///
-    /// # Errors
-    /// Conflict while another job runs, or while a machine runs from the points to be deleted.
-    pub async fn item_disable(&self, id: ItemId, keep: KeepPoints) -> Result<JobId> {
-        self.item_change(id, |world, running| {
-            let row = item(world)?;
-            running.refuse(&row.name, &[Lane::Main, Lane::Test])?;
-            let job = world.new_id();
-            row.state
-                .apply(&Event::DisableStarted { job })
-                .map_err(|illegal| ControlError::not_now(format!("{}: {illegal}", row.name)))?;
-            if let RunPlan::Replicate { start: Some(owed) } = row.plan.source.run {
-                let seen = world.source_now().and_then(|seen| seen.started.as_ref());
-                let started = seen.is_some_and(|(job, done)| *job == owed && done.is_ok());
-                if !started {
-                    // A released machine is its owner's: nobody would start it any more.
-                    let what = format!(
-                        "the machine of {} was shut down by a job and waits for host {} to start \
-                         it again",
-                        row.name, world.source.name
-                    );
-                    return Err(ControlError::not_now(what));
-                }
-            }
-            let reads = row.plan.instances.iter().find(|plan| {
-                let seen = world.instance_now(plan.id);
-                let whole = seen.and_then(|seen| seen.hydrated_percent).unwrap_or(0.0) >= 100.0;
-                plan.purpose == Purpose::Failover && plan.permitted && !whole
-            });
-            if let Some(plan) = reads.filter(|_| keep == KeepPoints::Delete) {
-                let what = format!(
-                    "machine {} of {} still reads its disks from the points: keep them, or wait",
-                    plan.id, row.name
-                );
-                return Err(ControlError::not_now(what));
-            }
-            let request = Request::Disable { keep };
-            let new = NewJob::asked(job, Lane::Main, Scenario::DisableProtection, request);
-            start(world, new, &DisableProtection { job, keep })
-        })
-        .await
     }
 
     /// Forgets an item without its hosts: not supported yet.
@@ -203,6 +166,7 @@ impl Control {
                 job,
                 choice: chosen,
                 instance: world.new_id(),
+                site: world.target_site(),
                 timeline: world.new_id(),
                 point: None,
             };
@@ -232,7 +196,10 @@ impl Control {
         .await
     }
 
-    /// Fails over (F-070).
+    /// Fails over (F-070). A chosen point decides where to: the site whose store has it.
+    ///
+    /// From a committed item, and from one that is being reprotected, only a retained point will
+    /// do; a reprotect is given up with the request.
     ///
     /// # Errors
     /// Conflict while another job runs or the state does not allow it; NotFound with `NO_POINT`
@@ -245,24 +212,22 @@ impl Control {
     ) -> Result<JobId> {
         let chosen = self.chosen(id, choice).await?;
         self.item_change(id, |world, running| {
-            let row = item(world)?;
-            running.refuse(&row.name, &[Lane::Main])?;
-            if matches!(row.state.protection, Protection::Committed { .. }) {
-                let what = "failover from a retained point after the commit";
-                return Err(ControlError::not_supported(what));
-            }
+            running.refuse(&item(world)?.name, &[Lane::Main])?;
             let job = world.new_id();
-            begin(world, &Event::FailoverStarted { job, choice, target: Site::Recovery })?;
-            let memory = Failover {
-                way_back: way_back(world, job, world.new_id()),
-                choice: chosen,
-                shutdown,
-                timeline: world.new_id(),
-                asked: false,
-                final_point: None,
-                newest: None,
-                point: None,
+            let replaced = replaced(world, running, chosen)?;
+            let usual = world.target_site();
+            let target = match chosen {
+                Chosen::Point(.., site) => site,
+                Chosen::Latest | Chosen::Processed => usual,
             };
+            if replaced.is_none() && target != usual {
+                let what = "the point is in the store of the site where the machine runs, which \
+                            is replicated: choose a point of the other site";
+                return Err(ControlError::not_now(format!("{}: {what}", item(world)?.name)));
+            }
+            begin(world, &Event::FailoverStarted { job, choice, target })?;
+            let mut memory = failover(world, job, chosen, shutdown);
+            memory.way_back.replaced = replaced;
             let request = Request::Failover { choice, shutdown };
             let new = NewJob::asked(job, Lane::Main, Scenario::UnplannedFailover, request);
             start(world, new, &memory)
@@ -291,6 +256,14 @@ impl Control {
                 let what = format!("{} is {state}: there is no failover to cancel", row.name);
                 return Err(ControlError::not_now(what));
             };
+            if row.plan.one_way {
+                let what = format!(
+                    "nothing replicated {} before its last failover, so nothing can be resumed: \
+                     change its recovery point instead",
+                    row.name
+                );
+                return Err(ControlError::not_now(what));
+            }
             let job = world.new_id();
             let memory = CancelFailover { way_back: way_back(world, job, machine) };
             let request = Request::CancelFailover;
@@ -305,7 +278,8 @@ impl Control {
     /// # Errors
     /// As [`Self::item_failover`].
     pub async fn item_change_point(&self, id: ItemId, point: PointId) -> Result<JobId> {
-        let Chosen::Point(point, position) = self.chosen(id, PointChoice::Custom(point)).await?
+        let Chosen::Point(point, position, site) =
+            self.chosen(id, PointChoice::Custom(point)).await?
         else {
             return Err(no_point("no point was named"));
         };
@@ -317,6 +291,11 @@ impl Control {
                 let what = format!("{} is {state}: its point cannot be changed", row.name);
                 return Err(ControlError::not_now(what));
             };
+            if site != row.state.active {
+                let what = "the point is in the other site's store: cancel the failover, or commit \
+                            it and fail over to that point";
+                return Err(ControlError::not_now(format!("{}: {what}", row.name)));
+            }
             let job = world.new_id();
             begin(world, &Event::PointChanged { job, to: point })?;
             let memory = ChangePoint {
@@ -372,29 +351,16 @@ impl Control {
         .await
     }
 
-    /// Not supported yet.
-    ///
-    /// # Errors
-    /// NotSupported.
-    pub async fn item_planned_failover(&self, item: ItemId) -> Result<JobId> {
-        Err(ControlError::not_supported(format!("planned failover of item {item}")))
-    }
-
-    /// Not supported yet.
-    ///
-    /// # Errors
-    /// NotSupported.
-    pub async fn item_reprotect(&self, item: ItemId) -> Result<JobId> {
-        Err(ControlError::not_supported(format!("reprotect of item {item}")))
-    }
-
     /// A choice with the place of a chosen point, which its host is asked for.
     async fn chosen(&self, item: ItemId, choice: PointChoice) -> Result<Chosen> {
         match choice {
             PointChoice::Latest => Ok(Chosen::Latest),
             PointChoice::LatestProcessed => Ok(Chosen::Processed),
             PointChoice::Custom(point) => match self.point_get(item, point).await {
-                Ok(view) => Ok(Chosen::Point(view.point.id, view.point.position)),
+                Ok(view) => {
+                    let point = view.point;
+                    Ok(Chosen::Point(point.id, point.position, point.held_at))
+                }
                 Err(error) if error.kind == ErrorKind::NotFound => {
                     Err(no_point(format!("there is no recovery point {point}")))
                 }
@@ -404,7 +370,66 @@ impl Control {
     }
 }
 
-fn way_back(world: &World, job: JobId, instance: InstanceId) -> WayBack {
+/// The name of an item's machine on a host: its own, or another one if that is taken there.
+pub(super) fn machine_name(host: &HostFacts, machine: &str, item: ItemId) -> String {
+    let seen = host.sight.observed.as_ref();
+    let taken = seen.is_some_and(|seen| seen.machines.iter().any(|m| m.spec.name == machine));
+    match taken {
+        true => format!("{machine}-{}", &item.to_string()[..8]),
+        false => machine.to_owned(),
+    }
+}
+
+/// The live machine that nothing replicates, if that is the case; a reprotect is given up.
+fn replaced(world: &mut World, running: &Running, chosen: Chosen) -> Result<Option<Replaced>> {
+    let row = item(world)?;
+    let machine = match row.state.protection {
+        Protection::Committed { machine } => machine,
+        Protection::Reprotecting { .. } => row
+            .plan
+            .live
+            .ok_or_else(|| ControlError::internal("no machine to go back to", &row.name))?,
+        _ => return Ok(None),
+    };
+    if !matches!(chosen, Chosen::Point(..)) {
+        let what = format!(
+            "{} is {}: there is no newest point. Choose one of the retained points of either site",
+            row.name,
+            row.state.protection.name()
+        );
+        return Err(ControlError::not_now(what));
+    }
+    if matches!(row.state.protection, Protection::Reprotecting { .. }) {
+        let jobs = running.0.iter().filter(|row| row.facts.lane == Lane::Reverse);
+        world.cancels.extend(jobs.map(|row| row.facts.id));
+        reprotect::give_up(world, machine).map_err(|error| refused(&error))?;
+    }
+    let row = item(world)?;
+    let plan = row.plan.instance(machine).filter(|plan| plan.stage != Stage::HandedOver);
+    let instance = plan.map(|plan| plan.id);
+    Ok(Some(Replaced { site: row.state.active, instance, keep: world.new_id() }))
+}
+
+/// A step's error as the answer to a request.
+pub(super) fn refused(error: &StepError) -> ControlError {
+    ControlError::internal("could not change the item", error)
+}
+
+/// The memory of a failover.
+pub(super) fn failover(world: &World, job: JobId, choice: Chosen, shutdown: Shutdown) -> Failover {
+    Failover {
+        way_back: way_back(world, job, world.new_id()),
+        choice,
+        shutdown,
+        timeline: world.new_id(),
+        asked: None,
+        final_point: None,
+        newest: None,
+        point: None,
+    }
+}
+
+pub(super) fn way_back(world: &World, job: JobId, instance: InstanceId) -> WayBack {
     let (timeline, keep) = (world.new_id(), world.new_id());
-    WayBack { job, instance, timeline, keep, off_by_word: false }
+    WayBack { job, instance, timeline, keep, off_by_word: false, replaced: None }
 }

@@ -64,7 +64,8 @@ impl ChangePoint {
     }
 
     fn build_overlay(&mut self, world: &mut World, moment: &Moment) -> Step {
-        add_instance(world, self.new, Purpose::Failover, self.to, self.timeline)?;
+        let what = (Purpose::Failover, world.target_site());
+        add_instance(world, self.new, what, self.to, self.timeline)?;
         world.instance_reach(self.new, Stage::Overlay, gives_up(moment))
     }
 
@@ -81,7 +82,7 @@ impl ChangePoint {
         if stop_instance(world, self.old, || keep)? {
             return Ok(Outcome::Done);
         }
-        pending(format!("host {} to stop machine {}", world.target.name, self.old))
+        pending(format!("host {} to stop machine {}", world.target().name, self.old))
     }
 
     /// Runs the old machine again on its own overlay, if this job had stopped it.
@@ -95,7 +96,7 @@ impl ChangePoint {
         if seen.is_some_and(|seen| seen.machine == MachineState::Running) {
             return Ok(Outcome::Done);
         }
-        pending(format!("host {} to run machine {} again", world.target.name, self.old))
+        pending(format!("host {} to run machine {} again", world.target().name, self.old))
     }
 
     fn keep_work(&mut self, world: &mut World, moment: &Moment) -> Step {
@@ -115,6 +116,10 @@ impl ChangePoint {
 
     fn record(&mut self, world: &mut World, _: &Moment) -> Step {
         world.apply(Event::ChangeFinished { machine: self.new })?;
+        let to = world.target_site();
+        let plan = &mut world.item_mut()?.plan;
+        plan.end_mut(to).base = Some(self.to.1);
+        plan.live = Some(self.new);
         let name = world.item()?.name.clone();
         let text = format!("{name} runs from point {}", self.to.0);
         world.note("PointChanged", Severity::Info, text);
@@ -127,7 +132,7 @@ impl ChangePoint {
             name: format!("abandoned-{}", iso(&world.now)),
             origin: PointOrigin::Divergent,
         };
-        let host = world.target.name.clone();
+        let host = world.target().name.clone();
         if stop_instance(world, self.new, || keep)? || moment.reply.is_some() {
             return Ok(Outcome::Done);
         }

@@ -37,7 +37,10 @@ impl CleanupTest {
         if world.instance_drop(self.instance)? {
             return Ok(Outcome::Done);
         }
-        pending(format!("host {} to delete the test machine", world.target.name))
+        pending(format!(
+            "host {} to delete the test machine",
+            world.instance_host(self.instance).name
+        ))
     }
 
     fn record(&mut self, world: &mut World, _: &Moment) -> Step {

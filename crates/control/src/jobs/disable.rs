@@ -1,8 +1,9 @@
 //! Disable protection, with or without keeping the points. Once begun it goes through.
 
-use super::enable_protection::{delete_replica, release_source};
+use super::enable_protection::{delete_replica, release_machine};
 use crate::events::Severity;
 use crate::items::KeepPoints;
+use crate::plan::{TargetRun, other};
 use crate::world::{Step, World, pending};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible};
 use leeward_model::{Event, JobId, Protection, Site};
@@ -24,30 +25,34 @@ impl Job for DisableProtection {
         Forward::new("begin", Self::begin),
         Forward::new("release-source", Self::release),
         Forward::new("remove-machines", Self::remove_machines),
-        Forward::new("delete-replica", Self::delete_replica),
+        Forward::new("delete-replica", Self::delete_replicas),
         Forward::new("record", Self::record),
     ];
     const ABANDON: &'static [Forward<Self>] = &[];
 }
 
 impl DisableProtection {
-    fn begin(&mut self, world: &mut World, _: &Moment) -> Step {
+    pub(super) fn begin(&mut self, world: &mut World, _: &Moment) -> Step {
         if !matches!(world.state()?.protection, Protection::Disabling { .. }) {
             world.apply(Event::DisableStarted { job: self.job })?;
         }
         Ok(Outcome::Done)
     }
 
+    /// The live machine is its owner's again. One that was left stays fenced: it could be started
+    /// beside the live one.
     fn release(&mut self, world: &mut World, _: &Moment) -> Step {
-        if world.state()?.active != Site::Primary {
-            // Released, the old machine could be started beside the one that is live.
-            return Ok(Outcome::Skipped("the old machine stays fenced".to_owned()));
+        let active = world.state()?.active;
+        if !world.end(active)?.run.permits() && active != Site::Primary {
+            return Ok(Outcome::Skipped(
+                "the machine runs on; the old one stays fenced".to_owned(),
+            ));
         }
-        release_source(world)
+        release_machine(world, active)
     }
 
     /// Test machines go; a stopped machine's kept work goes with the points.
-    fn remove_machines(&mut self, world: &mut World, _: &Moment) -> Step {
+    pub(super) fn remove_machines(&mut self, world: &mut World, _: &Moment) -> Step {
         let keep = self.keep;
         let doomed: Vec<_> = (world.item()?.plan.instances.iter())
             .filter(|plan| {
@@ -62,18 +67,29 @@ impl DisableProtection {
         }
         match left {
             0 => Ok(Outcome::Done),
-            _ => pending(format!("host {} to delete {left} machines", world.target.name)),
+            _ => pending(format!("the hosts to delete {left} machines")),
         }
     }
 
-    fn delete_replica(&mut self, world: &mut World, _: &Moment) -> Step {
-        match self.keep {
-            KeepPoints::Keep => Ok(Outcome::Skipped("the points are kept".to_owned())),
-            KeepPoints::Delete if !world.target.sight.connected => {
-                pending(format!("host {}, which holds the replica", world.target.name))
-            }
-            KeepPoints::Delete => delete_replica(world),
+    pub(super) fn delete_replicas(&mut self, world: &mut World, _: &Moment) -> Step {
+        if self.keep == KeepPoints::Keep {
+            return Ok(Outcome::Skipped("the points are kept".to_owned()));
         }
+        let to = world.target_site();
+        for site in [to, other(to)] {
+            if world.end(site)?.replica == TargetRun::Unassigned {
+                continue;
+            }
+            if !world.host(site).sight.connected {
+                let name = &world.host(site).name;
+                return pending(format!("host {name}, which holds a replica"));
+            }
+            let outcome = delete_replica(world, site)?;
+            if matches!(outcome, Outcome::Pending { .. }) {
+                return Ok(outcome);
+            }
+        }
+        Ok(Outcome::Done)
     }
 
     fn record(&mut self, world: &mut World, _: &Moment) -> Step {

@@ -6,7 +6,7 @@ use crate::plan::{RunPlan, TargetRun};
 use crate::store::jobs::Lane;
 use crate::world::{Step, World, pending, permanent};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError};
-use leeward_model::{Code, Event, JobId, Protection};
+use leeward_model::{Code, Event, JobId, Protection, Site};
 use leeward_wire::message::CapturePhase;
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,8 @@ impl Job for EnableProtection {
 
 impl EnableProtection {
     fn check(&mut self, world: &mut World, moment: &Moment) -> Step {
-        for (host, code) in [(&world.source, Code::ROLE_AWAY), (&world.target, Code::TARGET_AWAY)] {
+        for (host, code) in [(world.source(), Code::ROLE_AWAY), (world.target(), Code::TARGET_AWAY)]
+        {
             if host.sight.connected && host.sight.observed.is_some() {
                 continue;
             }
@@ -43,17 +44,18 @@ impl EnableProtection {
             }
             return pending(what);
         }
-        if world.target.data_address.is_none() {
-            let what = format!("host {} gave no address for its store", world.target.name);
+        if world.target().data_address.is_none() && world.source().data_address.is_none() {
+            let what =
+                format!("neither host {} nor its source can be dialled", world.target().name);
             return Err(permanent(Code::TARGET_AWAY, what));
         }
         let item = world.item()?;
-        let machines = world.source.sight.observed.as_ref().map(|seen| &seen.machines);
+        let machines = world.source().sight.observed.as_ref().map(|seen| &seen.machines);
         let machine = machines.and_then(|all| all.iter().find(|m| m.spec.name == item.machine));
         match machine {
             None => Err(permanent(
                 Code::MACHINE_UNKNOWN,
-                format!("host {} has no machine {}", world.source.name, item.machine),
+                format!("host {} has no machine {}", world.source().name, item.machine),
             )),
             Some(machine) => match machine.obstacles.first() {
                 Some(first) => {
@@ -81,26 +83,26 @@ impl EnableProtection {
         if world.target_answered() && world.target_now().is_some_and(|seen| seen.fence >= epoch) {
             return Ok(Outcome::Done);
         }
-        pending(format!("host {} to make the replica", world.target.name))
+        pending(format!("host {} to make the replica", world.target().name))
     }
 
     fn delete_replica(&mut self, world: &mut World, _: &Moment) -> Step {
-        delete_replica(world)
+        delete_replica(world, world.target_site())
     }
 
     fn start_replication(&mut self, world: &mut World, _: &Moment) -> Step {
         world.source_run(RunPlan::Replicate { start: None })?;
-        let timeline = world.item()?.plan.source.branch.timeline;
+        let timeline = world.item()?.plan.branch.timeline;
         if world.source_answered()
             && world.source_now().is_some_and(|seen| seen.timeline == timeline)
         {
             return Ok(Outcome::Done);
         }
-        pending(format!("host {} to begin with the machine", world.source.name))
+        pending(format!("host {} to begin with the machine", world.source().name))
     }
 
     fn release(&mut self, world: &mut World, _: &Moment) -> Step {
-        release_source(world)
+        release_machine(world, world.source_site())
     }
 
     fn record(&mut self, world: &mut World, _: &Moment) -> Step {
@@ -114,34 +116,36 @@ impl EnableProtection {
     }
 }
 
-/// Takes the capture off the source. A host that is away does it when it is back.
-pub(crate) fn release_source(world: &mut World) -> Step {
-    if world.item()?.plan.source.run == RunPlan::Unassigned {
+/// Takes the capture off the machine of `site`. A host that is away does it when it is back.
+pub(crate) fn release_machine(world: &mut World, site: Site) -> Step {
+    if world.end(site)?.run == RunPlan::Unassigned {
         return Ok(Outcome::Done);
     }
-    world.source_run(RunPlan::Release)?;
-    if !world.source.sight.connected {
-        return Ok(Outcome::Skipped("the source is away; it lets go when it is back".to_owned()));
+    world.run_at(site, RunPlan::Release)?;
+    let host = world.host(site);
+    if !host.sight.connected {
+        return Ok(Outcome::Skipped("its host is away; it lets go when it is back".to_owned()));
     }
-    let released = world.source_now().is_none_or(|seen| seen.phase == CapturePhase::Released);
-    match released && world.source_answered() {
+    let released = world.machine_now(site).is_none_or(|seen| seen.phase == CapturePhase::Released);
+    match released && world.run_answered(site) {
         true => Ok(Outcome::Done),
-        false => pending(format!("host {} to let go of the machine", world.source.name)),
+        false => pending(format!("host {} to let go of the machine", host.name)),
     }
 }
 
-/// Deletes the replica. A host that is away does it when it is back and finds it unassigned.
-pub(crate) fn delete_replica(world: &mut World) -> Result<Outcome, StepError> {
-    if world.item()?.plan.target.wanted == TargetRun::Unassigned {
+/// Deletes a replica. A host that is away does it when it is back and finds it unassigned.
+pub(crate) fn delete_replica(world: &mut World, site: Site) -> Result<Outcome, StepError> {
+    if world.end(site)?.replica == TargetRun::Unassigned {
         return Ok(Outcome::Done);
     }
-    world.target_run(TargetRun::Delete)?;
-    if !world.target.sight.connected {
-        return Ok(Outcome::Skipped("the target is away; an empty replica stays".to_owned()));
+    world.replica_at(site, TargetRun::Delete)?;
+    let host = world.host(site);
+    if !host.sight.connected {
+        return Ok(Outcome::Skipped("its host is away; an empty replica stays".to_owned()));
     }
-    let deleted = world.target_now().is_none_or(|seen| seen.deleted);
-    match deleted && world.target_answered() {
+    let deleted = world.replica_now(site).is_none_or(|seen| seen.deleted);
+    match deleted && world.replica_answered(site) {
         true => Ok(Outcome::Done),
-        false => pending(format!("host {} to delete the replica", world.target.name)),
+        false => pending(format!("host {} to delete the replica", host.name)),
     }
 }

@@ -1,5 +1,6 @@
 //! Failover: shut the source down, fence it, start a machine from a point. Direction is data.
 
+use super::replaced::Replaced;
 use super::way_back::{self, HasWayBack, WayBack, start_source};
 use crate::events::Severity;
 use crate::items::Shutdown;
@@ -7,8 +8,8 @@ use crate::plan::{InstancePlan, RunPlan, TargetRun};
 use crate::world::{Step, World, engine_problem, pending, permanent, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
 use leeward_model::{
-    Code, Epoch, Event, Fence, InstanceId, MachineState, PointId, Position, Protection,
-    SourceState, TimelineId,
+    Code, Epoch, Event, Fence, InstanceId, JobId, MachineState, PointId, Position, Protection,
+    Site, SourceState, TimelineId,
 };
 use leeward_wire::message::{Purpose, ShutdownOutcome, Stage};
 use serde::{Deserialize, Serialize};
@@ -32,8 +33,8 @@ pub(crate) enum Chosen {
     Latest,
     /// The newest point that is complete when the job begins.
     Processed,
-    /// This one.
-    Point(PointId, Position),
+    /// This one, of the store of this site.
+    Point(PointId, Position, Site),
 }
 
 /// Is the job's memory.
@@ -44,16 +45,28 @@ pub(crate) struct Failover {
     pub(crate) shutdown: Shutdown,
     /// Timeline of the new machine's writes.
     pub(crate) timeline: TimelineId,
-    /// Whether this job asked the source to shut down.
-    pub(crate) asked: bool,
+    /// The request to shut the source down, once this job has made it.
+    pub(crate) asked: Option<JobId>,
     pub(crate) final_point: Option<PointId>,
     pub(crate) newest: Option<(PointId, Position)>,
     pub(crate) point: Option<(PointId, Position)>,
 }
 
+/// A job that fails over.
+pub(crate) trait FailsOver: HasWayBack {
+    /// Its memory of it.
+    fn core(&mut self) -> &mut Failover;
+}
+
 impl HasWayBack for Failover {
     fn way_back(&mut self) -> &mut WayBack {
         &mut self.way_back
+    }
+}
+
+impl FailsOver for Failover {
+    fn core(&mut self) -> &mut Failover {
+        self
     }
 }
 
@@ -80,7 +93,7 @@ pub(crate) fn need_target(world: &World, moment: &Moment) -> Result<Option<Outco
     if world.target_now().is_some_and(|seen| seen.fence > Epoch(0)) {
         return Ok(None);
     }
-    let what = format!("target host {} does not report the replica", world.target.name);
+    let what = format!("target host {} does not report the replica", world.target().name);
     if moment.step_elapsed_ms() > TARGET_WAIT_MS {
         return Err(permanent(Code::TARGET_AWAY, what));
     }
@@ -90,7 +103,7 @@ pub(crate) fn need_target(world: &World, moment: &Moment) -> Result<Option<Outco
 /// The point that a choice means now; none while there is no complete point.
 pub(crate) fn point_of(world: &World, choice: Chosen) -> Option<(PointId, Position)> {
     match choice {
-        Chosen::Point(point, position) => Some((point, position)),
+        Chosen::Point(point, position, _) => Some((point, position)),
         Chosen::Latest | Chosen::Processed => {
             world.newest().map(|newest| (newest.point, newest.position))
         }
@@ -102,19 +115,20 @@ pub(crate) fn gives_up(moment: &Moment) -> bool {
     moment.attempt_elapsed_ms() > INSTANCE_WAIT_MS
 }
 
-/// Adds a machine to the plan, once.
+/// Adds a machine to the plan of the site that has the point, once.
 pub(crate) fn add_instance(
     world: &mut World,
     id: InstanceId,
-    purpose: Purpose,
+    (purpose, site): (Purpose, Site),
     point: (PointId, Position),
     timeline: TimelineId,
 ) -> Result<(), StepError> {
-    let since = world.target.generation + 1;
+    let since = world.host(site).generation + 1;
     let plan = &mut world.item_mut()?.plan;
     if plan.instance(id).is_none() {
         plan.instances.push(InstancePlan {
             id,
+            site,
             purpose,
             point: point.0,
             position: point.1,
@@ -129,21 +143,29 @@ pub(crate) fn add_instance(
     Ok(())
 }
 
-/// Undoes a machine that never held a permit. A target that is away deletes it when it is back.
+/// Undoes a machine that never held a permit. A host that is away deletes it when it is back.
 pub(crate) fn undo_instance(world: &mut World, id: InstanceId) -> Step {
+    let host = world.instance_host(id).clone();
     if world.item.is_none() || world.instance_drop(id)? {
         return Ok(Outcome::Done);
     }
-    if !world.target.sight.connected {
-        return Ok(Outcome::Skipped("the target is away; it deletes the machine later".into()));
+    if !host.sight.connected {
+        return Ok(Outcome::Skipped("its host is away; it deletes the machine later".into()));
     }
-    pending(format!("host {} to delete machine {id}", world.target.name))
+    pending(format!("host {} to delete machine {id}", host.name))
 }
 
 impl Failover {
-    fn check(&mut self, world: &mut World, moment: &Moment) -> Step {
+    fn replaced(&self) -> Option<Replaced> {
+        self.way_back.replaced
+    }
+
+    pub(super) fn check(&mut self, world: &mut World, moment: &Moment) -> Step {
         if let Some(wait) = need_target(world, moment)? {
             return Ok(wait);
+        }
+        if self.replaced().is_some() {
+            return Ok(Outcome::Done);
         }
         let Some(newest) = world.newest().map(|newest| (newest.point, newest.position)) else {
             return Err(permanent(Code::NO_POINT, "the replica has no complete recovery point"));
@@ -163,8 +185,9 @@ impl Failover {
     }
 
     /// The last undo: the item returns to where it came from.
-    fn undo_all(&mut self, world: &mut World, _: &Moment) -> Step {
+    pub(super) fn undo_all(&mut self, world: &mut World, _: &Moment) -> Step {
         if world.failing_over(self.way_back.job) {
+            world.item_mut()?.plan.hurry = false;
             world.apply(Event::FailoverUndone { job: self.way_back.job })?;
             let name = world.item()?.name.clone();
             world.note("FailoverUndone", Severity::Info, format!("failover of {name} was undone"));
@@ -173,23 +196,26 @@ impl Failover {
     }
 
     fn shut_down(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if let Some(replaced) = self.replaced() {
+            return replaced.stop(world, moment);
+        }
         if self.shutdown == Shutdown::Leave {
             return Ok(Outcome::Skipped("the request leaves the source alone".to_owned()));
         }
-        if !world.source.sight.connected {
+        let host = world.source().name.clone();
+        if !world.source().sight.connected {
             world.source_seen(SourceState::Unknown)?;
-            let what = format!("source host {} is not connected", world.source.name);
+            let what = format!("source host {host} is not connected");
             return Ok(warning(Code::SOURCE_AWAY, what));
         }
         let timeout_ms = world.policy.shutdown_timeout_seconds.saturating_mul(1000);
-        self.asked = true;
-        world.source_run(RunPlan::ShutDown { job: self.way_back.job, timeout_ms })?;
-        let by = self.way_back.job;
+        let by = *self.asked.get_or_insert(self.way_back.job);
+        world.source_run(RunPlan::ShutDown { job: by, timeout_ms, power_off: false })?;
         let seen = world.source_now().and_then(|seen| seen.shutdown.clone());
         match seen.filter(|(job, _)| *job == by).map(|(_, outcome)| outcome) {
             Some(ShutdownOutcome::Done { point }) => {
                 self.final_point = point;
-                world.source_seen(world.confirmed_off())?;
+                world.source_seen(world.confirmed_off(world.source_site()))?;
                 Ok(Outcome::Done)
             }
             Some(ShutdownOutcome::Failed { problem }) => {
@@ -200,27 +226,33 @@ impl Failover {
                 if world.source_machine() == MachineState::Off
                     || moment.step_elapsed_ms() <= timeout_ms + SHUTDOWN_GRACE_MS =>
             {
-                pending(format!("host {} to shut the machine down", world.source.name))
+                pending(format!("host {host} to shut the machine down"))
             }
             None if moment.step_elapsed_ms() <= timeout_ms + SHUTDOWN_GRACE_MS => {
-                pending(format!("host {} to begin the shutdown", world.source.name))
+                pending(format!("host {host} to begin the shutdown"))
             }
             Some(ShutdownOutcome::InProgress) | None => {
                 world.source_seen(SourceState::Running)?;
-                let what = format!("host {} did not finish the shutdown", world.source.name);
+                let what = format!("host {host} did not finish the shutdown");
                 Ok(warning(Code::SHUTDOWN_FAILED, what))
             }
         }
     }
 
-    fn start_again(&mut self, world: &mut World, moment: &Moment) -> Step {
-        if !self.asked {
-            return Ok(Outcome::Done);
+    pub(super) fn start_again(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if let Some(replaced) = self.replaced() {
+            return replaced.run_again(world);
         }
-        start_source(world, self.way_back.job, moment)
+        match self.asked {
+            Some(job) => start_source(world, job, moment),
+            None => Ok(Outcome::Done),
+        }
     }
 
     fn final_delta(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if self.replaced().is_some() {
+            return Ok(Outcome::Skipped("nothing replicates the machine".to_owned()));
+        }
         let off = matches!(world.state()?.source, SourceState::ConfirmedOff { .. });
         let Some(point) = self.final_point else {
             return Ok(match off {
@@ -238,7 +270,7 @@ impl Failover {
         pending(format!("the final point {point} at the target"))
     }
 
-    fn fence(&mut self, world: &mut World, _: &Moment) -> Step {
+    pub(super) fn fence(&mut self, world: &mut World, _: &Moment) -> Step {
         if matches!(world.state()?.protection, Protection::FailingOver { fence: Fence::Open, .. }) {
             world.apply(Event::SourceFenced)?;
             world.target_run(TargetRun::Hold)?;
@@ -246,26 +278,32 @@ impl Failover {
         let epoch = world.state()?.epoch;
         let durable = world.target_now().is_some_and(|seen| seen.fence >= epoch);
         if !durable || !world.target_answered() {
-            return pending(format!("host {} to make the fence durable", world.target.name));
+            return pending(format!("host {} to make the fence durable", world.target().name));
         }
-        self.newest = world.newest().map(|n| (n.point, n.position)).or(self.newest);
+        if self.replaced().is_none() {
+            self.newest = world.newest().map(|n| (n.point, n.position)).or(self.newest);
+        }
         world.item_mut()?.plan.fenced_at = self.newest;
         Ok(Outcome::Done)
     }
 
     /// The source may write again, on a new timeline that starts where the old one was fenced.
-    fn unfence(&mut self, world: &mut World, _: &Moment) -> Step {
+    pub(super) fn unfence(&mut self, world: &mut World, _: &Moment) -> Step {
         let job = self.way_back.job;
         let epoch = world.state()?.epoch;
         let Protection::FailingOver { fence: Fence::Fenced { .. }, .. } = world.state()?.protection
         else {
             return Ok(Outcome::Done);
         };
+        if let Some(replaced) = self.replaced() {
+            world.apply(Event::SourceUnfenced { job })?;
+            return replaced.keep_branch(world);
+        }
         let durable =
             world.target_answered() && world.target_now().is_some_and(|seen| seen.fence >= epoch);
-        if !durable && world.target.sight.connected {
+        if !durable && world.target().sight.connected {
             // What the target took before its fence is only known once the fence is durable.
-            return pending(format!("host {} to make the fence durable", world.target.name));
+            return pending(format!("host {} to make the fence durable", world.target().name));
         }
         let newest = world.newest().map(|newest| (newest.point, newest.position));
         let plan = &mut world.item_mut()?.plan;
@@ -274,7 +312,7 @@ impl Failover {
         } else {
             // The target may hold more than is known here: only a comparison makes it sure.
             plan.fenced_at = plan.fenced_at.or(self.newest);
-            plan.source.resync += 1;
+            plan.resync += 1;
         }
         world.apply(Event::SourceUnfenced { job })?;
         world.open_branch(self.way_back.timeline)?;
@@ -283,11 +321,11 @@ impl Failover {
         Ok(Outcome::Done)
     }
 
-    fn choose_point(&mut self, world: &mut World, _: &Moment) -> Step {
+    pub(super) fn choose_point(&mut self, world: &mut World, _: &Moment) -> Step {
         let point = match self.choice {
             Chosen::Latest => world.item()?.plan.fenced_at.or(self.newest),
             Chosen::Processed => self.point,
-            Chosen::Point(point, position) => Some((point, position)),
+            Chosen::Point(point, position, _) => Some((point, position)),
         };
         let Some(point) = point else {
             return Err(permanent(Code::NO_POINT, "the replica has no complete recovery point"));
@@ -297,46 +335,72 @@ impl Failover {
         Ok(Outcome::Done)
     }
 
-    fn build_overlay(&mut self, world: &mut World, moment: &Moment) -> Step {
+    pub(super) fn build_overlay(&mut self, world: &mut World, moment: &Moment) -> Step {
         let point = self.point.ok_or_else(|| permanent(Code::NO_POINT, "no point was chosen"))?;
         let id = self.way_back.instance;
-        add_instance(world, id, Purpose::Failover, point, self.timeline)?;
+        let what = (Purpose::Failover, world.target_site());
+        add_instance(world, id, what, point, self.timeline)?;
         world.instance_reach(id, Stage::Overlay, gives_up(moment))
     }
 
-    fn prepare(&mut self, world: &mut World, moment: &Moment) -> Step {
+    pub(super) fn prepare(&mut self, world: &mut World, moment: &Moment) -> Step {
         world.instance_reach(self.way_back.instance, Stage::Prepared, gives_up(moment))
     }
 
-    fn drop_machine(&mut self, world: &mut World, _: &Moment) -> Step {
+    pub(super) fn drop_machine(&mut self, world: &mut World, _: &Moment) -> Step {
         undo_instance(world, self.way_back.instance)
     }
 
-    /// The source loses its permit before the target gets its own, in one transaction at most.
     fn start_machine(&mut self, world: &mut World, moment: &Moment) -> Step {
-        world.source_run(RunPlan::Fenced)?;
-        if world.source_is_fenced() {
-            world.source_seen(world.confirmed_off())?;
-        }
-        let off = matches!(world.state()?.source, SourceState::ConfirmedOff { .. });
-        let given_up = moment.step_elapsed_ms() > FENCE_WAIT_MS;
-        let permitted = (world.item()?.plan.instance(self.way_back.instance))
-            .is_some_and(|plan| plan.permitted);
-        if !off && !permitted && world.source.sight.connected && !given_up {
-            return pending(format!("host {} to stop the old machine", world.source.name));
-        }
-        if !off && !world.source.sight.connected {
-            world.source_seen(SourceState::Unknown)?;
-        }
-        world.instance_reach(self.way_back.instance, Stage::Running, gives_up(moment))
+        self.start(world, moment, false)
     }
 
-    fn record(&mut self, world: &mut World, _: &Moment) -> Step {
+    /// The source loses its permit before the target gets its own, in one transaction at most.
+    /// With `sure` nothing starts before somebody has confirmed that the source is off.
+    pub(super) fn start(&mut self, world: &mut World, moment: &Moment, sure: bool) -> Step {
+        let (to, from) = (world.target_site(), world.source_site());
+        let id = self.way_back.instance;
+        let permitted = world.item()?.plan.instance(id).is_some_and(|plan| plan.permitted);
+        if let Some(replaced) = self.replaced()
+            && !replaced.is_stopped(world, to)?
+        {
+            return pending(format!("host {} to stop the old machine", world.target().name));
+        }
+        if world.end(from)?.run != RunPlan::Unassigned {
+            world.item_mut()?.plan.end_mut(from).stale = true;
+            world.run_at(from, RunPlan::Fenced)?;
+        }
+        if world.source_is_off() {
+            world.source_seen(world.confirmed_off(from))?;
+        }
+        let off = matches!(world.state()?.source, SourceState::ConfirmedOff { .. });
+        let away = !world.source().sight.connected;
+        let given_up = !sure && (away || moment.step_elapsed_ms() > FENCE_WAIT_MS);
+        if !off && !permitted && !given_up {
+            return pending(format!("host {} to stop the old machine", world.source().name));
+        }
+        if !off && away {
+            world.source_seen(SourceState::Unknown)?;
+        }
+        // From its first start on it is its host's machine of the end's name.
+        world.run_at(to, RunPlan::Unassigned)?;
+        world.instance_reach(id, Stage::Running, gives_up(moment))
+    }
+
+    pub(super) fn record(&mut self, world: &mut World, _: &Moment) -> Step {
         let machine = self.way_back.instance;
+        let to = world.target_site();
         world.apply(Event::FailoverFinished { machine })?;
         let now = world.now.wall;
+        let one_way = self.replaced().is_some();
         let item = world.item_mut()?;
         item.last_failover = Some(now);
+        let end = item.plan.end_mut(to);
+        end.former_base = end.base;
+        end.base = self.point.map(|(_, position)| position);
+        item.plan.hurry = false;
+        item.plan.one_way = one_way;
+        item.plan.live = Some(machine);
         let name = item.name.clone();
         let off = matches!(item.state.source, SourceState::ConfirmedOff { .. });
         world.note("FailoverFinished", Severity::Info, format!("{name} was failed over"));

@@ -44,8 +44,8 @@ impl Resync {
             let reason = "asked for".to_owned();
             world.apply(Event::ResyncNeeded { job: self.job, reason })?;
         }
-        if matches!(world.item()?.plan.source.run, RunPlan::Replicate { .. }) {
-            world.item_mut()?.plan.source.resync += 1;
+        if matches!(world.end(world.source_site())?.run, RunPlan::Replicate { .. }) {
+            world.item_mut()?.plan.resync += 1;
         }
         Ok(Outcome::Done)
     }

@@ -2,7 +2,7 @@
 
 use super::{InstantJob, Scenario, TargetKind};
 use crate::error::Result;
-use crate::items::{EnableSpec, KeepPoints, Shutdown};
+use crate::items::{DisableReason, EnableSpec, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown};
 use crate::store::jobs::{JobFacts, JobRow, Lane};
 use crate::world::{World, permanent};
 use crate::{Control, ControlError};
@@ -29,7 +29,15 @@ pub(crate) enum Request {
     /// [`Control::item_commit`].
     Commit,
     /// [`Control::item_disable`].
-    Disable { keep: KeepPoints },
+    Disable {
+        keep: KeepPoints,
+        #[serde(default)]
+        reason: DisableReason,
+    },
+    /// [`Control::item_planned_failover`].
+    PlannedFailover { spec: PlannedSpec },
+    /// [`Control::item_reprotect`].
+    Reprotect { spec: ReprotectSpec },
     /// [`Control::item_resync`].
     Resync,
 }
@@ -145,7 +153,9 @@ impl Control {
             Request::CancelFailover => self.item_failover_cancel(item).await,
             Request::ChangePoint { point } => self.item_change_point(item, point).await,
             Request::Commit => self.item_commit(item).await,
-            Request::Disable { keep } => self.item_disable(item, keep).await,
+            Request::Disable { keep, reason } => self.item_disable(item, keep, reason).await,
+            Request::PlannedFailover { spec } => self.item_planned_failover(item, spec).await,
+            Request::Reprotect { spec } => self.item_reprotect(item, spec).await,
             Request::Resync => self.item_resync(item).await,
         }
     }

@@ -4,7 +4,9 @@ use super::failover::{Chosen, add_instance, gives_up, need_target, point_of, und
 use crate::events::Severity;
 use crate::world::{Step, World, pending, permanent, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, nothing};
-use leeward_model::{Code, Event, InstanceId, JobId, PointId, Position, TestState, TimelineId};
+use leeward_model::{
+    Code, Event, InstanceId, JobId, PointId, Position, Site, TestState, TimelineId,
+};
 use leeward_wire::message::{Purpose, Stage};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,8 @@ pub(crate) struct TestFailover {
     pub(crate) job: JobId,
     pub(crate) choice: Chosen,
     pub(crate) instance: InstanceId,
+    /// Whose store has the point, and whose host makes the machine.
+    pub(crate) site: Site,
     pub(crate) timeline: TimelineId,
     pub(crate) point: Option<(PointId, Position)>,
 }
@@ -54,6 +58,9 @@ impl TestFailover {
         if let Some(wait) = need_target(world, moment)? {
             return Ok(wait);
         }
+        if let Chosen::Point(.., site) = self.choice {
+            self.site = site;
+        }
         self.point = point_of(world, self.choice).or(self.point);
         match self.point {
             Some(_) => Ok(Outcome::Done),
@@ -63,7 +70,8 @@ impl TestFailover {
 
     fn build_overlay(&mut self, world: &mut World, moment: &Moment) -> Step {
         let point = self.point.ok_or_else(|| permanent(Code::NO_POINT, "no point was chosen"))?;
-        add_instance(world, self.instance, Purpose::Test, point, self.timeline)?;
+        let what = (Purpose::Test, self.site);
+        add_instance(world, self.instance, what, point, self.timeline)?;
         world.instance_reach(self.instance, Stage::Overlay, gives_up(moment))
     }
 

@@ -1,8 +1,8 @@
 //! The way back from a started target: shared by failover's ABANDON and the cancel of a failover.
 
-use super::resync;
+use super::{replaced::Replaced, resync};
 use crate::plan::{RunPlan, TargetRun};
-use crate::world::{Step, World, engine_problem, pending, warning};
+use crate::world::{HostFacts, Step, World, engine_problem, pending, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome};
 use leeward_model::{
     Code, Event, InstanceId, JobId, MachineState, PointId, PointOrigin, Protection, SourceState,
@@ -29,6 +29,8 @@ pub(crate) struct WayBack {
     pub(crate) keep: PointId,
     /// Whether a person, not the host, said that the machine is off.
     pub(crate) off_by_word: bool,
+    /// The machine that lived before and was not replicated, if that is what was replaced.
+    pub(crate) replaced: Option<Replaced>,
 }
 
 /// A job that has a way back.
@@ -92,13 +94,14 @@ impl WayBack {
         if stop_instance(world, self.instance, || keep)? {
             return Ok(Outcome::Done);
         }
-        let host = world.target.name.clone();
+        let host = world.instance_host(self.instance).clone();
         if let Some(words) = &moment.reply {
             self.off_by_word = true;
             let what = format!("an operator says that {} is off: {words}", self.instance);
             return Ok(warning(Code::STOP_NOT_CONFIRMED, what));
         }
-        if !world.target.sight.connected && moment.step_elapsed_ms() > STOP_WAIT_MS {
+        let HostFacts { name: host, sight, .. } = host;
+        if !sight.connected && moment.step_elapsed_ms() > STOP_WAIT_MS {
             let question = format!(
                 "host {host} is away, so nobody can confirm that machine {} is off. Make sure of \
                  it, then answer; the source is not started before",
@@ -124,25 +127,42 @@ impl WayBack {
         pending(format!("the work of machine {} to be kept as a point", self.instance))
     }
 
-    /// The item's next epoch, a new timeline for the source, a receiving replica.
+    /// The item's next epoch, a new timeline for the source, a receiving replica. The end that is
+    /// left again has the machine that it had before.
     fn raise(&mut self, world: &mut World) -> Step {
+        let to = world.target_site();
+        world.rest_at(to)?;
+        if matches!(world.state()?.protection, Protection::FailedOver { .. }) {
+            let end = world.item_mut()?.plan.end_mut(to);
+            end.base = end.former_base;
+        }
         match world.state()?.protection {
             Protection::Resynchronizing { job, .. } if job == self.job => {}
             _ => world.apply(Event::FailoverAbandoned { job: self.job })?,
+        }
+        if let Some(replaced) = self.replaced {
+            return replaced.keep_branch(world);
         }
         world.open_branch(self.timeline)?;
         world.target_run(TargetRun::Receive)?;
         let plan = &mut world.item_mut()?.plan;
         plan.fenced_at = None;
-        plan.source.resync += 1;
+        plan.hurry = false;
+        plan.resync += 1;
         Ok(Outcome::Done)
     }
 
     fn start(&mut self, world: &mut World, moment: &Moment) -> Step {
-        start_source(world, self.job, moment)
+        match self.replaced {
+            Some(replaced) => replaced.run_again(world),
+            None => start_source(world, self.job, moment),
+        }
     }
 
     fn resync(&mut self, world: &mut World) -> Step {
+        if self.replaced.is_some() {
+            return Ok(Outcome::Skipped("nothing replicates the machine".to_owned()));
+        }
         resync::spawn(world)?;
         Ok(Outcome::Done)
     }
@@ -151,11 +171,11 @@ impl WayBack {
 /// Lets the source machine run again and waits until it does, if it ran before.
 pub(crate) fn start_source(world: &mut World, job: JobId, moment: &Moment) -> Step {
     let ran = world.item()?.plan.source_ran;
-    if !matches!(world.item()?.plan.source.run, RunPlan::Replicate { .. }) {
+    if !matches!(world.end(world.source_site())?.run, RunPlan::Replicate { .. }) {
         world.source_run(RunPlan::Replicate { start: ran.then_some(job) })?;
     }
-    let host = world.source.name.clone();
-    if !world.source.sight.connected {
+    let host = world.source().name.clone();
+    if !world.source().sight.connected {
         world.source_seen(SourceState::Unknown)?;
         let what = format!("host {host} is away; it starts the machine when it is back");
         return Ok(warning(Code::ROLE_AWAY, what));

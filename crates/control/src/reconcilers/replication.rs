@@ -11,7 +11,9 @@ use leeward_wire::message::CapturePhase;
 pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
     let Some(item) = &world.item else { return Ok(()) };
     match item.state.protection {
-        Protection::InitialReplication { .. } | Protection::Resynchronizing { .. } => {
+        Protection::InitialReplication { .. }
+        | Protection::Resynchronizing { .. }
+        | Protection::Reprotecting { .. } => {
             if is_seeded(world) {
                 world.apply(Event::Seeded)?;
                 let text = format!("{} is protected", world.item()?.name);
@@ -21,7 +23,7 @@ pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
         }
         Protection::Protected => {
             let seen = world.source_now().filter(|_| world.source_answered());
-            let asked = item.plan.source.resync;
+            let asked = item.plan.resync;
             let reason = seen.and_then(|seen| match &seen.resync_reason {
                 Some(reason) => Some(reason.clone()),
                 None if seen.resync_done < asked => Some("a way back asked for it".to_owned()),
@@ -39,7 +41,6 @@ pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
         | Protection::FailedOver { .. }
         | Protection::ChangingPoint { .. }
         | Protection::Committed { .. }
-        | Protection::Reprotecting { .. }
         | Protection::Disabling { .. }
         | Protection::Removed => Ok(()),
     }
@@ -53,9 +54,9 @@ fn is_seeded(world: &World) -> bool {
     else {
         return false;
     };
-    let plan = &item.plan.source;
+    let plan = &item.plan;
     world.source_answered()
-        && matches!(plan.run, RunPlan::Replicate { .. })
+        && matches!(plan.end(item.source_site()).run, RunPlan::Replicate { .. })
         && source.timeline == plan.branch.timeline
         && source.phase == CapturePhase::Delta
         && source.resync_reason.is_none()

@@ -8,7 +8,9 @@ use leeward_model::{MachineState, Protection, SourceState};
 
 pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
     let Some(item) = &world.item else { return Ok(()) };
-    if let RunPlan::Replicate { start: Some(job) } = item.plan.source.run {
+    let site = item.source_site();
+    let run = item.plan.end(site).run;
+    if let RunPlan::Replicate { start: Some(job) } = run {
         let seen = world.source_now().and_then(|seen| seen.started.as_ref());
         if seen.is_some_and(|(by, result)| *by == job && result.is_ok()) {
             world.source_run(RunPlan::Replicate { start: None })?;
@@ -16,7 +18,7 @@ pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
         }
         return Ok(());
     }
-    if matches!(item.plan.source.run, RunPlan::Replicate { .. }) {
+    if matches!(run, RunPlan::Replicate { .. }) {
         return match world.source_machine() {
             MachineState::Running => world.source_seen(SourceState::Running),
             MachineState::Paused | MachineState::Off | MachineState::Unknown => Ok(()),
@@ -28,16 +30,19 @@ pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
             | Protection::ChangingPoint { .. }
             | Protection::Committed { .. }
     );
-    if !left || item.plan.source.run != RunPlan::Fenced {
+    if !left || !matches!(run, RunPlan::Fenced | RunPlan::Unassigned) {
         return Ok(());
     }
     let known = item.state.source.clone();
-    if world.source_is_fenced() {
+    if world.source_is_off() {
         if !matches!(known, SourceState::ConfirmedOff { .. }) {
             let text = format!("the old machine of {} is off", item.name);
             world.note("OldMachineOff", Severity::Info, text);
         }
-        return world.source_seen(world.confirmed_off());
+        return world.source_seen(world.confirmed_off(site));
+    }
+    if run == RunPlan::Unassigned {
+        return Ok(());
     }
     match (world.source_machine(), known) {
         (MachineState::Running | MachineState::Paused, _) => {

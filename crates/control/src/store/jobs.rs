@@ -14,6 +14,8 @@ pub(crate) enum Lane {
     Main,
     /// It works on the test machine.
     Test,
+    /// It builds up the other direction; a failover from a point gives it up.
+    Reverse,
     /// It only waits for what goes on anyhow, and shows its progress.
     Watch,
 }
@@ -23,6 +25,7 @@ impl Lane {
         match self {
             Lane::Main => "main",
             Lane::Test => "test",
+            Lane::Reverse => "reverse",
             Lane::Watch => "watch",
         }
     }

@@ -20,7 +20,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Migrations in their order; the database's `user_version` counts those that have run.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/sqlite/0001_init.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/sqlite/0001_init.sql"),
+    include_str!("migrations/sqlite/0002_ends.sql"),
+];
 /// Connections that only read. Each costs a file handle and a page cache of 2 MiB at most.
 const READERS_MAX: u32 = 4;
 

@@ -49,7 +49,9 @@ async fn start(pair: &mut Pair, kind: &str) -> JobId {
         }
         "failover" => pair.failover(Shutdown::First).await,
         "test-failover" => control.item_test_failover(item, PointChoice::Latest).await.unwrap(),
-        "disable-protection" => control.item_disable(item, KeepPoints::Delete).await.unwrap(),
+        "disable-protection" => {
+            control.item_disable(item, KeepPoints::Delete, DisableReason::Normal).await.unwrap()
+        }
         "resync" => control.item_resync(item).await.unwrap(),
         "cleanup-test" => control.item_test_cleanup(item, "").await.unwrap(),
         "cancel-failover" => control.item_failover_cancel(item).await.unwrap(),

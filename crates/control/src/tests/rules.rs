@@ -10,7 +10,7 @@ async fn a_second_job_on_a_busy_item_is_refused_with_the_id_of_the_first() {
     let control = pair.fleet.control.clone();
 
     let second = control.item_failover(pair.item, PointChoice::Latest, Shutdown::First).await;
-    let disable = control.item_disable(pair.item, KeepPoints::Keep).await;
+    let disable = control.item_disable(pair.item, KeepPoints::Keep, DisableReason::Normal).await;
 
     for refused in [second.unwrap_err(), disable.unwrap_err()] {
         assert_eq!(refused.kind, ErrorKind::Conflict);

@@ -139,7 +139,7 @@ async fn protection_ends_with_or_without_its_points() {
         let mut pair = Pair::protected().await;
         let control = pair.fleet.control.clone();
 
-        let job = control.item_disable(pair.item, keep).await.unwrap();
+        let job = control.item_disable(pair.item, keep, DisableReason::Normal).await.unwrap();
         pair.succeeds(job).await;
 
         let gone = control.item_find(pair.item).await.unwrap_err();

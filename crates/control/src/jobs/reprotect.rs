@@ -1,0 +1,274 @@
+//! Reprotect: the machine that was failed over is replicated the other way. The machine that was
+//! left is fenced, its disks become the base, and the live machine never stops.
+
+use super::finalize_reprotect::FinalizeReprotect;
+use super::{NewJob, Scenario};
+use crate::events::Severity;
+use crate::plan::{RunPlan, TargetRun, other};
+use crate::store::jobs::Lane;
+use crate::world::{Step, World, pending, permanent};
+use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
+use leeward_model::{
+    Branch, Code, Event, InstanceId, JobId, MachineState, Position, Protection, TimelineId,
+};
+use leeward_wire::message::{Seeded, Stage};
+use serde::{Deserialize, Serialize};
+
+/// How long hosts that are away may take to come back before the job is refused.
+const HOSTS_WAIT_MS: u64 = 10_000;
+
+/// Is the job's memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Reprotect {
+    pub(crate) job: JobId,
+    /// The live machine, by the id it had as an instance.
+    pub(crate) machine: InstanceId,
+    /// Timeline of the old disks' seed.
+    pub(crate) seed: TimelineId,
+    /// The live machine's new timeline.
+    pub(crate) timeline: TimelineId,
+    /// What the seed came to: a place to build on, or nothing.
+    pub(crate) parent: Option<Position>,
+}
+
+impl Job for Reprotect {
+    type Context = World;
+    const KIND: &'static str = "reprotect";
+    const REVERSIBLE: &'static [Reversible<Self>] = &[
+        Reversible::new("check", Self::check, Self::give_up),
+        Reversible::new("hand-over", Self::hand_over, nothing),
+        Reversible::new("fence-left-machine", Self::fence_left, nothing),
+        Reversible::new("seed", Self::seed, nothing),
+    ];
+    const FORWARD: &'static [Forward<Self>] = &[
+        Forward::new("start-replication", Self::start_replication),
+        Forward::new("record", Self::record),
+    ];
+    const ABANDON: &'static [Forward<Self>] = &[Forward::new("give-up", Self::give_up)];
+}
+
+/// The event that begins a reprotect, from the item's state.
+pub(crate) fn begins(world: &World, job: JobId) -> Option<(Event, InstanceId)> {
+    match world.item.as_ref()?.state.protection {
+        Protection::Committed { machine } => Some((Event::ReprotectStarted { job }, machine)),
+        Protection::FailedOver { machine, .. } => Some((Event::ReverseStarted { job }, machine)),
+        _ => None,
+    }
+}
+
+/// A job that reprotects `machine`. The event that begins it has been applied.
+pub(crate) fn new_job(world: &mut World, job: JobId, machine: InstanceId) -> Reprotect {
+    if let Some(item) = &mut world.item {
+        let active = item.state.active;
+        if item.plan.end(active).run == RunPlan::Live {
+            item.plan.branch.epoch = item.state.epoch;
+        }
+    }
+    Reprotect { job, machine, seed: world.new_id(), timeline: world.new_id(), parent: None }
+}
+
+/// Goes on with the other direction after a failover, because the policy says so (F-084).
+pub(super) fn reverse(world: &mut World) -> Result<(), StepError> {
+    let job = world.new_id();
+    let Some((event, machine)) = begins(world, job) else { return Ok(()) };
+    world.apply(event)?;
+    let memory = new_job(world, job, machine);
+    world.start_job(NewJob::of_item(job, Lane::Reverse, Scenario::ReverseReplication), &memory)
+}
+
+/// Turns the direction back. The live machine is not touched: it is its host's, replicated no
+/// more, or still the instance that it was.
+pub(crate) fn give_up(world: &mut World, machine: InstanceId) -> Result<(), StepError> {
+    let active = world.state()?.active;
+    let left = other(active);
+    let was_off = matches!(world.end(active)?.run, RunPlan::Replicate { .. });
+    world.apply(Event::ReprotectAbandoned { machine })?;
+    if world.end(left)?.has_store() {
+        world.replica_at(left, TargetRun::Hold)?;
+    }
+    world.rest_at(left)?;
+    if was_off {
+        // Replication began only after the machine that was left was known to be off.
+        world.source_seen(world.confirmed_off(left))?;
+        world.run_at(active, RunPlan::Live)?;
+    }
+    let item = world.item_mut()?;
+    item.plan.branch.epoch = item.state.epoch;
+    let name = item.name.clone();
+    world.note("ReprotectAbandoned", Severity::Info, format!("reprotect of {name} was given up"));
+    Ok(())
+}
+
+impl Reprotect {
+    /// Whether the item's state is still this job's: a failover from a point gives it up at once.
+    fn is_ours(&self, world: &World) -> bool {
+        matches!(world.item.as_ref().map(|item| &item.state.protection),
+            Some(Protection::Reprotecting { job }) if *job == self.job)
+    }
+
+    fn given_up() -> Step {
+        Ok(Outcome::Skipped("the reprotect was given up".to_owned()))
+    }
+
+    fn check(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if !self.is_ours(world) {
+            return Self::given_up();
+        }
+        for (host, code) in [(world.source(), Code::ROLE_AWAY), (world.target(), Code::TARGET_AWAY)]
+        {
+            if host.sight.connected && host.sight.observed.is_some() {
+                continue;
+            }
+            let what = format!("host {} is not connected", host.name);
+            if moment.step_elapsed_ms() > HOSTS_WAIT_MS {
+                return Err(permanent(code, what));
+            }
+            return pending(what);
+        }
+        let Some(seen) = world.item()?.plan.instance(self.machine).map(|plan| plan.id) else {
+            return match world.source_machine() {
+                MachineState::Running => Ok(Outcome::Done),
+                _ => pending(format!("the machine on host {} to run", world.source().name)),
+            };
+        };
+        match hydrated(world, seen) {
+            Ok(()) => Ok(Outcome::Done),
+            Err(waiting_for) => pending(waiting_for),
+        }
+    }
+
+    /// The last undo, and the way out later on.
+    fn give_up(&mut self, world: &mut World, _: &Moment) -> Step {
+        if !self.is_ours(world) {
+            return Self::given_up();
+        }
+        give_up(world, self.machine)?;
+        Ok(Outcome::Done)
+    }
+
+    fn hand_over(&mut self, world: &mut World, _: &Moment) -> Step {
+        if !self.is_ours(world) {
+            return Self::given_up();
+        }
+        hand_over(world, self.machine)
+    }
+
+    fn fence_left(&mut self, world: &mut World, _: &Moment) -> Step {
+        if !self.is_ours(world) {
+            return Self::given_up();
+        }
+        let left = world.target_site();
+        if !world.end(left)?.stale {
+            return Ok(Outcome::Skipped("no machine was left there".to_owned()));
+        }
+        world.run_at(left, RunPlan::Fenced)?;
+        if world.is_fenced(left) {
+            return Ok(Outcome::Done);
+        }
+        pending(format!("host {} to confirm that the old machine is off", world.host(left).name))
+    }
+
+    fn seed(&mut self, world: &mut World, _: &Moment) -> Step {
+        if !self.is_ours(world) {
+            return Self::given_up();
+        }
+        let left = world.target_site();
+        if !world.end(left)?.stale {
+            return Ok(Outcome::Skipped("there are no old disks: all is sent".to_owned()));
+        }
+        let base = world.end(left)?.base;
+        world.run_at(left, RunPlan::Seed { job: self.job, timeline: self.seed, base })?;
+        world.replica_at(left, TargetRun::Receive)?;
+        let host = world.host(left).name.clone();
+        let seen = world.machine_now(left).and_then(|seen| seen.seeded.clone());
+        match seen.filter(|(job, _)| *job == self.job).map(|(_, seeded)| seeded) {
+            Some(Ok(Seeded::Stored { position, .. })) => {
+                self.parent = Some(position);
+                Ok(Outcome::Done)
+            }
+            Some(Ok(Seeded::Nothing)) => {
+                self.parent = None;
+                Ok(Outcome::Skipped("the old disks are gone: all is sent".to_owned()))
+            }
+            Some(Err(problem)) => pending(format!("host {host}, which tries again: {problem}")),
+            None => pending(format!("host {host} to read the old disks")),
+        }
+    }
+
+    fn start_replication(&mut self, world: &mut World, _: &Moment) -> Step {
+        if !self.is_ours(world) {
+            return Self::given_up();
+        }
+        let (from, to) = (world.source_site(), world.target_site());
+        let epoch = world.state()?.epoch;
+        let plan = &mut world.item_mut()?.plan;
+        plan.branch = Branch { timeline: self.timeline, parent: self.parent, epoch };
+        plan.fenced_at = None;
+        plan.one_way = false;
+        world.rest_at(to)?;
+        world.replica_at(to, TargetRun::Receive)?;
+        world.run_at(from, RunPlan::Replicate { start: None })?;
+        if !world.replica_answered(to) || world.target_now().is_none_or(|seen| seen.fence < epoch) {
+            return pending(format!("host {} to take data", world.target().name));
+        }
+        let seen = world.source_now().filter(|_| world.source_answered());
+        if seen.is_some_and(|seen| seen.timeline == self.timeline) {
+            return Ok(Outcome::Done);
+        }
+        pending(format!("host {} to begin with the machine", world.source().name))
+    }
+
+    fn record(&mut self, world: &mut World, _: &Moment) -> Step {
+        if !self.is_ours(world) {
+            return Self::given_up();
+        }
+        let (id, machine) = (world.new_id(), self.machine);
+        let text = format!("{} is being protected the other way", world.item()?.name);
+        world.note("ReverseReplicationStarted", Severity::Info, text);
+        let new = NewJob::of_item(id, Lane::Watch, Scenario::SecondaryIrCompletion);
+        world.start_job(new, &FinalizeReprotect { reprotect: self.job, machine })?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// Whether a failed-over machine runs and holds all its data; else what is waited for.
+pub(super) fn hydrated(world: &World, id: InstanceId) -> Result<(), String> {
+    let host = &world.instance_host(id).name;
+    let seen = world.instance_now(id);
+    let Some(seen) = seen.filter(|seen| seen.machine == MachineState::Running) else {
+        return Err(format!("the machine on host {host} to run"));
+    };
+    match seen.hydrated_percent.unwrap_or(0.0) {
+        percent if percent >= 100.0 => Ok(()),
+        percent => {
+            let what = format!("it holds {percent:.0} % of its data on host {host}");
+            Err(Code::STILL_HYDRATING.problem(what).to_string())
+        }
+    }
+}
+
+/// Makes an instance its host's machine: the one permit passes to the other in one transaction.
+pub(super) fn hand_over(world: &mut World, id: InstanceId) -> Step {
+    let Some(plan) = world.item()?.plan.instance(id) else { return Ok(Outcome::Done) };
+    let (site, timeline, position) = (plan.site, plan.timeline, plan.position);
+    if plan.stage != Stage::HandedOver {
+        world.instance_set(id, |plan| {
+            plan.stage = Stage::HandedOver;
+            plan.permitted = false;
+        })?;
+        world.run_at(site, RunPlan::Live)?;
+        let item = world.item_mut()?;
+        item.plan.branch = Branch { timeline, parent: None, epoch: item.state.epoch };
+        item.plan.history = Some(position);
+    }
+    let host = world.host(site).name.clone();
+    let answer = world.instance_answer(id);
+    if let Some(problem) = answer.and_then(|seen| seen.problem.as_ref()) {
+        return pending(format!("host {host}, which tries again: {problem}"));
+    }
+    if !world.run_answered(site) || answer.is_some_and(|seen| seen.stage != Stage::HandedOver) {
+        return pending(format!("host {host} to take the machine over as its own"));
+    }
+    world.item_mut()?.plan.instances.retain(|plan| plan.id != id);
+    Ok(Outcome::Done)
+}
