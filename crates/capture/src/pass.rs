@@ -7,11 +7,11 @@ mod plan;
 
 use crate::{
     hash_file::{HashError, HashFiles},
-    record::{Hasher, Record, compare},
+    record::{Difference, Hasher, Record, compare, kept_blocks, still_differing},
     source::{CaptureError, DiskReader},
 };
 use bytes::Bytes;
-use leeward_model::{Change, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
+use leeward_model::{BlockMask, Change, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
 use plan::{Content, Plan, Work};
 use std::{collections::VecDeque, sync::Arc};
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -59,6 +59,26 @@ pub struct Found {
     pub change: Change,
     /// The extent's new record, for [`HashFiles::push`].
     pub record: Record,
+    /// Whether the change names only blocks that may differ. Not so where the hash file knows
+    /// only the extent's leaf hash: then it names all 16, and [`Found::recut`] may drop some.
+    pub blocks_known: bool,
+}
+
+impl Found {
+    /// Leaves out the blocks that the target has already, by the keyed hashes of the extent's 16
+    /// blocks there; that of a zero block is of 4096 zeros. Hash and record stay as they are.
+    ///
+    /// `None` when no block differs: then nothing is to be sent, and the record, taken before,
+    /// may be pushed all the same, as the target holds what it says.
+    pub fn recut(self, target_blocks: &[[u8; 16]; 16], hasher: &dyn Hasher) -> Option<Found> {
+        let Found { change, record, .. } = self;
+        let mask = still_differing(change.mask, &record, target_blocks, hasher);
+        if mask == BlockMask::NONE {
+            return None;
+        }
+        let data = kept_blocks(&change.data, change.mask, mask);
+        Some(Found { change: Change { mask, data, ..change }, record, blocks_known: true })
+    }
 }
 
 /// How far a pass is. Sizes in bytes, over all disks.
@@ -336,7 +356,8 @@ fn compare_all(
             data: difference.data,
             hash: difference.hash,
         };
-        found.push(Found { change, record: difference.record });
+        let Difference { record, blocks_known, .. } = difference;
+        found.push(Found { change, record, blocks_known });
     }
     Ok(found)
 }

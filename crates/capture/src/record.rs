@@ -66,7 +66,7 @@ impl Record {
     }
 
     fn blocks_unknown(&self) -> bool {
-        self.blocks == [[0; 16]; BLOCKS]
+        self.blocks == [[0; 16]; BLOCKS] && !self.is_zero()
     }
 
     pub(crate) fn to_bytes(self) -> [u8; RECORD_BYTES] {
@@ -91,6 +91,8 @@ pub(crate) struct Difference {
     pub(crate) data: Bytes,
     pub(crate) hash: ExtentHash,
     pub(crate) record: Record,
+    /// Whether the mask names only what may differ, not all blocks for want of knowledge.
+    pub(crate) blocks_known: bool,
 }
 
 /// Compares an extent's content with what the target has; `None` when they are equal.
@@ -108,7 +110,37 @@ pub(crate) fn compare(extent: &[u8], known: &Record, hasher: &dyn Hasher) -> Opt
     }
     let record = if zero { Record::ZERO } else { Record::with_leaf(extent, hash, hasher) };
     let mask = differing_blocks(extent, known, &record, hasher);
-    Some(Difference { mask, data: named_blocks(extent, mask), hash, record })
+    let (data, blocks_known) = (named_blocks(extent, mask), !known.blocks_unknown());
+    Some(Difference { mask, data, hash, record, blocks_known })
+}
+
+/// Those blocks of `mask` whose hash in `record`, their extent's new one, is not the target's.
+pub(crate) fn still_differing(
+    mask: BlockMask,
+    record: &Record,
+    target: &[[u8; 16]; BLOCKS],
+    hasher: &dyn Hasher,
+) -> BlockMask {
+    // A record of zeros has no hashes of its blocks; the target always has.
+    let zero_block = record.is_zero().then(|| hasher.block(&[0; BLOCK]));
+    let differs = |index: &u32| {
+        let at = *index as usize;
+        zero_block.as_ref().unwrap_or(&record.blocks[at]) != &target[at]
+    };
+    mask.iter().filter(differs).fold(BlockMask::NONE, BlockMask::with)
+}
+
+/// The bytes of `kept`, some of the blocks that `mask` names, out of the bytes of all of these.
+pub(crate) fn kept_blocks(data: &Bytes, mask: BlockMask, kept: BlockMask) -> Bytes {
+    if data.is_empty() || mask == kept {
+        return data.clone();
+    }
+    assert_eq!(data.len(), mask.blocks() as usize * BLOCK, "a change has the blocks it names");
+    let named = mask.iter().zip(data.chunks(BLOCK));
+    let blocks: Vec<&[u8]> =
+        named.filter(|(index, _)| kept.has(*index)).map(|(_, block)| block).collect();
+    // Nothing but zeros is sent without bytes, as in a change that was cut so at first.
+    if blocks.iter().all(|block| is_zero(block)) { Bytes::new() } else { blocks.concat().into() }
 }
 
 fn differing_blocks(

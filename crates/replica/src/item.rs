@@ -20,9 +20,17 @@ use leeward_wire::{message::ServerStamp, segment::SegmentHeader};
 use std::{collections::BTreeSet, sync::Arc};
 use uuid::Uuid;
 
+/// Most bytes of a point's name: beyond what any listing shows.
+const NAME_BYTES_MAX: usize = 255;
+
 /// What the target knows of a point beside its marker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PointReceipt {
+    /// Why the point exists.
+    pub origin: PointOrigin,
+    /// Its name, for example `divergent-2026-11-21T03:04:05Z`, 1 to 255 bytes; none for a
+    /// replicated point, and only for that.
+    pub name: Option<String>,
     /// When it was cut, by the config server's clock.
     pub cut_server: Option<ServerStamp>,
     /// When the store had it, by the store's clock.
@@ -31,6 +39,19 @@ pub struct PointReceipt {
     /// None takes it from the marker and `cut_server`: both stamp the same cut, and the config
     /// server is on the store's machine; 0 when there is no stamp either.
     pub clock_offset_ms: Option<i64>,
+}
+
+impl PointReceipt {
+    fn check_name(&self) -> Result<(), StoreError> {
+        let fits = match (&self.origin, &self.name) {
+            (PointOrigin::Replicated, name) => name.is_none(),
+            (PointOrigin::BeforeChange | PointOrigin::Divergent, name) => {
+                name.as_ref().is_some_and(|name| (1..=NAME_BYTES_MAX).contains(&name.len()))
+            }
+        };
+        let why = "replicated points have no name, all others one of 1 to 255 bytes";
+        if fits { Ok(()) } else { Err(StoreError::refused("a point", why)) }
+    }
 }
 
 /// Deliberate mistakes, to show that the tests would notice them.
@@ -123,7 +144,11 @@ impl ItemStore {
     }
 
     /// Opens a timeline; durable when it returns. The same branch again changes nothing. When its
-    /// parent is not in this store, a whole copy has to follow: what is below reads as zero.
+    /// parent is not in this store, a whole copy has to follow: what is below reads as zero. A
+    /// parent whose timeline is in this store has to be kept: see [`ItemReader::is_kept`].
+    ///
+    /// Until it has a point, its newest committed place keeps its own data and its parent's, as
+    /// long as no other timeline is opened and [`Self::retire_branch`] does not end it.
     ///
     /// # Errors
     /// [`StoreError::Fenced`]; [`StoreError::Refused`] when the id stands for another branch or
@@ -277,14 +302,16 @@ impl ItemStore {
     /// changes nothing.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when the record is not durable, not a marker, or its point id is in
-    /// use; [`StoreError::Fenced`]; [`StoreError::Damaged`] when it does not open.
+    /// [`StoreError::Refused`] when the record is not durable, not a marker, its point id is in
+    /// use, or its name does not go with its origin; [`StoreError::Fenced`];
+    /// [`StoreError::Damaged`] when it does not open.
     pub fn commit_point(
         &mut self,
         position: Position,
         receipt: &PointReceipt,
     ) -> Result<PointRecord, StoreError> {
         self.check_stale()?;
+        receipt.check_name()?;
         let mut changes = self.range_changes(position)?;
         let (header, offset, len) = self.locate(position)?;
         let marker = open_marker(&self.reader.folder, &header, offset, len)?;
@@ -302,8 +329,8 @@ impl ItemStore {
             id: marker.point,
             position,
             kind: marker.kind,
-            origin: PointOrigin::Replicated,
-            name: String::new(),
+            origin: receipt.origin.clone(),
+            name: receipt.name.clone().unwrap_or_default(),
             cut_at: marker.cut_at,
             received_at: receipt.received_at,
             clock_offset_ms: receipt.clock_offset_ms.unwrap_or(measured),

@@ -39,7 +39,7 @@ pub struct PointRecord {
     pub kind: PointKind,
     /// Why it exists.
     pub origin: PointOrigin,
-    /// Its name; empty for replicated points.
+    /// Its name; empty for replicated points, and only for these.
     pub name: String,
     /// When it was cut, by the source's clock.
     pub cut_at: UnixMillis,

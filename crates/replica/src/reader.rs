@@ -282,10 +282,21 @@ impl ItemReader {
         Ok(roots)
     }
 
+    /// Whether the data of a place are kept: a listed point, a pinned place, the base of kept
+    /// work, or the head of a timeline that has not ended. Only such a place can be a parent of a
+    /// timeline or be viewed. What expires in between is the caller's to keep out.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`]: a note could not be read, so it is not
+    /// known.
+    pub fn is_kept(&self, position: Position) -> Result<bool, StoreError> {
+        let listed = self.state().points.iter().any(|point| point.position == position);
+        Ok(listed || self.roots()?.contains(&position))
+    }
+
     /// Checks that the data of a place are kept.
     pub(crate) fn check_kept(&self, position: Position) -> Result<(), StoreError> {
-        let listed = self.state().points.iter().any(|point| point.position == position);
-        if listed || self.roots()?.contains(&position) {
+        if self.is_kept(position)? {
             return Ok(());
         }
         let place = format!("{} of timeline {}", position.lsn, position.timeline);

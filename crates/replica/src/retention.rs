@@ -113,6 +113,37 @@ impl ItemStore {
         Ok(dropped)
     }
 
+    /// Ends a timeline for good, as of a copy that is not gone on with: it takes nothing more, and
+    /// what only its head needed is deleted, also what was never committed. Its points, their
+    /// pins and kept work stay. Returns the committed segments that went; again it finishes what
+    /// a crash left.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for an unknown timeline; as [`Self::expire`].
+    pub fn retire_branch(
+        &mut self,
+        timeline: TimelineId,
+        now: UnixMillis,
+    ) -> Result<Vec<SegmentId>, StoreError> {
+        self.check_stale()?;
+        if !self.reader.state().retired.contains(&timeline) {
+            self.commit(vec![Change::BranchRetired(timeline)], now)?;
+        }
+        let mut ended = Vec::new();
+        self.pending.retain(|open| {
+            let stays = open.header.timeline != timeline;
+            if !stays {
+                ended.push(open.header.segment);
+            }
+            stays
+        });
+        let folder = self.reader.folder.clone();
+        for id in ended.iter().filter(|id| !self.reader.state().segments.contains_key(id)) {
+            folder.blobs.delete(&folder.segment_path(*id))?;
+        }
+        self.collect(now)
+    }
+
     /// Timelines that nobody can write or read at their heads any more: others were opened since,
     /// and no point, pin or kept work lies on them.
     fn ended_branches(&self) -> Result<Vec<TimelineId>, StoreError> {

@@ -15,7 +15,8 @@ use leeward_model::{
     ExtentNumber, Lsn, MachineSpec, Marker, Position,
 };
 use leeward_wire::{
-    hash::{extent_hash, zero_extent_hash},
+    data::ExtentBlockHashes,
+    hash::{BLOCK_HASH_BYTES, block_hash, extent_hash, zero_extent_hash},
     record::{Codec, RECORD_HEADER_BYTES, RecordHeader, RecordKind},
     seal::Opener,
     segment::{FooterEntry, SegmentHeader},
@@ -88,6 +89,7 @@ pub struct View {
     /// Sorted by disk, extent, then newest first; only what a read needs.
     index: Vec<Version>,
     zero_hash: ExtentHash,
+    zero_block_hash: [u8; BLOCK_HASH_BYTES],
     cache: Mutex<Cache>,
 }
 
@@ -138,8 +140,9 @@ impl View {
         index.sort_unstable_by_key(|v| (v.disk, v.extent, v.rank, Reverse(v.lsn)));
         prune(&mut index);
         let zero_hash = zero_extent_hash(&folder.keys.hash);
+        let zero_block_hash = block_hash(&folder.keys.hash, &[0; BLOCK_BYTES as usize]);
         let cache = Mutex::default();
-        Ok(View { folder, position, marker, segments, index, zero_hash, cache })
+        Ok(View { folder, position, marker, segments, index, zero_hash, zero_block_hash, cache })
     }
 
     /// The place.
@@ -231,6 +234,28 @@ impl View {
             Some(newest) => self.newest_hash(newest),
             None => Ok(self.zero_hash),
         }
+    }
+
+    /// Hashes of an extent's 16 blocks, as they read here; a block without data has the hash of
+    /// 4096 zeros. Other than [`Self::leaf_hash`] it reads and proves the payloads, except where
+    /// nothing is stored, which costs nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`].
+    pub fn block_hashes(
+        &self,
+        disk: DiskNumber,
+        extent: ExtentNumber,
+    ) -> Result<ExtentBlockHashes, StoreError> {
+        let mut hashes = [self.zero_block_hash; BLOCKS_PER_EXTENT as usize];
+        let data = data_blocks(self.versions(disk, extent));
+        let Some(bytes) = self.extent(disk, extent)? else { return Ok(hashes) };
+        for block in data.iter() {
+            let at = block as usize * BLOCK_BYTES as usize;
+            let bytes = &bytes[at..at + BLOCK_BYTES as usize];
+            hashes[block as usize] = block_hash(&self.folder.keys.hash, bytes);
+        }
+        Ok(hashes)
     }
 
     /// Hash over the disks' sizes and all extents that are not zero, in order, hexadecimal. The

@@ -1,5 +1,6 @@
 //! The oracle of capture: whatever happens, what the target replayed is the disk at the cut.
 
+mod recut;
 mod world;
 
 use super::*;

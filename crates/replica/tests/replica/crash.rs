@@ -21,10 +21,11 @@ enum Op {
     Pin,
     Keep,
     Seal,
+    Retire,
     Restart,
 }
 
-const OPS: [Op; 11] = [
+const OPS: [Op; 12] = [
     Op::Branch,
     Op::Append,
     Op::Sync,
@@ -35,6 +36,7 @@ const OPS: [Op; 11] = [
     Op::Pin,
     Op::Keep,
     Op::Seal,
+    Op::Retire,
     Op::Restart,
 ];
 
@@ -50,6 +52,7 @@ fn apply(world: &mut World, op: Op) -> Result<(), StoreError> {
         Op::Pin => world.pin_newest(),
         Op::Keep => world.add_kept(),
         Op::Seal => world.seal(),
+        Op::Retire => world.retire(),
         Op::Restart => world.restart(),
     }
 }
@@ -338,6 +341,10 @@ fn world_after(state: CrashDisk, world: &World) -> World {
         .map(|branch| (branch.timeline, reader.committed(branch.timeline).unwrap()))
         .collect();
     next.lose_session();
+    if reader.state().retired.contains(&next.branch.timeline) {
+        let place = reader.newest_point().unwrap().position;
+        next.open_branch(Some(place)).unwrap();
+    }
     next
 }
 
@@ -376,7 +383,7 @@ fn a_store_and_an_item_that_were_half_made_can_be_made_again() {
 fn what_a_restarted_writer_reports_survives_a_power_cut_after_a_kill() {
     let base = base_disk();
     let mut random = Seeded::new(seed("kill, then power cut"));
-    for op in [Op::Fence, Op::Point, Op::Branch, Op::Keep, Op::Pin] {
+    for op in [Op::Fence, Op::Point, Op::Branch, Op::Keep, Op::Pin, Op::Retire] {
         let (disk, mut world) = world_on(&base);
         let before = disk.steps();
         apply(&mut world, op).unwrap();

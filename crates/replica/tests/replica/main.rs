@@ -8,8 +8,10 @@
 mod behaviour;
 mod crash;
 mod damage;
+mod divergent;
 mod faults;
 mod golden;
+mod half_made;
 mod oracle;
 mod races;
 mod retention;

@@ -1,6 +1,6 @@
 //! Random histories of one item against the model: partial layers, timelines, restarts, expiry.
 
-use crate::world::World;
+use crate::world::{World, check_block_hashes};
 use leeward_model::Position;
 use proptest::prelude::*;
 
@@ -18,6 +18,7 @@ enum Move {
     Pin,
     Unpin,
     Keep,
+    Retire,
     Restart,
 }
 
@@ -35,6 +36,7 @@ fn moves() -> impl Strategy<Value = Move> {
         1 => Just(Move::Pin),
         1 => Just(Move::Unpin),
         1 => Just(Move::Keep),
+        1 => Just(Move::Retire),
         1 => Just(Move::Restart),
     ]
 }
@@ -71,6 +73,7 @@ fn go(world: &mut World, step: Move) {
             }
         }
         Move::Keep => world.add_kept().unwrap(),
+        Move::Retire => world.retire().unwrap(),
         Move::Restart => world.restart().unwrap(),
     }
 }
@@ -84,6 +87,24 @@ fn resend(world: &mut World, back: u8) {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+
+    /// What a source compares with: the block hashes of a head without a point, and of points.
+    #[test]
+    fn block_hashes_are_those_of_what_the_model_says(
+        seed in 1..1_000_000_u64,
+        steps in prop::collection::vec(moves(), 1..20),
+    ) {
+        let (_, mut world) = World::on_crash_disk(seed);
+        for step in steps {
+            go(&mut world, step);
+        }
+        let mut places: Vec<_> = world.reader().state().points.iter().map(|p| p.position).collect();
+        places.push(world.place(world.model.head(world.branch.timeline)));
+        for place in places {
+            let checked = check_block_hashes(world.reader(), &world.model, place);
+            prop_assert!(checked.is_ok(), "{}", checked.unwrap_err());
+        }
+    }
 
     /// E11, I1, I10: after every step every listed point, pinned place and kept base reads as the
     /// model says, whatever was expired or collected.

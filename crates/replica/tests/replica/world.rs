@@ -14,7 +14,7 @@ use leeward_replica::{
     storage::{BlobStore, CrashDisk, Seeded},
 };
 use leeward_wire::{
-    hash::extent_hash,
+    hash::{block_hash, extent_hash},
     seal::{Level, Sealer},
     segment::SegmentHeader,
 };
@@ -193,6 +193,15 @@ impl World {
         self.open_branch(Some(parent))
     }
 
+    /// Ends the present timeline; its source goes on from the newest point on another one.
+    pub fn retire(&mut self) -> Result<(), StoreError> {
+        let (timeline, now) = (self.branch.timeline, self.tick());
+        self.item().retire_branch(timeline, now)?;
+        self.lose_session();
+        let parent = self.reader().newest_point().map(|point| point.position);
+        self.open_branch(parent)
+    }
+
     pub fn begin(&mut self) -> Result<(), StoreError> {
         let next = self.received.next();
         self.begin_at(next)
@@ -299,15 +308,36 @@ impl World {
     }
 
     pub fn receipt(&mut self) -> PointReceipt {
-        PointReceipt { cut_server: None, received_at: self.tick(), clock_offset_ms: Some(3) }
+        self.receipt_of(PointOrigin::Replicated, None)
+    }
+
+    pub fn receipt_of(&mut self, origin: PointOrigin, name: Option<&str>) -> PointReceipt {
+        let (name, received_at) = (name.map(String::from), self.tick());
+        PointReceipt { origin, name, cut_server: None, received_at, clock_offset_ms: Some(3) }
     }
 
     /// Marker, flush, commit.
     pub fn commit_point(&mut self) -> Result<PointId, StoreError> {
         let point = self.append_marker()?;
+        let receipt = self.receipt();
+        self.commit_marker(point, &receipt)
+    }
+
+    /// A point of what a left machine wrote.
+    pub fn commit_divergent(&mut self, name: &str) -> Result<PointId, StoreError> {
+        let point = self.append_marker()?;
+        let receipt = self.receipt_of(PointOrigin::Divergent, Some(name));
+        self.commit_marker(point, &receipt)
+    }
+
+    fn commit_marker(
+        &mut self,
+        point: PointId,
+        receipt: &PointReceipt,
+    ) -> Result<PointId, StoreError> {
         self.sync()?;
-        let (place, receipt) = (self.place(self.received), self.receipt());
-        self.item().commit_point(place, &receipt)?;
+        let place = self.place(self.received);
+        self.item().commit_point(place, receipt)?;
         self.model.commit(place);
         self.model.points.insert(point, place);
         Ok(point)
@@ -423,6 +453,30 @@ pub fn check_contents(reader: &ItemReader, model: &ModelItem) -> Result<(), Stri
     places.dedup();
     for place in places {
         check_place(reader, model, place)?;
+    }
+    Ok(())
+}
+
+/// Whether the block hashes of one place are those of what the model says.
+pub fn check_block_hashes(
+    reader: &ItemReader,
+    model: &ModelItem,
+    at: Position,
+) -> Result<(), String> {
+    let view = View::open(reader, at).map_err(|error| format!("{at:?}: {error}"))?;
+    let key = &reader.keys().hash;
+    // One disk and one extent more than there are: they read as zero.
+    for disk in (0..=DISKS).map(DiskNumber) {
+        for extent in (0..=EXTENTS).map(ExtentNumber) {
+            let found = view.block_hashes(disk, extent);
+            let found = found.map_err(|error| format!("{at:?}: {error}"))?;
+            let expected = model.extent(at, disk, extent);
+            let expected =
+                expected.chunks(BLOCK_BYTES as usize).map(|block| block_hash(key, block));
+            if !found.into_iter().eq(expected) {
+                return Err(format!("{at:?}: wrong block hashes in {extent} of disk {disk}"));
+            }
+        }
     }
     Ok(())
 }

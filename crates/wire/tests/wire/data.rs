@@ -8,11 +8,12 @@ use leeward_model::{
 };
 use leeward_wire::{
     data::{
-        Ack, Commit, Committed, DataError, DataHello, DataMessage, DataWelcome, Hashes,
-        HashesRequest, JoinAnswer, JoinRequest, Role, decode_control, encode_control,
+        Ack, BlockHashes, BlockHashesRequest, Commit, Committed, DataError, DataHello, DataMessage,
+        DataWelcome, Hashes, HashesRequest, JoinAnswer, JoinRequest, Role, decode_control,
+        encode_control,
     },
-    frame::{Decoder, Frame, HASHES_MAX, Kind},
-    hash::EXTENT_ABSENT,
+    frame::{BLOCK_HASHES_MAX, Decoder, Frame, HASHES_MAX, Kind},
+    hash::{EXTENT_ABSENT, block_hash},
     message::{HEARTBEAT_MS, HostHello, ServerStamp, ToServer},
 };
 use proptest::prelude::*;
@@ -23,6 +24,33 @@ pub fn stamp() -> ServerStamp {
         ms: 123_456_789,
         wall: UnixMillis(1_763_700_002_789),
     }
+}
+
+/// A question for two extents' blocks and its answer: one is zero but for its second block, the
+/// other is zero.
+fn block_hashes() -> (BlockHashesRequest, BlockHashes) {
+    let disk = DiskNumber(1);
+    let zero = [block_hash(&hash_key(), &[0; 4096]); 16];
+    let mut one = zero;
+    one[1] = block_hash(&hash_key(), &[0x5a; 4096]);
+    let extents = vec![ExtentNumber(500), ExtentNumber(70_000)];
+    (BlockHashesRequest { disk, extents }, BlockHashes { disk, hashes: vec![one, zero] })
+}
+
+fn joining() -> (JoinRequest, JoinAnswer) {
+    let join = JoinRequest {
+        registration_key: "lwk1-secret".into(),
+        csr_pem: "-----BEGIN CERTIFICATE REQUEST-----\n".into(),
+        host_name: "kvm-a".into(),
+        boot: "5e1f9a52-0000-4000-8000-000000000002".into(),
+    };
+    let answer = JoinAnswer {
+        certificate_pem: "-----BEGIN CERTIFICATE-----\n".into(),
+        ca_pem: "-----BEGIN CERTIFICATE-----\n".into(),
+        host: HostId::from_u128(0x61),
+        fabric: "site-a".into(),
+    };
+    (join, answer)
 }
 
 /// One message of every kind, with the kind's name for files.
@@ -54,18 +82,8 @@ pub fn every_message() -> Vec<(&'static str, DataMessage)> {
     let request = HashesRequest { disk: place.0, first_extent: place.1, count: 2 };
     let hashes = vec![ExtentHash([0xcd; 32]), EXTENT_ABSENT];
     let hashes = Hashes { disk: place.0, first_extent: place.1, hashes };
-    let join = JoinRequest {
-        registration_key: "lwk1-secret".into(),
-        csr_pem: "-----BEGIN CERTIFICATE REQUEST-----\n".into(),
-        host_name: "kvm-a".into(),
-        boot: "5e1f9a52-0000-4000-8000-000000000002".into(),
-    };
-    let answer = JoinAnswer {
-        certificate_pem: "-----BEGIN CERTIFICATE-----\n".into(),
-        ca_pem: "-----BEGIN CERTIFICATE-----\n".into(),
-        host: HostId::from_u128(0x61),
-        fabric: "site-a".into(),
-    };
+    let (block_request, blocks) = block_hashes();
+    let (join, answer) = joining();
     let refused = leeward_model::Problem {
         code: "LW-0000".into(),
         what: "what".into(),
@@ -92,6 +110,8 @@ pub fn every_message() -> Vec<(&'static str, DataMessage)> {
         ("hashes", DataMessage::Hashes(hashes)),
         ("ping", DataMessage::Ping(0x0102_0304_0506_0708)),
         ("pong", DataMessage::Pong(0x0102_0304_0506_0708)),
+        ("block-hashes-request", DataMessage::BlockHashesRequest(block_request)),
+        ("block-hashes", DataMessage::BlockHashes(blocks)),
         ("join-request", DataMessage::JoinRequest(join)),
         ("join-answer", DataMessage::JoinAnswer(Box::new(answer))),
     ]
@@ -197,6 +217,54 @@ fn hashes_out_of_bounds_are_refused() {
 }
 
 #[test]
+fn block_hashes_out_of_bounds_or_order_are_refused() {
+    let request = |count: u32, extents: &[u32]| {
+        let mut bytes = vec![1, 0, 0, 0];
+        bytes.extend_from_slice(&count.to_le_bytes());
+        extents.iter().for_each(|extent| bytes.extend_from_slice(&extent.to_le_bytes()));
+        bytes
+    };
+    let most: Vec<u32> = (0..=BLOCK_HASHES_MAX).collect();
+    let decode = |bytes: &[u8]| BlockHashesRequest::decode(bytes);
+
+    assert!(decode(&request(BLOCK_HASHES_MAX, &most[1..])).is_some());
+    assert!(decode(&request(1, &[u32::MAX])).is_some());
+    assert_eq!(decode(&request(BLOCK_HASHES_MAX + 1, &most)), None);
+    assert_eq!(decode(&request(0, &[])), None);
+    assert_eq!(decode(&request(2, &[7])), None, "fewer than counted");
+    assert_eq!(decode(&request(1, &[7, 8])), None, "more than counted");
+    assert_eq!(decode(&request(2, &[8, 7])), None, "descending");
+    assert_eq!(decode(&request(2, &[7, 7])), None, "twice");
+    assert_eq!(decode(&[&request(1, &[7])[..], &[0]].concat()), None);
+    let mut reserved = request(1, &[7]);
+    reserved[2] = 1;
+    assert_eq!(decode(&reserved), None);
+
+    let answer = |count: u32, bytes: usize| [request(count, &[]), vec![9; bytes]].concat();
+    assert!(BlockHashes::decode(&answer(2, 512)).is_some());
+    assert_eq!(BlockHashes::decode(&answer(0, 0)), None);
+    assert_eq!(BlockHashes::decode(&answer(2, 256)), None);
+    assert_eq!(BlockHashes::decode(&answer(1, 256 + 16)), None, "blocks of half an extent");
+    assert_eq!(BlockHashes::decode(&answer(1, 256 + 1)), None);
+    assert_eq!(BlockHashes::decode(&[1, 0, 0, 0]), None);
+}
+
+#[test]
+fn a_full_question_for_block_hashes_and_its_answer_fit_their_frames() {
+    let disk = DiskNumber(0);
+    let extents = (0..BLOCK_HASHES_MAX).map(ExtentNumber).collect();
+    let hashes = vec![[[1; 16]; 16]; BLOCK_HASHES_MAX as usize];
+    for message in [
+        DataMessage::BlockHashesRequest(BlockHashesRequest { disk, extents }),
+        DataMessage::BlockHashes(BlockHashes { disk, hashes }),
+    ] {
+        let back = DataMessage::from_frame(only_frame(&message.to_frame()));
+
+        assert!(back == Ok(message));
+    }
+}
+
+#[test]
 fn a_full_answer_with_hashes_fits_its_frame() {
     let hashes = vec![ExtentHash([1; 32]); HASHES_MAX as usize];
     let hashes = Hashes { disk: DiskNumber(0), first_extent: ExtentNumber(0), hashes };
@@ -216,14 +284,19 @@ proptest! {
         (disk, first, count) in (any::<u16>(), any::<u32>(), 1..=50_u32),
         number in any::<u64>(),
         segment in any_header(),
+        extents in proptest::collection::btree_set(any::<u32>(), 1..50),
     ) {
         let first = first.min(u32::MAX - count);
         let (disk, first_extent) = (DiskNumber(disk), ExtentNumber(first));
         let hashes = (0..count).map(|at| ExtentHash([at as u8; 32])).collect();
+        let blocks = extents.iter().map(|extent| [[*extent as u8; 16]; 16]).collect();
+        let extents = extents.into_iter().map(ExtentNumber).collect();
         for message in [
             DataMessage::Ack(Ack { durable_lsn: Lsn(durable), credit_bytes: credit }),
             DataMessage::HashesRequest(HashesRequest { disk, first_extent, count }),
             DataMessage::Hashes(Hashes { disk, first_extent, hashes }),
+            DataMessage::BlockHashesRequest(BlockHashesRequest { disk, extents }),
+            DataMessage::BlockHashes(BlockHashes { disk, hashes: blocks }),
             DataMessage::Ping(number),
             DataMessage::Pong(number),
             DataMessage::SegmentOpen(segment),
@@ -245,7 +318,7 @@ proptest! {
 
     #[test]
     fn changed_messages_never_panic(
-        which in 0..14_usize,
+        which in 0..16_usize,
         at in any::<prop::sample::Index>(),
         byte in any::<u8>(),
     ) {

@@ -6,6 +6,7 @@ mod data;
 mod frame;
 mod golden;
 mod marker;
+mod message;
 mod samples;
 mod seal;
 mod segment;

@@ -4,8 +4,8 @@
 use super::clock::WallClock;
 use leeward_model::{
     Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ExtentHash, ExtentNumber, ItemId, Lsn,
-    MachineSpec, PointId, PointInfo, PointKind, Position, Problem, Site, TimelineId, UnixMillis,
-    VaultId,
+    MachineSpec, PointId, PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId,
+    UnixMillis, VaultId,
 };
 use leeward_replica::{
     ItemStore, KeptFile, KeptRecord, PointReceipt, Retention, Store, StoreError, TestOutcome, View,
@@ -287,7 +287,13 @@ impl SiteStore {
     ) -> Result<PointId, StoreError> {
         let received_at = self.wall.now();
         self.with(item, move |store| {
-            let receipt = PointReceipt { cut_server, received_at, clock_offset_ms: None };
+            let receipt = PointReceipt {
+                origin: PointOrigin::Replicated,
+                name: None,
+                cut_server,
+                received_at,
+                clock_offset_ms: None,
+            };
             Ok(store.commit_point(at, &receipt)?.id)
         })
         .await
