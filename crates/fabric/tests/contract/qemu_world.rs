@@ -76,9 +76,17 @@ impl QemuWorld {
     }
 
     pub fn run_folder(&self, machine: &MachineRef) -> PathBuf {
+        let settled = |name: &str| -> Option<InstanceId> {
+            let toml = fs::read_to_string(self.config.machines.join(name).join("machine.toml"));
+            let line = toml.ok()?.lines().find(|line| line.starts_with("instance = "))?.to_owned();
+            line.split('"').nth(1)?.parse().ok()
+        };
+        let of_instance = |id: InstanceId| format!("i-{:032x}", id.as_u128());
         let name = match machine {
-            MachineRef::Owned(name) => format!("m-{name}"),
-            MachineRef::Instance(id) => format!("i-{:032x}", InstanceId::as_u128(*id)),
+            MachineRef::Owned(name) => {
+                settled(name).map_or_else(|| format!("m-{name}"), of_instance)
+            }
+            MachineRef::Instance(id) => of_instance(*id),
         };
         self.config.run.join(name)
     }

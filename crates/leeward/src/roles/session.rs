@@ -84,9 +84,29 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
+impl<R: AsyncRead + Send + Unpin + 'static> FrameReader<R> {
+    /// The same reader, whatever it reads from.
+    pub fn boxed(self) -> BoxReader {
+        FrameReader { stream: Box::new(self.stream), decoder: self.decoder, buffer: self.buffer }
+    }
+}
+
+/// The reading half of a session over any stream.
+pub type BoxReader = FrameReader<Box<dyn AsyncRead + Send + Unpin>>;
+
+/// The writing half of a session over any stream.
+pub type BoxWriter = FrameWriter<Box<dyn AsyncWrite + Send + Unpin>>;
+
 /// The writing half of a session.
 pub struct FrameWriter<W> {
     stream: W,
+}
+
+impl<W: AsyncWrite + Send + Unpin + 'static> FrameWriter<W> {
+    /// The same writer, whatever it writes to.
+    pub fn boxed(self) -> BoxWriter {
+        FrameWriter { stream: Box::new(self.stream) }
+    }
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {

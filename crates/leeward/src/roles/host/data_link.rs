@@ -1,33 +1,73 @@
 //! The source's end of a data session: seals changes, sends them within the window, waits for
 //! what is durable.
 
-use super::{Host, source::SourceWork};
-use crate::roles::session::{FrameReader, FrameWriter, SessionError};
+use super::{Host, dial::BoxStream, door, lobby::Wanted, source::SourceWork};
+use crate::roles::session::{BoxReader, BoxWriter, FrameReader, FrameWriter, SessionError};
 use leeward_capture::Hasher;
-use leeward_model::{Change, Code, ExtentHash, Lsn, Marker, PointId, Position, Problem, SegmentId};
+use leeward_model::{
+    Branch, Change, Code, ExtentHash, HostId, Lsn, Marker, PointId, Position, Problem, SegmentId,
+};
 use leeward_wire::{
     credits::{CreditError, SendWindow},
-    data::{Commit, DataHello, DataMessage, DataWelcome, HashesRequest, Role},
+    data::{
+        BlockHashesRequest, Commit, DataHello, DataMessage, DataWelcome, ExtentBlockHashes,
+        HashesRequest, Role,
+    },
     hash,
     keys::{DataKey, HashKey},
     message::PROTOCOL_VERSION,
     seal::{Level, Sealer},
     segment::SegmentHeader,
 };
-use std::{sync::Arc, time::Duration};
-use tokio::io::{ReadHalf, WriteHalf};
+use std::{fmt, sync::Arc, time::Duration};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long the store may take for a commit before the session counts as dead. A disk that
 /// stalls for longer is as good as away.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the store may take to welcome a session: it may have to open the item's log.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a store that has to dial this host is waited for. One that is there dials again at
+/// once; while nobody waits it stays in the lobby for longer than this worker's pauses.
+const STORE_WAIT: Duration = Duration::from_secs(5);
 /// Segments are closed at this size (decision: 32 MiB or 60 s).
 const SEGMENT_BYTES_MAX: u64 = 32 << 20;
 /// Segments are closed at this age.
 const SEGMENT_AGE_MAX: Duration = Duration::from_secs(60);
 /// The level for every record until the codec adapts to the link.
 const LEVEL: Level = Level::Zstd(1);
+
+/// The store at the other end of a data session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreEnd {
+    /// It is dialled at this address.
+    Dialled(String),
+    /// It is this host's own.
+    Own,
+    /// That host cannot be dialled: it dials this one.
+    Dials(HostId),
+}
+
+impl StoreEnd {
+    /// The store that `work` names.
+    pub fn of(host: &Host, work: &SourceWork) -> StoreEnd {
+        match &work.duty.target_address {
+            Some(address) => StoreEnd::Dialled(address.clone()),
+            None if work.duty.target_host == host.id => StoreEnd::Own,
+            None => StoreEnd::Dials(work.duty.target_host),
+        }
+    }
+}
+
+impl fmt::Display for StoreEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreEnd::Dialled(address) => write!(f, "the replica store at {address}"),
+            StoreEnd::Own => f.write_str("this host's own replica store"),
+            StoreEnd::Dials(host) => write!(f, "the replica store of host {host}"),
+        }
+    }
+}
 
 /// Why a data session ended.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +78,12 @@ pub enum LinkError {
     /// The connection could not be made.
     #[error("could not connect to the replica store")]
     Dial(#[from] std::io::Error),
+    /// The store's host has to dial this one and did not, or its connections broke at once.
+    #[error("the host of the replica store has not dialled this one")]
+    NotDialled,
+    /// The store's host has dialled again.
+    #[error("the host of the replica store gave this connection up and made another")]
+    Replaced,
     /// The store broke the rules of the window.
     #[error("the replica store acknowledged what it cannot have")]
     Credit(#[from] CreditError),
@@ -48,14 +94,17 @@ pub enum LinkError {
 
 impl LinkError {
     /// The operator's view.
-    pub fn problem(&self, address: &str) -> Problem {
+    pub fn problem(&self, store: &StoreEnd) -> Problem {
         match self {
             LinkError::Refused(problem) => (**problem).clone(),
-            LinkError::Session(_) | LinkError::Dial(_) | LinkError::Credit(_) => {
+            LinkError::Session(_)
+            | LinkError::Dial(_)
+            | LinkError::NotDialled
+            | LinkError::Replaced
+            | LinkError::Credit(_) => {
                 let cause = std::error::Error::source(self).map(ToString::to_string);
                 let cause = cause.unwrap_or_else(|| self.to_string());
-                Code::TARGET_AWAY
-                    .because(format!("the replica store at {address} cannot be reached"), cause)
+                Code::TARGET_AWAY.because(format!("{store} cannot be reached"), cause)
             }
         }
     }
@@ -75,8 +124,7 @@ impl Hasher for KeyedHasher {
 
 /// An open data session.
 pub struct DataLink {
-    reader: FrameReader<ReadHalf<super::dial::BoxStream>>,
-    writer: FrameWriter<WriteHalf<super::dial::BoxStream>>,
+    connection: Connection,
     window: SendWindow,
     sealer: Option<(Sealer, u64, tokio::time::Instant)>,
     header: SegmentHeader,
@@ -89,42 +137,109 @@ pub struct DataLink {
     pub newest_point: Option<(PointId, Position)>,
 }
 
+/// A connection to a store, whoever dialled.
+struct Connection {
+    reader: BoxReader,
+    writer: BoxWriter,
+    /// Of one that the store dialled: cancelled when it has dialled again.
+    replaced: CancellationToken,
+    /// Of one that the store dialled: tells the door that it is over.
+    _over: Option<DropGuard>,
+}
+
+impl Connection {
+    fn over(stream: BoxStream) -> Connection {
+        let (read, write) = tokio::io::split(stream);
+        let (reader, writer) = (FrameReader::new(read).boxed(), FrameWriter::new(write).boxed());
+        Connection { reader, writer, replaced: CancellationToken::new(), _over: None }
+    }
+
+    /// The next message, within `limit`.
+    async fn message(&mut self, limit: Duration) -> Result<DataMessage, LinkError> {
+        tokio::select! {
+            message = self.reader.message(limit) => Ok(message?),
+            () = self.replaced.cancelled() => Err(LinkError::Replaced),
+        }
+    }
+
+    /// Says hello and waits for the welcome.
+    async fn greet(&mut self, hello: DataHello) -> Result<DataWelcome, LinkError> {
+        self.writer.message(&DataMessage::Hello(hello)).await?;
+        match self.message(WELCOME_TIMEOUT).await? {
+            DataMessage::Welcome(welcome) => Ok(*welcome),
+            DataMessage::Refused(problem) => Err(LinkError::Refused(Box::new(problem))),
+            _ => Err(SessionError::OutOfTurn("something else than a welcome").into()),
+        }
+    }
+}
+
+/// Takes the connection of a store that dialled and says hello; one that broke while it waited is
+/// passed over for the next.
+async fn greet_guest(
+    host: &Host,
+    store: HostId,
+    hello: &DataHello,
+) -> Result<(Connection, DataWelcome), LinkError> {
+    let wanted = Wanted { host: store, epoch: hello.epoch, branch: hello.branch };
+    let end = tokio::time::Instant::now() + STORE_WAIT;
+    loop {
+        let left = end.saturating_duration_since(tokio::time::Instant::now());
+        let guest = host.lobby.take(hello.item, wanted, left).await;
+        let guest = guest.ok_or(LinkError::NotDialled)?;
+        let super::lobby::Guest { reader, writer, replaced, over } = guest;
+        let mut connection = Connection { reader, writer, replaced, _over: Some(over) };
+        match connection.greet(hello.clone()).await {
+            Ok(welcome) => return Ok((connection, welcome)),
+            Err(LinkError::Session(_) | LinkError::Replaced) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl DataLink {
-    /// Connects to the store that `work` names and says hello.
+    /// Reaches the store that `work` names and says hello for `branch`.
     ///
     /// # Errors
     /// See [`LinkError`].
-    pub async fn open(host: &Host, work: &SourceWork) -> Result<Self, LinkError> {
-        let stream =
-            host.dialer.dial(work.duty.target_address.as_deref().unwrap_or_default()).await?;
-        let (read, write) = tokio::io::split(stream);
-        let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
+    pub async fn open(
+        host: &Arc<Host>,
+        work: &SourceWork,
+        branch: Branch,
+    ) -> Result<Self, LinkError> {
+        let end = StoreEnd::of(host, work);
+        let role = match end {
+            StoreEnd::Dialled(_) | StoreEnd::Own => Role::DialerSends,
+            StoreEnd::Dials(_) => Role::DialerReceives,
+        };
         let hello = DataHello {
             version_min: PROTOCOL_VERSION,
             version_max: PROTOCOL_VERSION,
             item: work.item,
             host: host.id,
             host_boot: host.boot.clone(),
-            role: Role::DialerSends,
+            role,
             epoch: work.epoch,
-            branch: work.duty.branch,
+            branch,
         };
-        writer.message(&DataMessage::Hello(hello)).await?;
-        let welcome = match reader.message(WELCOME_TIMEOUT).await? {
-            DataMessage::Welcome(welcome) => welcome,
-            DataMessage::Refused(problem) => return Err(LinkError::Refused(Box::new(problem))),
-            _ => return Err(SessionError::OutOfTurn("something else than a welcome").into()),
+        let stream = match end {
+            StoreEnd::Dialled(address) => host.dialer.dial(&address).await?,
+            StoreEnd::Own => door::within(host),
+            StoreEnd::Dials(store) => {
+                let (connection, welcome) = greet_guest(host, store, &hello).await?;
+                return Self::welcomed(connection, welcome, work, branch);
+            }
         };
-        Self::welcomed(reader, writer, *welcome, work)
+        let mut connection = Connection::over(stream);
+        let welcome = connection.greet(hello).await?;
+        Self::welcomed(connection, welcome, work, branch)
     }
 
     fn welcomed(
-        reader: FrameReader<ReadHalf<super::dial::BoxStream>>,
-        writer: FrameWriter<WriteHalf<super::dial::BoxStream>>,
+        connection: Connection,
         welcome: DataWelcome,
         work: &SourceWork,
+        branch: Branch,
     ) -> Result<Self, LinkError> {
-        let branch = work.duty.branch;
         // The branch's own newest position, or the place where it leaves its parent.
         let base = welcome
             .durable
@@ -141,8 +256,7 @@ impl DataLink {
             created_at: super::clock::wall_now(),
         };
         Ok(DataLink {
-            reader,
-            writer,
+            connection,
             window: SendWindow::new(welcome.credit_bytes, base.lsn)?,
             sealer: None,
             header,
@@ -190,7 +304,7 @@ impl DataLink {
                 created_at: super::clock::wall_now(),
                 ..self.header.clone()
             };
-            self.writer.message(&DataMessage::SegmentOpen(header.clone())).await?;
+            self.connection.writer.message(&DataMessage::SegmentOpen(header.clone())).await?;
             let sealer = Sealer::new(&self.data_key, header);
             self.sealer = Some((sealer, 0, tokio::time::Instant::now()));
         }
@@ -200,7 +314,7 @@ impl DataLink {
 
     async fn send_record(&mut self, lsn: Lsn, record: bytes::Bytes) -> Result<(), LinkError> {
         while !self.window.can_send(record.len()) {
-            match self.reader.message(COMMIT_TIMEOUT).await? {
+            match self.connection.message(COMMIT_TIMEOUT).await? {
                 DataMessage::Ack(ack) => {
                     self.window.acked(ack)?;
                 }
@@ -210,12 +324,28 @@ impl DataLink {
                 _ => return Err(SessionError::OutOfTurn("something else than an ack").into()),
             }
         }
-        self.writer.record(&record).await?;
+        self.connection.writer.record(&record).await?;
         self.window.sent(lsn, record.len());
         if let Some((_, bytes, _)) = &mut self.sealer {
             *bytes += record.len() as u64;
         }
         Ok(())
+    }
+
+    /// Asks something and waits for the answer; takes what is acknowledged meanwhile.
+    async fn ask(&mut self, question: DataMessage) -> Result<DataMessage, LinkError> {
+        self.connection.writer.message(&question).await?;
+        loop {
+            match self.connection.message(COMMIT_TIMEOUT).await? {
+                DataMessage::Ack(ack) => {
+                    self.window.acked(ack)?;
+                }
+                DataMessage::Refused(problem) => {
+                    return Err(LinkError::Refused(Box::new(problem)));
+                }
+                answer => return Ok(answer),
+            }
+        }
     }
 
     /// Asks for everything sent so far to be committed and waits for it.
@@ -224,21 +354,12 @@ impl DataLink {
     /// See [`LinkError`]; then it is not known whether the store committed it.
     pub async fn commit(&mut self, commit: Commit) -> Result<Position, LinkError> {
         let lsn = commit.lsn;
-        self.writer.message(&DataMessage::Commit(commit)).await?;
-        loop {
-            match self.reader.message(COMMIT_TIMEOUT).await? {
-                DataMessage::Ack(ack) => {
-                    self.window.acked(ack)?;
-                }
-                DataMessage::Committed(done) if done.lsn == lsn => {
-                    self.base = Position { timeline: self.header.timeline, lsn };
-                    return Ok(self.base);
-                }
-                DataMessage::Refused(problem) => {
-                    return Err(LinkError::Refused(Box::new(problem)));
-                }
-                _ => return Err(SessionError::OutOfTurn("something else than a commit").into()),
+        match self.ask(DataMessage::Commit(commit)).await? {
+            DataMessage::Committed(done) if done.lsn == lsn => {
+                self.base = Position { timeline: self.header.timeline, lsn };
+                Ok(self.base)
             }
+            _ => Err(SessionError::OutOfTurn("something else than a commit").into()),
         }
     }
 
@@ -247,18 +368,24 @@ impl DataLink {
     /// # Errors
     /// See [`LinkError`].
     pub async fn hashes(&mut self, request: HashesRequest) -> Result<Vec<ExtentHash>, LinkError> {
-        self.writer.message(&DataMessage::HashesRequest(request)).await?;
-        loop {
-            match self.reader.message(COMMIT_TIMEOUT).await? {
-                DataMessage::Hashes(answer) => return Ok(answer.hashes),
-                DataMessage::Ack(ack) => {
-                    self.window.acked(ack)?;
-                }
-                DataMessage::Refused(problem) => {
-                    return Err(LinkError::Refused(Box::new(problem)));
-                }
-                _ => return Err(SessionError::OutOfTurn("something else than hashes").into()),
-            }
+        match self.ask(DataMessage::HashesRequest(request)).await? {
+            DataMessage::Hashes(answer) => Ok(answer.hashes),
+            _ => Err(SessionError::OutOfTurn("something else than hashes").into()),
+        }
+    }
+
+    /// Asks for the hashes of single blocks of what the store has committed, for each extent.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn block_hashes(
+        &mut self,
+        request: BlockHashesRequest,
+    ) -> Result<Vec<ExtentBlockHashes>, LinkError> {
+        let wanted = request.extents.len();
+        match self.ask(DataMessage::BlockHashesRequest(request)).await? {
+            DataMessage::BlockHashes(answer) if answer.hashes.len() == wanted => Ok(answer.hashes),
+            _ => Err(SessionError::OutOfTurn("something else than block hashes").into()),
         }
     }
 
@@ -266,7 +393,11 @@ impl DataLink {
     /// say. Returns what it said.
     pub async fn ended(&mut self) -> LinkError {
         loop {
-            match self.reader.next().await.map(DataMessage::from_frame) {
+            let next = tokio::select! {
+                frame = self.connection.reader.next() => frame,
+                () = self.connection.replaced.cancelled() => return LinkError::Replaced,
+            };
+            match next.map(DataMessage::from_frame) {
                 Ok(Ok(DataMessage::Ack(ack))) => {
                     if let Err(error) = self.window.acked(ack) {
                         return error.into();

@@ -1,18 +1,16 @@
 //! The host's replica store, as its async workers use it: every call runs off their threads, one
 //! at a time for each item.
 
-use super::clock::WallClock;
+use super::{clock::{WallClock, stamp}, head_view::HeadView};
 use leeward_model::{
-    Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ExtentHash, ExtentNumber, ItemId, Lsn,
-    MachineSpec, PointId, PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId,
-    UnixMillis, VaultId,
+    Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ItemId, Lsn, MachineSpec, PointId,
+    PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId, UnixMillis, VaultId,
 };
 use leeward_replica::{
     ItemStore, KeptFile, KeptRecord, PointReceipt, Retention, Store, StoreError, TestOutcome, View,
 };
 use leeward_wire::{
     data::DataWelcome,
-    hash::{EXTENT_ABSENT, zero_extent_hash},
     message::{Answer, KeepAs, NewestPoint, ProbeResult, Query, ServerStamp},
     segment::SegmentHeader,
 };
@@ -50,6 +48,15 @@ pub struct ReplicaFigures {
     pub stored_bytes: u64,
     /// Number of its points.
     pub points: u64,
+}
+
+/// The branch on which a host seals its own machine's disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnBranch {
+    /// It is in the store already: what was sealed before goes on.
+    Begun(Branch),
+    /// It is not.
+    New(Branch),
 }
 
 /// The store.
@@ -162,7 +169,10 @@ impl SiteStore {
     pub async fn figures(self: &Arc<Self>, item: ItemId) -> Result<ReplicaFigures, StoreError> {
         self.with(item, |store| {
             let reader = store.reader();
-            let newest = reader.newest_point().map(|point| NewestPoint {
+            // What was sealed of an old machine's disks says nothing of how far the source is.
+            let mut points = reader.state().points.iter().rev();
+            let newest = points.find(|point| point.origin == PointOrigin::Replicated);
+            let newest = newest.map(|point| NewestPoint {
                 point: point.id,
                 position: point.position,
                 kind: point.kind,
@@ -231,6 +241,39 @@ impl SiteStore {
         .await
     }
 
+    /// The branch on which a host seals its own machine's disks: the one of `branch`'s timeline
+    /// that is there already, or `branch` without its parent if that is not kept here.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn own_branch(
+        self: &Arc<Self>,
+        item: ItemId,
+        branch: Branch,
+    ) -> Result<OwnBranch, StoreError> {
+        self.with(item, move |store| {
+            let reader = store.reader();
+            if let Some(begun) = reader.state().branch(branch.timeline) {
+                return Ok(OwnBranch::Begun(*begun));
+            }
+            let parent = match branch.parent {
+                Some(parent) if reader.is_kept(parent)? => Some(parent),
+                Some(_) | None => None,
+            };
+            Ok(OwnBranch::New(Branch { parent, ..branch }))
+        })
+        .await
+    }
+
+    /// Whether the point's data are in the store, as a machine can be started from it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn is_sealed(self: &Arc<Self>, item: ItemId, point: PointId) -> Result<bool, Problem> {
+        let what = "a recovery point could not be read";
+        self.ask(item, what, move |store| Ok(store.reader().state().point(point).is_some())).await
+    }
+
     /// Begins a segment.
     ///
     /// # Errors
@@ -283,45 +326,35 @@ impl SiteStore {
         self: &Arc<Self>,
         item: ItemId,
         at: Position,
+        origin: PointOrigin,
         cut_server: Option<ServerStamp>,
     ) -> Result<PointId, StoreError> {
         let received_at = self.wall.now();
+        let name = match origin {
+            PointOrigin::Replicated => None,
+            PointOrigin::BeforeChange => Some(format!("before-change-{}", stamp(received_at))),
+            PointOrigin::Divergent => Some(format!("divergent-{}", stamp(received_at))),
+        };
         self.with(item, move |store| {
-            let receipt = PointReceipt {
-                origin: PointOrigin::Replicated,
-                name: None,
-                cut_server,
-                received_at,
-                clock_offset_ms: None,
-            };
+            let receipt =
+                PointReceipt { origin, name, cut_server, received_at, clock_offset_ms: None };
             Ok(store.commit_point(at, &receipt)?.id)
         })
         .await
     }
 
-    /// The extent hashes of what the branch sees at `at`.
+    /// What the timeline holds, as committed last; `held` when that is still it, because opening
+    /// a view costs by the records stored.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn hashes(
+    pub async fn head_view(
         self: &Arc<Self>,
         item: ItemId,
-        at: Position,
-        disk: DiskNumber,
-        first: ExtentNumber,
-        count: u32,
-    ) -> Result<Vec<ExtentHash>, StoreError> {
-        self.with(item, move |store| {
-            let view = View::open(store.reader(), at)?;
-            let zero = zero_extent_hash(&store.reader().keys().hash);
-            let extents = (0..count).map(|index| ExtentNumber(first.0.saturating_add(index)));
-            let leaf = |extent| {
-                let leaf = view.leaf_hash(disk, extent)?;
-                Ok(if leaf == zero { EXTENT_ABSENT } else { leaf })
-            };
-            extents.map(leaf).collect()
-        })
-        .await
+        timeline: TimelineId,
+        held: Option<HeadView>,
+    ) -> Result<HeadView, StoreError> {
+        self.with(item, move |store| HeadView::open(store, timeline, held)).await
     }
 
     /// Lets old points go.

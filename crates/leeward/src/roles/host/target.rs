@@ -3,14 +3,19 @@
 //! It holds every session to its item's duty: the host, the timeline and the epoch must be those
 //! that the config server named, and nothing below the fence is taken.
 
-use super::{Host, board::Board, site_store::SiteStore};
+use super::{
+    Host,
+    board::Board,
+    head_view::HeadView,
+    site_store::SiteStore,
+};
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
-use leeward_model::{Code, HostId, ItemId, Lsn, Position, Problem, TimelineId};
+use leeward_model::{Code, HostId, ItemId, Lsn, PointOrigin, Position, Problem, TimelineId};
 use leeward_replica::StoreError;
 use leeward_wire::{
     credits::{CreditError, ReceiveWindow},
-    data::{Committed, DataHello, DataMessage, Hashes, Role},
-    message::{PROTOCOL_VERSION, TargetDuty, TargetObserved},
+    data::{BlockHashes, Committed, DataHello, DataMessage, Hashes},
+    message::{PROTOCOL_VERSION, SourceRun, TargetObserved},
     record::{RECORD_HEADER_BYTES, RecordHeader},
 };
 use std::{sync::Arc, time::Duration};
@@ -46,12 +51,17 @@ struct Session<'a> {
     host: &'a Host,
     store: &'a Arc<SiteStore>,
     hello: DataHello,
+    /// Why the session's points exist.
+    origin: PointOrigin,
     window: ReceiveWindow,
     waiting: Vec<bytes::Bytes>,
     waiting_bytes: usize,
+    /// What the branch holds, for questions about hashes.
+    view: Option<HeadView>,
 }
 
-/// Serves one data session that `peer` dialled and whose hello was read, to its end.
+/// Serves one data session of the source on `peer`, whose hello was read, to its end. Either end
+/// may have dialled.
 pub async fn serve<R, W>(
     host: Arc<Host>,
     peer: HostId,
@@ -63,11 +73,14 @@ pub async fn serve<R, W>(
     W: AsyncWrite + Unpin,
 {
     let item = hello.item;
+    let seed = is_seed(&host, peer, &hello);
     let result = match &host.store {
         Some(store) => run(&host, store, peer, hello, reader, &mut writer).await,
         None => Err(refuse(Code::STORE_FOREIGN, "this host has no replica store")),
     };
-    connected(&host.board, item, false);
+    if !seed {
+        connected(&host.board, item, false);
+    }
     let error = match result {
         Ok(()) => return,
         Err(error) => error,
@@ -106,7 +119,8 @@ fn problem_of(error: &TargetError, item: ItemId) -> Problem {
     }
 }
 
-fn connected(board: &Board, item: ItemId, now: bool) {
+/// Shows whether the item's source is connected.
+pub fn connected(board: &Board, item: ItemId, now: bool) {
     board.target(item, |seen| {
         if let Some(seen) = seen {
             seen.connected = now;
@@ -117,16 +131,30 @@ fn connected(board: &Board, item: ItemId, now: bool) {
     });
 }
 
+/// Whether this is the host's own seed: its old disks, on the branch that its source duty names.
+/// Where that branch begins is this store's own knowledge.
+fn is_seed(host: &Host, peer: HostId, hello: &DataHello) -> bool {
+    let own = peer == host.id && hello.host == host.id;
+    let names = |branch: leeward_model::Branch| {
+        (branch.timeline, branch.epoch) == (hello.branch.timeline, hello.branch.epoch)
+    };
+    let duty = own.then(|| host.source_duty(hello.item)).flatten();
+    duty.is_some_and(|duty| {
+        let epoch_fits = hello.epoch == duty.branch.epoch;
+        matches!(duty.run, SourceRun::Seed { .. }) && names(duty.branch) && epoch_fits
+    })
+}
+
 /// Whether this source may send now, by the item's duty.
-fn check(host: &Host, peer: HostId, hello: &DataHello) -> Result<TargetDuty, TargetError> {
+fn check(host: &Host, peer: HostId, hello: &DataHello) -> Result<PointOrigin, TargetError> {
     if hello.host != peer {
         return Err(refuse(Code::WRONG_CA, "the hello names another host than the certificate"));
     }
-    if hello.role != Role::DialerSends {
-        return Err(refuse(Code::NOT_SUPPORTED, "only sources dial yet"));
-    }
     if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
         return Err(refuse(Code::VERSION_MISMATCH, "the source speaks another version"));
+    }
+    if is_seed(host, peer, hello) {
+        return Ok(PointOrigin::Divergent);
     }
     let Some(duty) = host.target_duty(hello.item) else {
         return Err(refuse(Code::NOT_FOUND, "this host holds no replica of the item"));
@@ -138,7 +166,7 @@ fn check(host: &Host, peer: HostId, hello: &DataHello) -> Result<TargetDuty, Tar
     if !expected {
         return Err(refuse(Code::STORE_FENCED, "another source or timeline is expected"));
     }
-    Ok(duty)
+    Ok(PointOrigin::Replicated)
 }
 
 async fn run<R, W>(
@@ -153,14 +181,18 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    check(host, peer, &hello)?;
+    let origin = check(host, peer, &hello)?;
     let item = hello.item;
     let welcome = store.welcome(item, hello.branch, CREDIT_BYTES).await?;
     let base = welcome.durable.or(hello.branch.parent).map_or(Lsn(0), |position| position.lsn);
     writer.message(&DataMessage::Welcome(Box::new(welcome))).await?;
-    connected(&host.board, item, true);
+    if origin == PointOrigin::Replicated {
+        connected(&host.board, item, true);
+    }
     let window = ReceiveWindow::new(CREDIT_BYTES, base);
-    let mut session = Session { host, store, hello, window, waiting: Vec::new(), waiting_bytes: 0 };
+    let (waiting, waiting_bytes, view) = (Vec::new(), 0, None);
+    let mut session =
+        Session { host, store, hello, origin, window, waiting, waiting_bytes, view };
     loop {
         let message = reader.message(IDLE_TIMEOUT).await?;
         // A duty that changed ends the session before anything more is taken.
@@ -191,24 +223,13 @@ impl Session<'_> {
                 }
                 self.store.begin_segment(item, header).await?;
             }
-            DataMessage::Record(record) => {
-                let head = record.first_chunk::<RECORD_HEADER_BYTES>();
-                let header = head.and_then(|head| RecordHeader::decode(head).ok());
-                let Some(header) = header else {
-                    return Err(refuse(Code::BAD_REQUEST, "a record without a valid header"));
-                };
-                self.window.received(header.lsn, record.len())?;
-                self.waiting_bytes += record.len();
-                self.waiting.push(record);
-                if self.waiting_bytes >= SYNC_BYTES {
-                    self.flush(writer).await?;
-                }
-            }
+            DataMessage::Record(record) => self.take_record(record, writer).await?,
             DataMessage::Commit(commit) => {
                 self.flush(writer).await?;
                 let at = Position { timeline: self.timeline(), lsn: commit.lsn };
                 let point = if commit.point {
-                    Some(self.store.commit_point(item, at, commit.cut_server).await?)
+                    let (origin, cut_server) = (self.origin.clone(), commit.cut_server);
+                    Some(self.store.commit_point(item, at, origin, cut_server).await?)
                 } else {
                     self.store.commit_progress(item, at).await?;
                     None
@@ -218,16 +239,47 @@ impl Session<'_> {
                 writer.message(&DataMessage::Committed(committed)).await?;
             }
             DataMessage::HashesRequest(request) => {
-                let at = Position { timeline: self.timeline(), lsn: self.window.last_received() };
-                let (disk, first) = (request.disk, request.first_extent);
-                let hashes = self.store.hashes(item, at, disk, first, request.count).await?;
-                let answer = Hashes { disk, first_extent: first, hashes };
+                let (disk, first_extent) = (request.disk, request.first_extent);
+                let view = self.head_view().await?;
+                let hashes = view.leaves(disk, first_extent, request.count).await?;
+                let answer = Hashes { disk, first_extent, hashes };
                 writer.message(&DataMessage::Hashes(answer)).await?;
+            }
+            DataMessage::BlockHashesRequest(request) => {
+                let disk = request.disk;
+                let view = self.head_view().await?;
+                let hashes = view.blocks(disk, request.extents).await?;
+                writer.message(&DataMessage::BlockHashes(BlockHashes { disk, hashes })).await?;
             }
             DataMessage::Ping(number) => writer.message(&DataMessage::Pong(number)).await?,
             _ => return Err(SessionError::OutOfTurn("a message that a source never sends").into()),
         }
         Ok(())
+    }
+
+    async fn take_record<W: AsyncWrite + Unpin>(
+        &mut self,
+        record: bytes::Bytes,
+        writer: &mut FrameWriter<W>,
+    ) -> Result<(), TargetError> {
+        let head = record.first_chunk::<RECORD_HEADER_BYTES>();
+        let header = head.and_then(|head| RecordHeader::decode(head).ok());
+        let Some(header) = header else {
+            return Err(refuse(Code::BAD_REQUEST, "a record without a valid header"));
+        };
+        self.window.received(header.lsn, record.len())?;
+        self.waiting_bytes += record.len();
+        self.waiting.push(record);
+        if self.waiting_bytes >= SYNC_BYTES {
+            self.flush(writer).await?;
+        }
+        Ok(())
+    }
+
+    /// What the branch holds, as committed last.
+    async fn head_view(&mut self) -> Result<HeadView, TargetError> {
+        let view = self.store.head_view(self.hello.item, self.timeline(), self.view.take()).await?;
+        Ok(self.view.insert(view).clone())
     }
 
     /// Makes what waits durable and acknowledges it.

@@ -1,19 +1,26 @@
 //! Reading a whole machine while it runs: first copy, comparison, and what a broken snapshot
 //! leaves. No recovery point comes of it; the first cut after it makes one.
 
-use super::{SourceError, SourceWork, SourceWorker};
+use super::{Goes, SourceError, SourceWork, SourceWorker};
 use crate::roles::host::data_link::DataLink;
 use leeward_capture::{
     DiskFolder, Found, HashFiles, LiveRead, Pass, PassInput, PassKind, PassProgress, Trust,
 };
 use leeward_model::{DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber, MachineSpec, Position};
 use leeward_wire::{
-    data::{Commit, HashesRequest},
-    frame::HASHES_MAX,
+    data::{BlockHashesRequest, Commit, ExtentBlockHashes, HashesRequest},
+    frame::{BLOCK_HASHES_MAX, HASHES_MAX},
     hash::EXTENT_ABSENT,
     message::{CapturePhase, CopyProgress},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -29,13 +36,15 @@ const DIRTY_PASSES_MAX: u32 = 5;
 const DIRTY_BYTES_SMALL: u64 = 32 << 20;
 
 impl SourceWorker {
-    /// The item's hash files, agreeing with the store: from disk, or rebuilt from its hashes.
+    /// The item's hash files in `folder`, agreeing with the store: from disk, or rebuilt from its
+    /// hashes. They are judged by the store's position, and a timeline lies in one store only: so
+    /// those of one store never pass for another's.
     pub(super) async fn trusted_hashes(
         &mut self,
         link: &mut DataLink,
         spec: &MachineSpec,
+        folder: PathBuf,
     ) -> Result<Arc<HashFiles>, SourceError> {
-        let folder = self.host.item_folder(self.item).join("hashes");
         std::fs::create_dir_all(&folder)?;
         let hashes = Arc::new(HashFiles::new(Arc::new(DiskFolder::new(folder)), self.item));
         let base = link.base;
@@ -110,7 +119,12 @@ impl SourceWorker {
         };
         let board = Arc::clone(&self.host);
         let (item, total) = (self.item, disks.iter().map(|disk| disk.size).sum());
+        // What is sent is less than what the pass found: blocks that the store has are left out.
+        let sent = Arc::new(AtomicU64::new(0));
+        let sent_so_far = Arc::clone(&sent);
         let progress = move |progress: PassProgress| {
+            let sent_bytes = sent_so_far.load(Ordering::Relaxed);
+            let progress = PassProgress { sent_bytes, ..progress };
             board.board.source(item, |seen| {
                 if let Some(seen) = seen {
                     seen.phase = CapturePhase::Copying(shown(progress, total, begun));
@@ -124,7 +138,11 @@ impl SourceWorker {
             if changed(work, changes) {
                 return Err(SourceError::Changed);
             }
-            pending += self.send_found(&batch.found).await?;
+            let found = batch.found.len() as u64;
+            let bytes = self.send_found(batch.found).await?;
+            sent.fetch_add(bytes, Ordering::Relaxed);
+            // A change of all-zero blocks carries no bytes but must be committed all the same.
+            pending += bytes + found;
             if pending >= PROGRESS_BYTES || committed.elapsed() >= PROGRESS_TIME {
                 self.commit_progress(false).await?;
                 (pending, committed) = (0, Instant::now());
@@ -136,19 +154,30 @@ impl SourceWorker {
         Ok(())
     }
 
-    /// Sends what a pass found and notes it in the hash files' journal; returns the bytes.
-    pub(super) async fn send_found(&mut self, found: &[Found]) -> Result<u64, SourceError> {
+    /// Sends what a pass found and notes it in the hash files' journal; returns the bytes of the
+    /// blocks that were sent. `found` is of one disk.
+    pub(super) async fn send_found(&mut self, found: Vec<Found>) -> Result<u64, SourceError> {
         let open = self.open.as_mut().expect("sending needs an open session");
+        let mut known = known_blocks(&mut open.link, &found).await?.into_iter();
         let mut bytes = 0;
         for found in found {
-            let change = &found.change;
-            open.hashes.push(change.disk, change.extent, &found.record)?;
-            open.link.send(change).await?;
-            bytes += change.data.len() as u64;
+            open.hashes.push(found.change.disk, found.change.extent, &found.record)?;
+            let found = match found.blocks_known {
+                true => Some(found),
+                false => {
+                    let known = known.next().expect("the store answers for every extent");
+                    found.recut(&known, &*open.link.hasher)
+                }
+            };
+            if let Some(Found { change, .. }) = found {
+                open.link.send(&change).await?;
+                bytes += change.data.len() as u64;
+            }
         }
-        self.state.sent_bytes += bytes;
-        // A change of all-zero blocks carries no bytes but must be committed all the same.
-        Ok(bytes + found.len() as u64)
+        if open.goes == Goes::Out {
+            self.state.sent_bytes += bytes;
+        }
+        Ok(bytes)
     }
 
     async fn commit_progress(&mut self, last: bool) -> Result<(), SourceError> {
@@ -165,6 +194,25 @@ impl SourceWorker {
         self.show(|seen| seen.sent_bytes = sent);
         Ok(())
     }
+}
+
+/// The store's hashes of the blocks of those extents of which only the whole was compared: as
+/// after a rebuild from the store's hashes. With them only blocks that differ are sent.
+async fn known_blocks(
+    link: &mut DataLink,
+    found: &[Found],
+) -> Result<Vec<ExtentBlockHashes>, SourceError> {
+    let unknown = || found.iter().filter(|found| !found.blocks_known);
+    let extents: Vec<_> = unknown().map(|found| found.change.extent).collect();
+    let Some(disk) = unknown().map(|found| found.change.disk).next() else {
+        return Ok(Vec::new());
+    };
+    let mut hashes = Vec::with_capacity(extents.len());
+    for part in extents.chunks(BLOCK_HASHES_MAX as usize) {
+        let request = BlockHashesRequest { disk, extents: part.to_vec() };
+        hashes.extend(link.block_hashes(request).await?);
+    }
+    Ok(hashes)
 }
 
 /// Whether the work is another one now, in a way that ends what is being done.

@@ -1,7 +1,7 @@
 //! Making recovery points: cut, send what changed, mark, wait for the store's commit, let go.
 
 use super::{
-    SourceError, SourceWork, SourceWorker,
+    Goes, SourceError, SourceWork, SourceWorker,
     copy::{applied, changed, seal},
 };
 use leeward_capture::{Cut, CutEnd, Pass, PassInput, PassKind, Retry};
@@ -14,8 +14,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How often a guest is looked at that may still switch itself off for a cancelled shutdown.
-const LATE_LOOK: Duration = Duration::from_millis(250);
+/// How often a guest is looked at that may switch itself off: by its own doing, or for a shutdown
+/// that was cancelled.
+const OFF_LOOK: Duration = Duration::from_millis(250);
 /// Cycles shown on the board.
 const CYCLES_SHOWN: usize = 10;
 
@@ -49,15 +50,14 @@ impl SourceWorker {
                 }
                 Err(error) => return Err(error),
             }
-            self.seeded(work)?;
+            self.caught_up(work)?;
             let last = self.open.as_ref().and_then(|open| open.last_cut);
             let next = last.unwrap_or_else(Instant::now) + interval;
             while Instant::now() < next {
-                if self.guest_went_off_late(work).await? {
+                if self.went_off(work).await? {
                     return Ok(());
                 }
-                let look = Instant::now() + LATE_LOOK;
-                let wake = if self.asked_off.is_some() { next.min(look) } else { next };
+                let wake = next.min(Instant::now() + OFF_LOOK);
                 let open = self.open.as_mut().expect("a cycle leaves the session open");
                 tokio::select! {
                     () = tokio::time::sleep_until(wake) => {}
@@ -68,19 +68,21 @@ impl SourceWorker {
         }
     }
 
-    /// Whether the guest has just switched itself off for a shutdown that was cancelled.
-    async fn guest_went_off_late(&mut self, work: &SourceWork) -> Result<bool, SourceError> {
-        let Some((_, until)) = self.asked_off else { return Ok(false) };
-        if Instant::now() >= until {
-            self.asked_off = None;
-            return Ok(false);
-        }
+    /// Whether the machine or its guest has just gone off.
+    async fn went_off(&mut self, work: &SourceWork) -> Result<bool, SourceError> {
         let state = self.host.fabric.machine_state(&Self::machine(work)).await?;
-        Ok(state != MachineState::Running)
+        match self.asked_off {
+            // For a shutdown that was cancelled: whoever comes next starts it again.
+            Some((_, until)) if Instant::now() < until => Ok(state != MachineState::Running),
+            _ => {
+                self.asked_off = None;
+                Ok(state == MachineState::Off || self.guest_went_off(work, state).await?)
+            }
+        }
     }
 
     /// After a point the change map reaches back to it, and a resync that was asked for is done.
-    fn seeded(&mut self, work: &SourceWork) -> Result<(), SourceError> {
+    fn caught_up(&mut self, work: &SourceWork) -> Result<(), SourceError> {
         if let Some(open) = &mut self.open {
             open.mapped = true;
         }
@@ -101,12 +103,16 @@ impl SourceWorker {
         &mut self,
         work: &SourceWork,
         kind: PointKind,
-    ) -> Result<PointId, SourceError> {
+    ) -> Result<(PointId, Position), SourceError> {
         let open = self.open.as_mut().expect("a cycle needs an open session");
         // The clocks are read before the cut: a point is never shown newer than it is.
         let time = CutTime {
             wall: self.host.wall.now(),
-            server: self.host.clock.at(Instant::now()),
+            // What an old machine left is of no use for an RPO, whenever it is sealed.
+            server: match open.goes {
+                Goes::Out => self.host.clock.at(Instant::now()),
+                Goes::Within => None,
+            },
             begun: Instant::now(),
         };
         open.last_cut = Some(time.begun);
@@ -130,6 +136,9 @@ impl SourceWorker {
             sent_bytes,
         };
         open.source.close_cut(CutEnd::Committed(position)).await?;
+        if self.open.as_ref().is_some_and(|open| open.goes == Goes::Within) {
+            return Ok((point, position));
+        }
         let sent = self.state.sent_bytes;
         self.show(|seen| {
             seen.cycles.push(figures);
@@ -137,7 +146,7 @@ impl SourceWorker {
             seen.cycles.drain(..extra);
             seen.sent_bytes = sent;
         });
-        Ok(point)
+        Ok((point, position))
     }
 
     async fn send_cut(
@@ -167,7 +176,7 @@ impl SourceWorker {
                 Err(leeward_capture::PassError::Capture(error)) => return Err(error.into()),
                 Err(error) => return Err(error.into()),
             };
-            self.send_found(&batch.found).await?;
+            self.send_found(batch.found).await?;
         }
         let open = self.open.as_mut().expect("sending leaves the session open");
         let point = PointId::from(uuid::Uuid::new_v4());

@@ -2,7 +2,7 @@
 
 use crate::folder;
 use leeward_model::{JobId, PointId};
-use leeward_wire::message::DivergentNote;
+use leeward_wire::message::{DivergentNote, Seeded};
 use serde::{Deserialize, Serialize};
 use std::{io, path::Path};
 
@@ -21,9 +21,19 @@ pub struct SourceState {
     pub started: Option<JobId>,
     /// What the fenced machine wrote after the last common point.
     pub divergent: Option<DivergentNote>,
+    /// The job that had the machine's disks sealed into this host's own store, and what came of
+    /// it.
+    pub seeded: Option<(JobId, Seeded)>,
 }
 
 impl SourceState {
+    /// Forgets that the machine had left; whether there was anything to forget.
+    pub fn came_back(&mut self) -> bool {
+        let left = self.shut_down.is_some() || self.divergent.is_some() || self.seeded.is_some();
+        (self.shut_down, self.divergent, self.seeded) = (None, None, None);
+        left
+    }
+
     /// Reads the state of an item's folder.
     pub fn load(folder: &Path) -> SourceState {
         let bytes = std::fs::read(folder.join("source.json")).unwrap_or_default();

@@ -1,0 +1,98 @@
+//! A machine that is not replicated: fenced, living here alone, or no longer protected.
+
+use super::{LOOK, SourceError, SourceWork, SourceWorker, state::SourceState};
+use crate::roles::host::{clock, permits};
+use leeward_fabric::{FabricError, FencedChanges};
+use leeward_model::{Code, MachineState, PointId, StartPermit};
+use leeward_wire::message::{CapturePhase, DivergentNote};
+use std::time::Duration;
+
+impl SourceWorker {
+    /// Makes sure that a machine that was failed over does not write, and notes what it wrote.
+    pub(super) async fn fence(&mut self, work: &SourceWork) -> Result<(), SourceError> {
+        (self.open, self.claimed) = (None, false);
+        let name = &work.duty.machine;
+        permits::permit_forget(&self.host.folder, name);
+        permits::fence_note(&self.host.folder, name)?;
+        let machine = Self::machine(work);
+        let before = self.machine_state(work).await?;
+        let fabric = &self.host.fabric;
+        let changes = match fabric.machine_fence(&machine).await {
+            // Its description is gone: there is nothing that could be started or read.
+            Err(FabricError::Unknown(_)) => FencedChanges::Unknown,
+            changes => changes?,
+        };
+        let stopped_at = self.host.wall.now();
+        match fabric.machine_quit(&machine).await {
+            Ok(()) | Err(FabricError::Unknown(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // A machine that was shut down and drained has nothing that the point does not have.
+        let drained = matches!(self.state.shut_down, Some((_, Some(_))));
+        if self.state.divergent.is_none() && !drained {
+            let name = format!("divergent-{}", clock::stamp(stopped_at));
+            let point = PointId::from(uuid::Uuid::new_v4());
+            let dirty_bytes = changes.dirty_bytes();
+            self.state.divergent = Some(DivergentNote { point, name, dirty_bytes, stopped_at });
+            self.state.store(&self.host.item_folder(self.item))?;
+            if before != MachineState::Off {
+                let code = Code::STALE_MACHINE_FENCED.code;
+                let (item, name) = (self.item, &work.duty.machine);
+                tracing::warn!(%item, code, "{name} was running and is fenced");
+            }
+        }
+        let note = self.state.divergent.clone();
+        self.show(|seen| {
+            // A seed that failed shows why until it is tried again.
+            if seen.phase != CapturePhase::Fenced {
+                seen.problem = None;
+            }
+            (seen.machine, seen.phase) = (MachineState::Off, CapturePhase::Fenced);
+            (seen.divergent, seen.shutdown) = (note, None);
+        });
+        Ok(())
+    }
+
+    /// Looks after a machine that lives here and that nothing replicates.
+    pub(super) async fn live(
+        &mut self,
+        work: &SourceWork,
+        permit: Option<&StartPermit>,
+    ) -> Result<Option<Duration>, SourceError> {
+        self.open = None;
+        self.belongs_here(work, permit)?;
+        let machine = self.machine_state(work).await?;
+        self.show(|seen| {
+            (seen.machine, seen.phase, seen.problem) = (machine, CapturePhase::Idle, None);
+            seen.resync_reason = None;
+        });
+        Ok(Some(LOOK))
+    }
+
+    /// Gives the machine back to its owner: nothing of us stays with it.
+    pub(super) async fn release(
+        &mut self,
+        work: &SourceWork,
+    ) -> Result<Option<Duration>, SourceError> {
+        let machine = Self::machine(work);
+        let name = &work.duty.machine;
+        let state = self.machine_state(work).await?;
+        (self.open, self.claimed) = (None, false);
+        if matches!(state, MachineState::Running | MachineState::Paused) {
+            self.host.fabric.capture(&machine).await?.detach().await?;
+        }
+        self.host.fabric.machine_disclaim(name).await?;
+        permits::permit_forget(&self.host.folder, name);
+        permits::fence_lift(&self.host.folder, name)?;
+        match std::fs::remove_dir_all(self.host.item_folder(self.item)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.state = SourceState::default();
+        self.show(|seen| {
+            (seen.machine, seen.phase) = (state, CapturePhase::Released);
+            (seen.problem, seen.divergent, seen.seeded) = (None, None, None);
+        });
+        Ok(None)
+    }
+}
