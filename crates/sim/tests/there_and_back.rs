@@ -243,7 +243,7 @@ fn a_second_disaster_in_a_reprotect_leaves_the_retained_points_of_both_sides() {
             let lost = world.owned(Site::Primary);
             world.machines(Site::Primary).kill_process(&lost);
             let disks = world.machines(Site::Primary).disks(&lost).expect("it was live");
-            [0, 1].map(|number| disks.set_present(DiskNumber(number), false));
+            [0, 1].into_iter().for_each(|disk| disks.set_present(DiskNumber(disk), false));
             let offered = offered(&mut world).await;
             world.check().await;
             let point = offered.iter().find(|point| point.held_at == held_at);

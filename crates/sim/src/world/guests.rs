@@ -44,7 +44,7 @@ impl World {
     fn owned_guests(&self) -> impl Iterator<Item = Site> {
         SITES.into_iter().filter(|site| {
             let machines = self.machines(*site);
-            let runs = machines.guest_read(&self.owned(site), DiskNumber(1), 0, 512).is_ok();
+            let runs = machines.guest_read(&self.owned(*site), DiskNumber(1), 0, 512).is_ok();
             runs && !self.ledger.has_instance(*site)
         })
     }
