@@ -126,6 +126,18 @@ def relation_is_made(story):
     return policy
 
 
+def waits_until_protected(story, what):
+    """The item once it is Protected; a state that says failure ends the wait."""
+
+    def protected():
+        item = story.show()
+        state = item.properties.protection_state
+        holds(not state.endswith("Failed") and not state.startswith("Cancel"), f"state {state}")
+        return item if state == "Protected" else None
+
+    return story.server.until(what, protected)
+
+
 def machine_is_protected(story, policy):
     server, options, client = story.server, story.options, story.client
     machines = client.replication_protectable_items
@@ -152,13 +164,7 @@ def machine_is_protected(story, policy):
     )
     server.wait(story.items.begin_create(*story.place, request), "enable")
 
-    def protected():
-        item = story.show()
-        state = item.properties.protection_state
-        holds(not state.endswith("Failed") and not state.startswith("Cancel"), f"state {state}")
-        return item if state == "Protected" else None
-
-    item = server.until("the item is Protected", protected)
+    item = waits_until_protected(story, "the item is Protected")
     details = item.properties.provider_specific_details
     same(details.instance_type, "HyperVReplica2012R2", "the item's type")
     same(
@@ -292,28 +298,167 @@ def point_is_changed_and_committed(story):
     step("commit")
 
 
-def what_is_missing_says_so(story):
-    planned = models.PlannedFailoverInput(
+def machine_is_whole(story):
+    """Waits until the failed-over machine has all its data: only then it can be replicated."""
+
+    def whole():
+        made = story.show().properties.provider_specific_details["leewardInstances"]
+        made = [one for one in made if one["purpose"] == "Failover"]
+        made = [one for one in made if one["machineState"] == "Running"]
+        percents = [one["hydratedPercent"] for one in made]
+        return all(percent is not None and percent >= 100 for percent in percents)
+
+    story.server.until("the machine has all its data", whole)
+
+
+def turned(direction, site):
+    """What an item shows that is replicated in a direction, its machine being live at a site."""
+    return {"direction": direction, "live": site}
+
+
+def item_is_turned(item, wanted):
+    details = item.properties.provider_specific_details
+    same(item.properties["leewardDirection"], wanted["direction"], "leewardDirection")
+    same(item.properties.active_location, wanted["live"], "activeLocation")
+    same(details["leewardLiveAt"], wanted["live"], "leewardLiveAt")
+    ends = {end["site"]: end["run"] for end in details["leewardEnds"]}
+    same(ends[wanted["live"]], "Replicate", "what the live end does")
+    holds("PlannedFailover" in item.properties.allowed_operations, "a planned failover is allowed")
+
+
+def machine_is_reprotected(story):
+    """F-131 to F-133: the other direction is built up while the machine runs."""
+    machine_is_whole(story)
+    allowed = story.show().properties.allowed_operations
+    holds("ReverseReplicate" in allowed, f"a reprotect is allowed: {allowed}")
+
+    def reverse(direction, details=None):
+        return models.ReverseReplicationInput(
+            properties=models.ReverseReplicationInputProperties(
+                failover_direction=direction, provider_specific_details=details
+            )
+        )
+
+    refused(
+        lambda: story.items.begin_reprotect(*story.place, reverse("PrimaryToRecovery")),
+        400,
+        "LW-0101",
+        "a reprotect in the wrong direction",
+    )
+    nowhere = models.HyperVReplicaAzureReprotectInput(hv_host_vm_id="no-such-host")
+    refused(
+        lambda: story.items.begin_reprotect(*story.place, reverse("RecoveryToPrimary", nowhere)),
+        404,
+        "LW-0103",
+        "a reprotect to a host that never joined",
+    )
+    poller = story.items.begin_reprotect(*story.place, reverse("RecoveryToPrimary"))
+    item = story.server.wait(poller, "reprotect")
+    same(item.id, story.item.id, "the item's id after the reprotect")
+    item = waits_until_protected(story, "the item is Protected in the other direction")
+    item_is_turned(item, turned("RecoveryToPrimary", "Recovery"))
+    job = story.job_of("ReverseReplication")
+    same(job.properties.state, "Succeeded", "the reprotect job")
+    names = [task.name for task in job.properties.tasks]
+    holds("VmInitiateReverseReplication" in names, f"the tasks have the contract's names: {names}")
+    held = [
+        point.properties.provider_specific_details["leewardHeldAt"] for point in story.points()
+    ]
+    holds("Primary" in held, f"there are points at the primary site: {held}")
+    step("reprotect: replicated from recovery to primary")
+
+
+def machine_comes_home(story):
+    """F-098, F-108, F-110: in two phases, with "Complete failover" between them."""
+    server = story.server
+    request = models.PlannedFailoverInput(
         properties=models.PlannedFailoverInputProperties(
-            failover_direction="PrimaryToRecovery",
-            provider_specific_details=models.HyperVReplicaAzurePlannedFailoverProviderInput(),
+            failover_direction="RecoveryToPrimary",
+            provider_specific_details=models.HyperVReplicaAzureFailbackProviderInput(
+                data_sync_option="ForDownTime", recovery_vm_creation_option="CreateVmIfNotFound"
+            ),
         )
     )
-    reverse = models.ReverseReplicationInput(
+    poller = story.items.begin_planned_failover(*story.place, request)
+
+    def waiting():
+        job = story.job_of("PlannedFailover")
+        holds(job.properties.state not in ("Failed", "Cancelled"), f"job {job.properties.state}")
+        return job if job.properties.state == "Suspended" else None
+
+    job = server.until("the planned failover waits", waiting)
+    same(job.properties.state_description, "WaitingForFinalizeFailback", "stateDescription")
+    same(set(job.properties.allowed_actions), {"Resume", "Cancel"}, "allowedActions")
+    item = story.show()
+    same(item.properties.protection_state, "WaitingForFinalizeFailback", "protectionState")
+    holds("FinalizeFailback" in item.properties.allowed_operations, "completion is allowed")
+    same(item.properties.active_location, "Recovery", "activeLocation before the completion")
+    step("planned failover home waits for its completion, the machine runs on")
+
+    resume = models.ResumeJobParams(properties=models.ResumeJobParamsProperties(comments="go"))
+    jobs = story.client.replication_jobs
+    server.wait(jobs.begin_resume(*server.scope, job.name, resume), "resume")
+    item = server.wait(poller, "planned failover")
+    same(item.properties.protection_state, "PlannedFailoverCommitRequired", "protectionState")
+    same(item.properties.active_location, "Primary", "activeLocation after the planned failover")
+    same(item.properties.provider_specific_details["leewardLiveAt"], "Primary", "leewardLiveAt")
+    same(item.id, story.item.id, "the item's id after the planned failover")
+    source = item.properties.provider_specific_details["leewardSourceState"]["state"]
+    same(source, "ConfirmedOff", "leewardSourceState: nothing was lost")
+    job = story.job_of("PlannedFailover")
+    same(job.properties.state, "Succeeded", "the planned failover's job")
+    kinds = {
+        point.id: point.properties.provider_specific_details["leewardKind"]
+        for point in story.points()
+    }
+    same(kinds[item.properties.failover_recovery_point_id], "Final", "the point it started from")
+    item = server.wait(story.items.begin_failover_commit(*story.place), "commit at home")
+    same(item.properties.protection_state, "PlannedFailoverStatesBegin", "after the commit at home")
+    step("complete failover, and commit: the machine is home")
+
+
+def machine_is_protected_again(story):
+    """The end of the circle is its beginning. By the alias that pairs of regions use."""
+    machine_is_whole(story)
+    server = story.server
+    request = models.SwitchProtectionInput(
+        properties=models.SwitchProtectionInputProperties(
+            replication_protected_item_name=story.options.item
+        )
+    )
+    containers = story.client.replication_protection_containers
+    place = (*server.scope, story.options.fabric, story.container)
+    container = server.wait(containers.begin_switch_protection(*place, request), "switchprotection")
+    same(container.name, story.container, "what switchprotection answers with")
+    item = waits_until_protected(story, "the item is Protected as in the beginning")
+    item_is_turned(item, turned("PrimaryToRecovery", "Primary"))
+    same(item.id, story.item.id, "the item's id after the circle")
+    again = models.ReverseReplicationInput(
         properties=models.ReverseReplicationInputProperties(failover_direction="RecoveryToPrimary")
     )
     refused(
-        lambda: story.items.begin_planned_failover(*story.place, planned),
-        501,
-        "LW-0102",
-        "a planned failover",
+        lambda: story.items.begin_reprotect(*story.place, again),
+        409,
+        "LW-0105",
+        "a reprotect of what is protected",
     )
-    refused(
-        lambda: story.items.begin_reprotect(*story.place, reverse), 501, "LW-0102", "a reprotect"
-    )
+    step("reprotect: the circle is closed")
+
+
+def what_is_not_there_says_so(story):
     gone = (*story.place[:-1], "nobody")
     refused(lambda: story.items.get(*gone), 404, "LW-0103", "an item that is not there")
-    step("what is not there yet says so")
+    refused(
+        lambda: story.client.replication_jobs.begin_resume(
+            *story.server.scope,
+            story.job_of("PlannedFailover").name,
+            models.ResumeJobParams(properties=models.ResumeJobParamsProperties(comments="go")),
+        ),
+        409,
+        "LW-0105",
+        "the resume of a job that is over",
+    )
+    step("what is not there says so")
 
 
 def protection_ends(story):
@@ -339,7 +484,10 @@ def run(server, options):
     test_failover_waits_and_is_cleaned_up(story)
     machine_fails_over(story)
     point_is_changed_and_committed(story)
-    what_is_missing_says_so(story)
+    machine_is_reprotected(story)
+    machine_comes_home(story)
+    machine_is_protected_again(story)
+    what_is_not_there_says_so(story)
     if options.disable:
         protection_ends(story)
 

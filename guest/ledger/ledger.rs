@@ -43,6 +43,8 @@ const DELAY_DEFAULT: Duration = Duration::from_millis(5);
 const PORT_POLL: Duration = Duration::from_millis(100);
 /// A longer command line on the port is thrown away.
 const COMMAND_BYTES_MAX: usize = 256;
+/// While this file is there, the power button does nothing.
+const DEAF: &str = "/run/deaf";
 const PORT_NAME: &str = "leeward.workload";
 
 // ---------------------------------------------------------------- entry
@@ -408,12 +410,21 @@ fn answer(line: &str, shared: &Shared) -> String {
                 state.paused = false;
                 state.last_record_at = None;
             }
+            None if word == "deaf" => {
+                if fs::write(DEAF, "").is_err() {
+                    error = "could not become deaf";
+                }
+            }
+            None if word == "hearing" => {
+                // One that was not deaf hears already.
+                let _ = fs::remove_file(DEAF);
+            }
             Some(("delay", us)) => match us.parse() {
                 Ok(us) => state.delay = Duration::from_micros(us),
                 Err(_) => error = "delay is not a number of microseconds",
             },
             Some(("id", number)) => id = number.parse().unwrap_or(0),
-            _ => error = "known: state reset pause resume delay=US id=N",
+            _ => error = "known: state reset pause resume deaf hearing delay=US id=N",
         }
     }
     shared.changed.notify_all();

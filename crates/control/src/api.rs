@@ -5,6 +5,7 @@
 //! like; the other modules are the nouns. `docs/api.md` is the reference for users.
 
 mod access;
+mod direction;
 mod envelope;
 mod events;
 mod fabrics;
@@ -18,6 +19,7 @@ mod mappings;
 mod operations;
 mod points;
 mod policies;
+mod questions;
 mod request;
 mod routes;
 mod settings;
@@ -270,6 +272,7 @@ impl Below<'_> {
             Op::EmptyList => settings::empty_list(self).await,
             Op::EmptyGet => settings::empty_get(self).await,
             Op::StatusGet => operations::status(self).await,
+            Op::SwitchProtection => items::switch_protection(self).await,
             op => items::operate(self, op).await,
         }
     }

@@ -312,6 +312,9 @@ pub struct ItemView {
     pub running: Option<(Scenario, JobId, UnixMillis)>,
     /// The test failover's or cleanup's job that runs now.
     pub running_test: Option<(Scenario, JobId, UnixMillis)>,
+    /// Whether the machine is where it is by a planned failover; false when it never failed over,
+    /// or is replicated again since.
+    pub planned: bool,
     /// When its last failover succeeded.
     pub last_failover: Option<UnixMillis>,
     /// When its last test failover succeeded.

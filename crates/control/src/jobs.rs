@@ -38,7 +38,7 @@ pub(crate) mod kinds {
 
 pub(crate) use start::NewJob;
 pub(crate) use start::Request;
-pub(crate) use view::view as job_view;
+pub(crate) use view::{view as job_view, waits_to_complete};
 
 use crate::store::{self, jobs::JobRow};
 use crate::world::World;

@@ -1,10 +1,12 @@
 //! The verbs of the command line that speak to a config server. They use the public API and can do
 //! nothing that it cannot. The roles (`up`, `host`, `export`) are not here.
 //!
-//! `setup` is everything before an item is protected, `items` the failover verbs, `points` and
-//! `jobs` what there is to look at. `docs/api.md` lists verbs and exit codes.
+//! `setup` is everything before an item is protected, `items` and `home` the failover verbs,
+//! `points` and `jobs` what there is to look at. `docs/api.md` lists verbs and exit codes.
 
 mod follow;
+mod home;
+mod item_show;
 mod items;
 mod jobs;
 mod points;
@@ -12,6 +14,7 @@ mod session;
 mod setup;
 mod table;
 
+pub use home::{Planned, Synchronize};
 pub use items::ItemVerb;
 pub use jobs::{EventVerb, JobVerb};
 pub use points::PointVerb;
@@ -219,13 +222,28 @@ mod tests {
             "leeward --vault v item failover web01 --point latest-processed --no-shutdown",
             "leeward item unplanned-failover web01 --vault v --wait --timeout 5",
             "leeward item reverse-replicate web01 --vault v",
+            "leeward item reprotect web01 --host kvm-b --vault v --wait",
+            "leeward item planned-failover web01 --wait-to-complete --wait --vault v",
+            "leeward item planned-failover web01 --point nightly --sync for-synchronization --vault v",
+            "leeward item complete-failover web01 --vault v --comment now",
+            "leeward job resume 7 --comment power-off --vault v",
+            "leeward job complete-failover 7 --vault v",
+            "leeward item resync web01 --vault v",
+            "leeward item disable web01 --migration-complete --keep-points --vault v",
             "leeward registration-key create --fabric hill --vault v",
         ] {
             let program = Program::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(program.connection.vault, "v", "{line}");
         }
-        let wrong = Program::try_parse_from(["leeward", "item", "explode", "web01"]);
-        assert_eq!(wrong.err().unwrap().exit_code(), 2);
+        for line in [
+            "leeward item explode web01",
+            "leeward item planned-failover web01 --no-shutdown",
+            "leeward item disable web01 --purge --migration-complete",
+            "leeward job resume 7 --answer maybe",
+        ] {
+            let wrong = Program::try_parse_from(line.split(' '));
+            assert_eq!(wrong.err().unwrap().exit_code(), 2, "{line}");
+        }
         let program = Program::try_parse_from(["leeward", "vault", "list"]).unwrap();
         assert!(matches!(program.verb, Verb::Vault(VaultVerb::List)));
     }

@@ -1,19 +1,48 @@
 //! How a protected item looks: the contract's Hyper-V replica, with our own fields beside its.
 
 use super::{
+    direction,
     fabrics::health_error,
     hosts::{disk_view, machine_state},
     ids::{self, Ids, resource, time, time_or_null},
 };
-use crate::items::{HealthError, InstanceView, ItemView, Level, LiveAt};
+use crate::{
+    items::{EndView, HealthError, InstanceView, ItemView, Level, LiveAt, Operation},
+    jobs::Scenario,
+};
 use leeward_model::{Code, Direction, Protection, Site, SourceState, TestState};
+use leeward_wire::message::NewestPoint;
 use serde_json::{Value, json};
 
 /// The provider that items of KVM hosts are shown as.
 pub(super) const INSTANCE_TYPE: &str = "HyperVReplica2012R2";
 
+/// The states that differ between planned and unplanned failovers.
+fn failover_state(item: &ItemView) -> Option<(&'static str, &'static str)> {
+    let planned =
+        item.running.is_some_and(|(scenario, _, _)| scenario == Scenario::PlannedFailover);
+    match &item.state.protection {
+        Protection::FailingOver { .. } if item.allowed.contains(&Operation::FinalizeFailback) => {
+            Some(("WaitingForFinalizeFailback", "Waiting for \"Complete failover\""))
+        }
+        Protection::FailingOver { .. } if planned => {
+            Some(("PlannedFailoverInProgress", "Planned failover in progress"))
+        }
+        Protection::FailedOver { .. } if item.planned => {
+            Some(("PlannedFailoverCommitRequired", "Planned failover finished"))
+        }
+        Protection::Committed { .. } if item.planned => {
+            Some(("PlannedFailoverStatesBegin", "Planned failover committed"))
+        }
+        _ => None,
+    }
+}
+
 /// The state in the contract's words, and for people.
 pub(super) fn protection_state(item: &ItemView) -> (&'static str, &'static str) {
+    if let Some(state) = failover_state(item) {
+        return state;
+    }
     match &item.state.protection {
         Protection::Enabling { .. } => ("EnablingProtection", "Enabling protection"),
         Protection::InitialReplication { .. } => {
@@ -51,7 +80,7 @@ fn test_state(test: &TestState) -> (&'static str, &'static str) {
     }
 }
 
-fn site(site: Site) -> &'static str {
+pub(super) fn site(site: Site) -> &'static str {
     match site {
         Site::Primary => "Primary",
         Site::Recovery => "Recovery",
@@ -104,11 +133,13 @@ fn failover_health(item: &ItemView) -> Level {
     }
 }
 
-/// Percent of the first copy, as the text that the contract has for it.
+/// Percent of the first copy of a direction, as the text that the contract has for it.
 fn copied_percent(item: &ItemView) -> String {
     let first_copy = matches!(
         item.state.protection,
-        Protection::Enabling { .. } | Protection::InitialReplication { .. }
+        Protection::Enabling { .. }
+            | Protection::InitialReplication { .. }
+            | Protection::Reprotecting { .. }
     );
     let percent = match (&item.copy, first_copy) {
         (_, false) => 100,
@@ -124,6 +155,7 @@ fn copied_percent(item: &ItemView) -> String {
 fn instance_view(instance: &InstanceView, ids: &Ids, item: &ItemView) -> Value {
     json!({
         "id": instance.id,
+        "site": site(instance.site),
         "purpose": format!("{:?}", instance.purpose),
         "recoveryPointId": ids.point(item, instance.point),
         "wantedStage": format!("{:?}", instance.wanted),
@@ -138,6 +170,53 @@ fn instance_view(instance: &InstanceView, ids: &Ids, item: &ItemView) -> Value {
         "problem": instance.problem,
         "consolePath": instance.console_path,
     })
+}
+
+/// A complete point that is known of a store.
+fn newest_view(ids: &Ids, item: &ItemView, newest: &NewestPoint) -> Value {
+    json!({
+        "recoveryPointId": ids.point(item, newest.point),
+        "timeline": newest.position.timeline,
+        "lsn": newest.position.lsn,
+        "cutAt": time(newest.cut_at),
+        "receivedAt": time(newest.received_at),
+    })
+}
+
+/// What the item has at one of its sites.
+fn end_view(ids: &Ids, item: &ItemView, end: &EndView) -> Value {
+    json!({
+        "site": site(end.site),
+        "fabric": match end.site {
+            Site::Primary => &item.source_fabric_name,
+            Site::Recovery => &item.target_fabric_name,
+        },
+        "host": end.host_name,
+        "connected": end.connected,
+        "machine": end.machine,
+        "run": format!("{:?}", end.run),
+        "machineState": machine_state(end.machine_state),
+        "newestPoint": end.newest.as_ref().map(|newest| newest_view(ids, item, newest)),
+        "points": end.points,
+        "storedBytes": end.stored_bytes,
+    })
+}
+
+/// The direction of the next failover, or of the reprotect where nothing replicates the machine.
+fn next_direction(item: &ItemView) -> Direction {
+    match item.state.protection {
+        Protection::FailedOver { .. }
+        | Protection::ChangingPoint { .. }
+        | Protection::Committed { .. } => item.state.direction.reversed(),
+        Protection::Enabling { .. }
+        | Protection::InitialReplication { .. }
+        | Protection::Protected
+        | Protection::Resynchronizing { .. }
+        | Protection::FailingOver { .. }
+        | Protection::Reprotecting { .. }
+        | Protection::Disabling { .. }
+        | Protection::Removed => item.state.direction,
+    }
 }
 
 /// Our own fields.
@@ -171,13 +250,10 @@ fn extensions(ids: &Ids, item: &ItemView) -> Value {
         "leewardRpoSeconds": item.rpo_seconds,
         "leewardEpoch": item.epoch,
         "leewardTimeline": item.branch.timeline,
-        "leewardNewestPoint": item.newest.as_ref().map(|newest| json!({
-            "recoveryPointId": ids.point(item, newest.point),
-            "timeline": newest.position.timeline,
-            "lsn": newest.position.lsn,
-            "cutAt": time(newest.cut_at),
-            "receivedAt": time(newest.received_at),
-        })),
+        "leewardNewestPoint":
+            item.newest.as_ref().map(|newest| newest_view(ids, item, newest)),
+        "leewardEnds":
+            item.ends.iter().map(|end| end_view(ids, item, end)).collect::<Vec<_>>(),
         "leewardPoints": item.points,
         "leewardInstances": instances,
         "leewardCycles": cycles,
@@ -267,10 +343,6 @@ pub(super) fn view(ids: &Ids, item: &ItemView) -> Value {
     let (test, test_description) = test_state(&item.state.test);
     let allowed: Vec<_> = item.allowed.iter().map(|operation| format!("{operation:?}")).collect();
     let container = ids.container_of(item.source_fabric, &item.source_fabric_name);
-    let direction = match item.state.direction {
-        Direction::ToRecovery => "PrimaryToRecovery",
-        Direction::ToPrimary => "RecoveryToPrimary",
-    };
     resource(
         &ids.item(item),
         json!({
@@ -304,7 +376,8 @@ pub(super) fn view(ids: &Ids, item: &ItemView) -> Value {
             "currentScenario": current_scenario(ids, item),
             "failoverRecoveryPointId": failover_point(ids, item),
             "eventCorrelationId": item.id,
-            "leewardDirection": direction,
+            "leewardDirection": direction::word(item.state.direction),
+            "leewardNextDirection": direction::word(next_direction(item)),
             "providerSpecificDetails": details(ids, item),
         }),
     )
@@ -332,7 +405,6 @@ fn failover_point(ids: &Ids, item: &ItemView) -> Option<String> {
 mod tests {
     use super::super::tests::{item, vault};
     use super::*;
-    use crate::jobs::Scenario;
     use leeward_model::{InstanceId, JobId, PointId, UnixMillis};
     use leeward_wire::message::CopyProgress;
 
@@ -394,6 +466,57 @@ mod tests {
         }
         item.state.protection = Protection::Protected;
         assert_eq!(copied_percent(&item), "100");
+    }
+
+    /// F-086, F-098, F-105.
+    #[test]
+    fn a_planned_failover_shows_as_one_at_every_stage_and_so_does_the_way_back() {
+        let (point, machine) = (PointId::from_u128(2), InstanceId::from_u128(3));
+        let mut item = item();
+        let job = JobId::from_u128(9);
+        let choice = leeward_model::PointChoice::Latest;
+        let started = leeward_model::Event::FailoverStarted { job, choice, target: Site::Recovery };
+        item.state = item.state.apply(&started).unwrap();
+        item.running = Some((Scenario::PlannedFailover, job, UnixMillis(0)));
+        assert_eq!(shown(&item)["protectionState"], "PlannedFailoverInProgress");
+        item.allowed = vec![Operation::CancelFailover, Operation::FinalizeFailback];
+        let waiting = shown(&item);
+        assert_eq!(waiting["protectionState"], "WaitingForFinalizeFailback");
+        assert_eq!(waiting["allowedOperations"], json!(["CancelFailover", "FinalizeFailback"]));
+        assert_eq!(waiting["activeLocation"], "Primary");
+
+        (item.running, item.allowed, item.planned) = (None, Vec::new(), true);
+        item.state.protection = Protection::FailedOver { point, machine };
+        assert_eq!(shown(&item)["protectionState"], "PlannedFailoverCommitRequired");
+        item.state.protection = Protection::Committed { machine };
+        let committed = shown(&item);
+        assert_eq!(committed["protectionState"], "PlannedFailoverStatesBegin");
+        assert_eq!(committed["leewardDirection"], "PrimaryToRecovery");
+        assert_eq!(committed["leewardNextDirection"], "RecoveryToPrimary");
+
+        item.planned = false;
+        item.state = item.state.apply(&leeward_model::Event::ReprotectStarted { job }).unwrap();
+        item.copy = Some(CopyProgress { done_bytes: 1, total_bytes: 4, ..Default::default() });
+        let turning = shown(&item);
+        assert_eq!(turning["protectionState"], "ReprotectInProgress");
+        assert_eq!(turning["leewardDirection"], "RecoveryToPrimary");
+        let copied = &turning["providerSpecificDetails"]["initialReplicationDetails"];
+        assert_eq!(copied["initialReplicationProgressPercentage"], "25");
+    }
+
+    #[test]
+    fn both_ends_are_shown_with_what_is_wanted_and_what_is_there() {
+        let mut item = item();
+        item.ends[0].run = crate::items::RunView::Seed;
+        item.ends[0].machine_state = leeward_model::MachineState::Off;
+        item.ends[1].points = Some(7);
+
+        let ends = shown(&item)["providerSpecificDetails"]["leewardEnds"].clone();
+
+        assert_eq!((&ends[0]["site"], &ends[1]["site"]), (&json!("Primary"), &json!("Recovery")));
+        assert_eq!((&ends[0]["fabric"], &ends[0]["host"]), (&json!("hill"), &json!("kvm-a")));
+        assert_eq!((&ends[0]["run"], &ends[0]["machineState"]), (&json!("Seed"), &json!("Off")));
+        assert_eq!((&ends[1]["points"], &ends[1]["newestPoint"]), (&json!(7), &Value::Null));
     }
 
     #[test]

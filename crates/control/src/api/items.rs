@@ -1,7 +1,7 @@
 //! Protected items: enable, disable, and every failover verb. How an item looks is in `item_view`.
 
 use super::{
-    Below,
+    Below, direction,
     envelope::{Answer, Refusal},
     fabrics::container,
     ids,
@@ -11,11 +11,9 @@ use super::{
 };
 use crate::{
     ControlError, ErrorKind,
-    items::{
-        DisableReason, EnableSpec, ItemView, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown,
-    },
+    items::{EnableSpec, ItemView, KeepPoints, Shutdown},
 };
-use leeward_model::{Code, Direction, JobId, PointChoice};
+use leeward_model::{Code, JobId, PointChoice};
 use serde_json::Value;
 
 /// Properties that a list of items can be filtered by.
@@ -44,7 +42,12 @@ pub(super) async fn list(below: &Below<'_>) -> Result<Answer, Refusal> {
 
 /// The item in the path. Its container must be the one that the path names.
 pub(super) async fn find(below: &Below<'_>) -> Result<ItemView, ControlError> {
-    let (fabric, name) = (below.name("fabric"), below.name("item"));
+    find_named(below, below.name("item")).await
+}
+
+/// An item of the container in the path.
+async fn find_named(below: &Below<'_>, name: &str) -> Result<ItemView, ControlError> {
+    let fabric = below.name("fabric");
     let item = below.control().item_get(below.vault.id, fabric, name).await?;
     if !ids::container_name(item.source_fabric).eq_ignore_ascii_case(below.name("container")) {
         let what = format!("the fabric {fabric} has no container {}", below.name("container"));
@@ -87,6 +90,20 @@ pub(super) async fn operate(below: &Below<'_>, op: Op) -> Result<Answer, Refusal
     }
 }
 
+/// POST switchprotection on the container: a reprotect of the item that the body names.
+pub(super) async fn switch_protection(below: &Below<'_>) -> Result<Answer, Refusal> {
+    let name = below.call.properties()?.required("replicationProtectedItemName")?;
+    let name = name_in_id(name, "replicationProtectedItems").unwrap_or(name);
+    let item = find_named(below, name).await?;
+    match start(below, Op::SwitchProtection, &item).await {
+        Ok(job) => {
+            let container = below.ids.container_of(item.source_fabric, &item.source_fabric_name);
+            Ok(below.accepted(container, job))
+        }
+        Err(error) => Err(refused(below, &item, error).await),
+    }
+}
+
 /// A refusal that names the running job when one is in the way.
 async fn refused(below: &Below<'_>, item: &ItemView, error: ControlError) -> Refusal {
     let is_busy = error.kind == ErrorKind::Conflict && error.problem.code == Code::ITEM_BUSY.code;
@@ -105,11 +122,11 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
     match op {
         Op::ItemPurge => control.item_purge(item.id).await,
         Op::ItemDisable => {
-            let keep = keep_points(properties)?;
-            control.item_disable(item.id, keep, DisableReason::Normal).await
+            let (keep, reason) = (keep_points(properties)?, direction::disable_reason(properties)?);
+            control.item_disable(item.id, keep, reason).await
         }
         Op::ItemTestFailover => {
-            check_direction(properties, item)?;
+            direction::check(properties, item)?;
             check_network(properties)?;
             control.item_test_failover(item.id, choice(properties, details)?).await
         }
@@ -118,8 +135,8 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
             control.item_test_cleanup(item.id, comments).await
         }
         Op::ItemFailover => {
-            check_direction(properties, item)?;
             let choice = choice(properties, details)?;
+            direction::check_failover(properties, item, choice)?;
             control.item_failover(item.id, choice, shutdown(properties, details)?).await
         }
         Op::ItemFailoverCancel => control.item_failover_cancel(item.id).await,
@@ -131,9 +148,13 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
         Op::ItemCommit => control.item_commit(item.id).await,
         Op::ItemResync => control.item_resync(item.id).await,
         Op::ItemPlannedFailover => {
-            control.item_planned_failover(item.id, PlannedSpec::default()).await
+            let spec = direction::planned(below, properties, item).await?;
+            control.item_planned_failover(item.id, spec).await
         }
-        Op::ItemReprotect => control.item_reprotect(item.id, ReprotectSpec::default()).await,
+        Op::ItemReprotect | Op::SwitchProtection => {
+            let spec = direction::reprotect(below, properties, item).await?;
+            control.item_reprotect(item.id, spec).await
+        }
         other => Err(ControlError::not_supported(format!("{other:?} is not supported yet"))),
     }
 }
@@ -141,11 +162,6 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
 /// Whether points stay when protection ends: by our field, or by the contract's for replicas.
 fn keep_points(properties: Fields<'_>) -> Result<KeepPoints, ControlError> {
     let input = properties.object("replicationProviderInput")?;
-    let reason = properties.text("disableProtectionReason")?;
-    if reason.is_some_and(|reason| reason.eq_ignore_ascii_case("MigrationComplete")) {
-        let what = "ending protection as a finished migration is not supported yet";
-        return Err(ControlError::not_supported(what));
-    }
     if let Some(keep) = properties.flag("leewardKeepPoints")? {
         return Ok(if keep { KeepPoints::Keep } else { KeepPoints::Delete });
     }
@@ -160,24 +176,6 @@ fn keep_points(properties: Fields<'_>) -> Result<KeepPoints, ControlError> {
     }
 }
 
-/// The direction that is asked for must be possible. For an item whose direction has turned, the
-/// contract's agent flow still says PrimaryToRecovery: that is accepted.
-fn check_direction(properties: Fields<'_>, item: &ItemView) -> Result<(), ControlError> {
-    let Some(word) = properties.text("failoverDirection")? else { return Ok(()) };
-    let forward = word.eq_ignore_ascii_case("PrimaryToRecovery");
-    let backward = word.eq_ignore_ascii_case("RecoveryToPrimary");
-    match item.state.direction {
-        _ if !forward && !backward => Err(ControlError::bad_request(format!(
-            "failoverDirection {word} is not one of PrimaryToRecovery, RecoveryToPrimary"
-        ))),
-        Direction::ToRecovery if backward => Err(ControlError::bad_request(format!(
-            "failoverDirection is {word}, but {} is replicated from primary to recovery",
-            item.name
-        ))),
-        Direction::ToRecovery | Direction::ToPrimary => Ok(()),
-    }
-}
-
 /// A test machine gets a network of its own with no way out; no other can be asked for.
 fn check_network(properties: Fields<'_>) -> Result<(), ControlError> {
     match properties.text("networkId")? {
@@ -189,7 +187,10 @@ fn check_network(properties: Fields<'_>) -> Result<(), ControlError> {
 }
 
 /// The point that is asked for, by field name; the input's type does not matter.
-fn choice(properties: Fields<'_>, details: Fields<'_>) -> Result<PointChoice, ControlError> {
+pub(super) fn choice(
+    properties: Fields<'_>,
+    details: Fields<'_>,
+) -> Result<PointChoice, ControlError> {
     let field = "recoveryPointId";
     let id = details.text(field)?.or(properties.text(field)?);
     let kind = details.text("recoveryPointType")?.or(properties.text("recoveryPointType")?);

@@ -5,6 +5,7 @@ use super::{
     envelope::{Answer, Refusal},
     ids::{Ids, read_time, resource, time, time_or_null},
     item_view::INSTANCE_TYPE,
+    questions,
     request::name_in_id,
 };
 use crate::{
@@ -55,11 +56,11 @@ fn friendly(scenario: Scenario) -> &'static str {
         Scenario::ChangePit => "Change recovery point",
         Scenario::CommitFailover => "Commit",
         Scenario::DisableProtection => "Disable protection",
+        Scenario::Resynchronize => "Resynchronize",
         Scenario::PlannedFailover => "Planned failover",
         Scenario::ReverseReplication => "Reverse replication",
-        Scenario::SecondaryIrCompletion => "Finalize protection on the secondary site",
+        Scenario::SecondaryIrCompletion => "Finalize protection on the recovery site",
         Scenario::CompleteMigration => "Complete migration",
-        Scenario::Resynchronize => "Resynchronize",
         Scenario::CreateSite => "Create a site",
         Scenario::DeleteSite => "Delete a site",
         Scenario::AddProtectionProfile => "Create replication policy",
@@ -120,7 +121,7 @@ enum Tasks {
 fn custom_details(job: &JobView) -> Value {
     let kind = match job.scenario {
         Scenario::TestFailover => "TestFailoverJobDetails",
-        Scenario::UnplannedFailover => "FailoverJobDetails",
+        Scenario::UnplannedFailover | Scenario::PlannedFailover => "FailoverJobDetails",
         _ => "AsrJobDetails",
     };
     json!({
@@ -132,19 +133,20 @@ fn custom_details(job: &JobView) -> Value {
             "RecoveryFabricProviderId": INSTANCE_TYPE,
         },
         "comments": job.comments,
+        "leewardQuestion": questions::view(job),
     })
 }
 
 fn view(ids: &Ids, job: &JobView, tasks: Tasks) -> Value {
-    let (word, mut description) = state(job.state);
-    if job.state == RunState::Suspended && job.scenario == Scenario::TestFailover {
-        description = "WaitingForStopTestFailover";
-    }
+    let (word, description) = state(job.state);
+    let description = questions::waits(job).map_or(description, questions::description);
     let shown: Vec<_> = match tasks {
         Tasks::Shown => job.tasks.iter().map(|one| task(job, one)).collect(),
         Tasks::LeftOut => Vec::new(),
     };
-    let errors: Vec<_> = job.errors.iter().map(|problem| error(problem, job, None)).collect();
+    let asked = questions::problem(job);
+    let errors = job.errors.iter().chain(&asked).map(|problem| error(problem, job, None));
+    let errors: Vec<_> = errors.collect();
     let allowed: Vec<_> = job.allowed.iter().map(|action| format!("{action:?}")).collect();
     resource(
         &ids.job(job.id),
@@ -273,22 +275,29 @@ pub(super) async fn cancel(below: &Below<'_>) -> Result<Answer, Refusal> {
     Ok(Answer::Ok(view(&below.ids, &job, Tasks::Shown)))
 }
 
-/// POST resume: comments are the reply to the job's question; without any, the step is tried
-/// again. `leewardAnswer` says it outright.
+/// POST resume: comments are the reply to the job's question; without any, "Complete failover" is
+/// said where a job waits for it, and else the step is tried again. `leewardAnswer` says it
+/// outright.
 pub(super) async fn resume(below: &Below<'_>) -> Result<Answer, Refusal> {
     let properties = below.call.properties()?;
     let comments = properties.text("comments")?;
-    let answer = answer(properties.text("leewardAnswer")?, comments)?;
-    let job = below.control().job_resume(below.vault.id, below.call.job()?, answer).await?;
+    let (control, vault, id) = (below.control(), below.vault.id, below.call.job()?);
+    let answer = match answer(properties.text("leewardAnswer")?, comments)? {
+        Some(answer) => answer,
+        None => questions::plain_answer(&control.job_get(vault, id).await?),
+    };
+    let job = control.job_resume(vault, id, answer).await?;
     Ok(Answer::Ok(view(&below.ids, &job, Tasks::Shown)))
 }
 
-fn answer(word: Option<&str>, comments: Option<&str>) -> Result<JobAnswer, ControlError> {
+/// The answer that a request gives; none when it says nothing but "go on".
+fn answer(word: Option<&str>, comments: Option<&str>) -> Result<Option<JobAnswer>, ControlError> {
     match (word.map(str::to_ascii_lowercase).as_deref(), comments) {
-        (Some("retry"), _) | (None, None) => Ok(JobAnswer::Retry),
-        (Some("reply"), text) => Ok(JobAnswer::Reply(text.unwrap_or_default().to_owned())),
-        (None, Some(text)) => Ok(JobAnswer::Reply(text.to_owned())),
-        (Some("abandon"), _) => Ok(JobAnswer::Abandon),
+        (None, None) => Ok(None),
+        (Some("retry"), _) => Ok(Some(JobAnswer::Retry)),
+        (Some("reply"), text) => Ok(Some(JobAnswer::Reply(text.unwrap_or_default().to_owned()))),
+        (None, Some(text)) => Ok(Some(JobAnswer::Reply(text.to_owned()))),
+        (Some("abandon"), _) => Ok(Some(JobAnswer::Abandon)),
         (Some(word), _) => Err(ControlError::bad_request(format!(
             "leewardAnswer {word} is not one of Retry, Reply, Abandon"
         ))),
@@ -319,11 +328,12 @@ mod tests {
     }
 
     #[test]
-    fn comments_reply_and_silence_tries_again() {
-        assert_eq!(answer(None, None).unwrap(), JobAnswer::Retry);
-        assert_eq!(answer(None, Some("it is off")).unwrap(), JobAnswer::Reply("it is off".into()));
-        assert_eq!(answer(Some("Abandon"), Some("x")).unwrap(), JobAnswer::Abandon);
-        assert_eq!(answer(Some("RETRY"), Some("x")).unwrap(), JobAnswer::Retry);
+    fn comments_reply_and_silence_only_goes_on() {
+        let reply = JobAnswer::Reply("it is off".into());
+        assert_eq!(answer(None, None).unwrap(), None);
+        assert_eq!(answer(None, Some("it is off")).unwrap(), Some(reply));
+        assert_eq!(answer(Some("Abandon"), Some("x")).unwrap(), Some(JobAnswer::Abandon));
+        assert_eq!(answer(Some("RETRY"), Some("x")).unwrap(), Some(JobAnswer::Retry));
         assert!(answer(Some("maybe"), None).is_err());
     }
 }

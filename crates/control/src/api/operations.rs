@@ -140,6 +140,7 @@ fn removes(scenario: Scenario) -> bool {
     matches!(
         scenario,
         Scenario::DisableProtection
+            | Scenario::CompleteMigration
             | Scenario::DeleteSite
             | Scenario::DeleteProtectionProfile
             | Scenario::UnpairClouds

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{ControlError, items::ItemView};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use leeward_model::{Evidence, PointInfo, PointKind, PointOrigin, Site, Verification};
+use leeward_model::{Evidence, PointInfo, PointKind, PointOrigin, Verification};
 use serde_json::{Value, json};
 
 fn kind(kind: PointKind) -> (&'static str, &'static str) {
@@ -81,10 +81,7 @@ fn view(ids: &Ids, item: &ItemView, point: &PointInfo, base: &str) -> Value {
                     "lsn": point.position.lsn,
                 },
                 "leewardReceivedAt": time(point.received_at),
-                "leewardHeldAt": match point.held_at {
-                    Site::Primary => "Primary",
-                    Site::Recovery => "Recovery",
-                },
+                "leewardHeldAt": super::item_view::site(point.held_at),
                 "leewardPinnedBy": point.pinned_by,
                 "leewardDisks": disks,
                 "leewardVerification": verification(point, &id, base),

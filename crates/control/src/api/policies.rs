@@ -54,6 +54,8 @@ const THRESHOLD: [(&str, f64); 2] =
 const AFTER_COMMIT: [(&str, f64); 1] = [("leewardKeepAfterCommitSeconds", 1.0)];
 /// How long a guest may take to shut down.
 const SHUTDOWN: [(&str, f64); 1] = [("leewardShutdownTimeoutSeconds", 1.0)];
+/// Whether a planned failover goes on to reprotect by itself (F-084).
+const AUTO_REVERSE: &str = "leewardAutoReverse";
 
 /// The first of `names` that is there, in seconds.
 fn seconds(fields: Fields<'_>, names: &[(&str, f64)]) -> Result<Option<f64>, ControlError> {
@@ -98,6 +100,9 @@ fn read(fields: Fields<'_>, before: &Policy) -> Result<Policy, ControlError> {
     }
     if let Some(value) = seconds(fields, &SHUTDOWN)? {
         policy.shutdown_timeout_seconds = whole(value);
+    }
+    if let Some(reverse) = fields.flag(AUTO_REVERSE)? {
+        policy.auto_reverse_planned = reverse;
     }
     Ok(policy)
 }
@@ -206,6 +211,7 @@ fn view(ids: &Ids, policy: &PolicyView) -> Value {
         (THRESHOLD[0].0.into(), json!(policy_now.rpo_threshold_seconds)),
         (AFTER_COMMIT[0].0.into(), json!(policy_now.keep_after_commit_seconds)),
         (SHUTDOWN[0].0.into(), json!(policy_now.shutdown_timeout_seconds)),
+        (AUTO_REVERSE.into(), json!(policy_now.auto_reverse_planned)),
     ]);
     resource(
         &ids.policy(&policy.name),
@@ -286,7 +292,8 @@ mod tests {
             "recoveryPointThresholdInMinutes": 15, "multiVmSyncStatus": "Disable"}));
         let ours = put(json!({"instanceType": "hypervreplica2012r2",
             "leewardPointIntervalSeconds": 1.5, "leewardRetentionSeconds": 90,
-            "leewardRpoThresholdSeconds": 10, "leewardShutdownTimeoutSeconds": 5}));
+            "leewardRpoThresholdSeconds": 10, "leewardShutdownTimeoutSeconds": 5,
+            "leewardAutoReverse": "true"}));
 
         let hyper_v = hyper_v.unwrap().policy;
         assert_eq!((hyper_v.point_interval_ms, hyper_v.retention_seconds), (30_000, 14_400));
@@ -302,6 +309,7 @@ mod tests {
         assert_eq!(view["instanceType"], "HyperVReplica2012R2");
         assert_eq!(view["leewardPointIntervalSeconds"], 1.5);
         assert_eq!(view["leewardRpoThresholdSeconds"], 10);
+        assert_eq!(view["leewardAutoReverse"], true);
     }
 
     #[test]
@@ -325,6 +333,7 @@ mod tests {
     fn an_impossible_policy_is_a_bad_request() {
         for input in [
             json!({"leewardPointIntervalSeconds": 0.5}),
+            json!({"leewardAutoReverse": "perhaps"}),
             json!({"replicationFrequencyInSeconds": 3601}),
             json!({"recoveryPoints": "many"}),
             json!({"leewardRetentionSeconds": 1e300}),

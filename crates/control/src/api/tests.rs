@@ -101,6 +101,7 @@ pub(super) fn item() -> ItemView {
         instances: Vec::new(),
         running: None,
         running_test: None,
+        planned: false,
         last_failover: None,
         last_test: None,
         fenced_at: None,
@@ -442,7 +443,7 @@ async fn what_no_vault_has_is_an_empty_list_and_what_is_not_done_is_not_pretende
 }
 
 /// Paths with a body, below the vault.
-const TAKERS: [(&str, &str); 12] = [
+const TAKERS: [(&str, &str); 13] = [
     ("PUT", ""),
     ("PATCH", ""),
     ("PUT", "/certificates/c"),
@@ -453,6 +454,7 @@ const TAKERS: [(&str, &str); 12] = [
     ("PUT", "{C}/replicationProtectedItems/i"),
     ("POST", "{C}/replicationProtectedItems/i/testFailover"),
     ("POST", "{C}/replicationProtectedItems/i/unplannedFailover"),
+    ("POST", "{C}/switchprotection"),
     ("POST", "/replicationJobs/00000000-0000-0000-0000-000000000001/resume"),
     ("PUT", "/replicationAlertSettings/defaultAlertSetting"),
 ];
@@ -482,6 +484,13 @@ fn bodies() -> impl Strategy<Value = Value> {
         "sku",
         "sendToOwners",
         "leewardAnswer",
+        "dataSyncOption",
+        "leewardWaitToComplete",
+        "leewardHost",
+        "hvHostVmId",
+        "replicationProtectedItemName",
+        "disableProtectionReason",
+        "leewardAutoReverse",
     ]);
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -25,7 +25,6 @@ pub(super) const ROWS: &[(Method, &str, Need)] = &[
     (Put, "F/replicationNetworks/{}/replicationNetworkMappings/{}", Must),
     (Patch, "I", Must),
     (Post, "C/discoverProtectableItem", Must),
-    (Post, "C/switchprotection", Must),
     (Delete, "V/replicationRecoveryPlans/{}", Must),
     (Patch, "V/replicationRecoveryPlans/{}", Must),
     (Put, "V/replicationRecoveryPlans/{}", Must),

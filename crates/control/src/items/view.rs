@@ -20,6 +20,7 @@ impl Control {
             source_fabric_name: fabric_name(conn, row.fabric).await?,
             target_fabric_name: fabric_name(conn, row.target_fabric).await?,
             newest: store::machines::newest(conn, row.id).await?,
+            planned: was_planned(conn, &row).await?,
         };
         let world = self.world_of(conn, row.clone()).await?;
         Ok(show(row, stored, &world))
@@ -33,6 +34,27 @@ struct Stored {
     source_fabric_name: String,
     target_fabric_name: String,
     newest: Option<NewestPoint>,
+    planned: bool,
+}
+
+/// Whether the failover that the item's state speaks of was a planned one.
+async fn was_planned(conn: &mut Conn, row: &ItemRow) -> Result<bool> {
+    let after = matches!(
+        row.state.protection,
+        Protection::FailedOver { .. }
+            | Protection::ChangingPoint { .. }
+            | Protection::Committed { .. }
+    );
+    if !after {
+        return Ok(false);
+    }
+    let ended = store::jobs::ended_main(conn, row.id).await?;
+    let last = ended.iter().find(|job| {
+        let scenario = job.facts.scenario;
+        matches!(scenario, Scenario::PlannedFailover | Scenario::UnplannedFailover)
+            && job.record.phase == leeward_durable::Phase::Succeeded
+    });
+    Ok(last.is_some_and(|job| job.facts.scenario == Scenario::PlannedFailover))
 }
 
 fn copy_of(seen: &SourceObserved) -> Option<CopyProgress> {
@@ -109,6 +131,7 @@ fn show(row: ItemRow, stored: Stored, world: &World) -> ItemView {
         running: running_in(&stored.running, Lane::Main)
             .or_else(|| running_in(&stored.running, Lane::Reverse)),
         running_test: running_in(&stored.running, Lane::Test),
+        planned: stored.planned,
         last_failover: row.last_failover,
         last_test: row.last_test,
         fenced_at: row.plan.fenced_at.map(|(_, position)| position),

@@ -10,6 +10,16 @@ fn millis(ms: u64) -> UnixMillis {
     UnixMillis(i64::try_from(ms).unwrap_or(i64::MAX))
 }
 
+/// The task of a planned failover in which it waits for a person to complete it.
+const COMPLETE_TASK: &str = "VmWaitForCompleteFailover";
+
+/// Whether a planned failover waits for a person to complete it (F-098).
+pub(crate) fn waits_to_complete(row: &JobRow) -> bool {
+    let job = view(row);
+    let waits = |task: &TaskView| task.name == COMPLETE_TASK && task.state == RunState::Suspended;
+    job.state == RunState::Suspended && job.tasks.iter().any(waits)
+}
+
 /// The API's name of a step, and its name for people.
 fn task_name(kind: &str, list: List, step: &str) -> (String, String) {
     let known = match (kind, list, step) {
@@ -48,17 +58,62 @@ fn task_name(kind: &str, list: List, step: &str) -> (String, String) {
         ("enable-protection", _, "start-replication") => {
             ("VmStartInitialReplication", "Start initial replication")
         }
+        ("planned-failover", List::Reversible, "check") => {
+            ("VmPfoPrerequisitesCheck", "Prerequisites check for planned failover")
+        }
+        ("planned-failover", List::Forward, "record") => {
+            ("VmCompleteFailover", "Complete failover")
+        }
+        ("reprotect", List::Reversible, "check") => (
+            "VmReverseReplicationPrerequisitesCheck",
+            "Prerequisites check for reverse replication",
+        ),
+        ("reprotect", List::Forward, "record") => ("UpdateDraState", "Update the hosts"),
+        ("planned-failover" | "reprotect" | "finalize-reprotect", list, step) => {
+            return turning_task(list, step);
+        }
         ("change-point", List::Reversible, "check") => {
             ("VmChangePitPrerequisitesCheck", "Prerequisites check for changing the point")
         }
         ("commit", _, "commit") => ("VmCommit", "Commit failover"),
-        _ => {
-            let words = step.replace('-', " ");
-            let camel: String = words.split(' ').map(capital).collect();
-            return (format!("Vm{camel}"), capital(&words));
-        }
+        _ => return plain_task(step),
     };
     (known.0.to_owned(), known.1.to_owned())
+}
+
+/// As [`task_name`], of the jobs that turn an item round.
+fn turning_task(list: List, step: &str) -> (String, String) {
+    let known = match (list, step) {
+        (_, "synchronize") => {
+            ("VmSynchronizeBeforeShutdown", "Synchronizing while the machine runs")
+        }
+        (_, "complete") => (COMPLETE_TASK, "Wait for \"Complete failover\""),
+        (_, "shut-down-source") => ("VmShutdownVmOnPrimary", "Shut down the source machine"),
+        (_, "final-delta") => ("VmPrepareForPlannedFailover", "Synchronizing the latest changes"),
+        (_, "fence") => ("VmFenceSource", "Fence the source"),
+        (_, "choose-point") => ("VmChooseRecoveryPoint", "Choose the recovery point"),
+        (_, "build-overlay") => ("VmFailover", "Start failover"),
+        (_, "prepare-machine") => ("VmPrepareVmOnSecondary", "Prepare the replica virtual machine"),
+        (List::Forward, "start-machine") => {
+            ("VmFoStartVmOnSecondary", "Start the replica virtual machine")
+        }
+        (_, "hand-over") => ("VmHandOver", "Hand the machine over to its host"),
+        (_, "fence-left-machine") => ("VmShutdownVmOnSecondary", "Fence the machine that was left"),
+        (_, "seed") => ("VmPrepareForReverseReplication", "Read the disks that were left"),
+        (_, "start-replication") => ("VmInitiateReverseReplication", "Start reverse replication"),
+        (_, "wait-for-first-point") => {
+            ("VmStartInitialReplication", "Compare, and send what differs")
+        }
+        _ => return plain_task(step),
+    };
+    (known.0.to_owned(), known.1.to_owned())
+}
+
+/// A step's own name in the API's style.
+fn plain_task(step: &str) -> (String, String) {
+    let words = step.replace('-', " ");
+    let camel: String = words.split(' ').map(capital).collect();
+    (format!("Vm{camel}"), capital(&words))
 }
 
 fn capital(word: &str) -> String {

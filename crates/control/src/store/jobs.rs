@@ -127,6 +127,15 @@ pub(crate) async fn running(conn: &mut Conn, item: ItemId) -> StoreResult<Vec<Jo
     rows.iter().map(row).collect()
 }
 
+/// An item's jobs of the main lane that are over, newest first.
+pub(crate) async fn ended_main(conn: &mut Conn, item: ItemId) -> StoreResult<Vec<JobRow>> {
+    let sql = "SELECT record, body FROM jobs \
+               WHERE item = ? AND lane = ? AND ended IS NOT NULL ORDER BY created DESC, rowid DESC";
+    let asked = sqlx::query_as(sql).bind(item.to_string()).bind(Lane::Main.name());
+    let rows: Vec<_> = query(LOAD, asked.fetch_all(conn).await)?;
+    rows.iter().map(row).collect()
+}
+
 /// All jobs that are not over, oldest first.
 pub(crate) async fn unfinished(conn: &mut Conn) -> StoreResult<Vec<JobId>> {
     let sql = "SELECT id FROM jobs WHERE ended IS NULL ORDER BY created, rowid";

@@ -338,7 +338,7 @@ impl Fabric for MemoryFabric {
         self.with(&MachineRef::Instance(instance), |found| {
             let Some(known) = &mut found.instance else { return Ok(()) };
             let tended = export == ExportAnswers::Yes && known.begun && !found.silent;
-            if tended && found.fenced.is_none() && found.run != Run::Off {
+            if tended && !found.halted && found.fenced.is_none() && found.run != Run::Off {
                 if known.io_stop == Some(IoStop::Backing) {
                     known.io_stop = None;
                     found.run = Run::Running;

@@ -133,8 +133,9 @@ pub(crate) fn restore(folder: &Path, instance: InstanceId) -> io::Result<()> {
     };
     if !made_by_us {
         let path = description(folder);
-        let permissions = fs::metadata(&path)?.permissions();
-        fs::set_permissions(&kept, permissions)?;
+        if let Ok(present) = fs::metadata(&path) {
+            fs::set_permissions(&kept, present.permissions())?;
+        }
         fs::rename(&kept, &path)?;
         return sync_folder_of(&path);
     }

@@ -278,7 +278,11 @@ impl QemuFabric {
             let jobs = qmp.call("query-block-jobs", json!({}), QUICK).await?;
             let nodes = blocks::nodes(&qmp).await?;
             Ok(InstanceStatus {
-                state,
+                // Of one look with the rest: it may have stopped since the first.
+                state: match guest {
+                    Guest::Running => MachineState::Running,
+                    Guest::Shutdown | Guest::IoError | Guest::Paused => MachineState::Paused,
+                },
                 io_stop: (guest == Guest::IoError)
                     .then(|| why_stopped(&qmp.recent_events(), &devices)),
                 guest_off: guest == Guest::Shutdown,
@@ -300,6 +304,7 @@ impl QemuFabric {
         let Some(process) = living else { return Ok(before) };
         if (export == ExportAnswers::No && !hydrated)
             || vm.is_fenced(&process)?
+            || vm.is_halted(&process)?
             || !begun_path(&self.plan(instance)?).exists()
         {
             return Ok(before);

@@ -74,15 +74,11 @@ impl Vm {
         process::write_json(&self.halt_path(), &note).map_err(|error| self.failed("halt", error))
     }
 
-    /// Whether it was halted and has not been let go on since.
-    async fn is_halted(&self, guest: Guest) -> Result<bool, FabricError> {
-        if guest != Guest::Paused {
-            return Ok(false);
-        }
+    /// Whether this process was halted and has not been let go on since.
+    pub fn is_halted(&self, process: &ProcessIdentity) -> Result<bool, FabricError> {
         let note: Option<HaltNote> = process::read_json(&self.halt_path())
             .map_err(|error| self.failed("look at the halt of", error))?;
-        let process = self.process().await.map_err(|reason| self.failed("look at", reason))?;
-        Ok(note.is_some_and(|note| Some(note.process) == process))
+        Ok(note.is_some_and(|note| note.process == *process))
     }
 
     /// Forgets a halt: the guest is about to go on.
@@ -115,7 +111,11 @@ impl Vm {
         let qmp = self.qmp().await.map_err(ask)?;
         let before = qmp.events_now();
         let guest = self.guest().await.map_err(ask)?;
-        if self.is_halted(guest).await? {
+        let living = self.process().await.map_err(|reason| self.failed("shut down", reason))?;
+        if let Some(process) = living
+            && guest != Guest::Running
+            && self.is_halted(&process)?
+        {
             return Ok(Shutdown::Done);
         }
         if guest != Guest::Shutdown {

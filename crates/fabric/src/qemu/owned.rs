@@ -60,6 +60,12 @@ impl QemuFabric {
     pub(super) async fn start_owned(&self, name: &str) -> Result<(), FabricError> {
         let machine = self.owned(name)?;
         let vm = self.owned_vm(&machine);
+        if let Some(instance) = machine.instance
+            && self.plan(instance).is_ok()
+        {
+            self.prepare(instance).await?;
+            return self.run(instance).await;
+        }
         let unknown = |reason: String| vm.failed("start", reason);
         if let Some(process) = vm.process().await.map_err(unknown)? {
             if vm.is_fenced(&process)? {
@@ -72,15 +78,9 @@ impl QemuFabric {
             let (machine, code) = (vm.machine.clone(), Box::new(first.code));
             return Err(FabricError::Unusable { machine, code, what: words.join("; ") });
         }
-        if let Some(instance) = machine.instance {
-            if self.plan(instance).is_ok() {
-                self.prepare(instance).await?;
-                return self.run(instance).await;
-            }
-            if leans_on_a_point(&machine) {
-                let reason = "its disks need their recovery point: prepare its instance first";
-                return Err(FabricError::Start { machine: vm.machine, reason: reason.into() });
-            }
+        if leans_on_a_point(&machine) {
+            let reason = "its disks need their recovery point: prepare its instance first".into();
+            return Err(FabricError::Start { machine: vm.machine, reason });
         }
         vm.forget_fence()?;
         let disks: Vec<DiskImage> = machine.spec.disks.iter().map(image).collect();

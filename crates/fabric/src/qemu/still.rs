@@ -140,7 +140,14 @@ fn arguments(socket: &Path, disks: &[DiskSpec]) -> Vec<OsString> {
         let is_device = std::fs::metadata(&disk.path)
             .is_ok_and(|metadata| metadata.file_type().is_block_device());
         let protocol = if is_device { "host_device" } else { "file" };
-        let file = json!({"driver": protocol, "filename": disk.path, "read-only": true});
+        let image = json!({"driver": protocol, "filename": disk.path, "read-only": true});
+        let file = match disk.format {
+            DiskFormat::Qcow2 => image,
+            // Unlike qcow2, raw takes no lock against writers of the image; this driver, which
+            // does nothing else here, takes it.
+            DiskFormat::Raw => json!({"driver": "blkdebug", "read-only": true, "image": image,
+                                      "unshare-child-perms": ["write", "resize"]}),
+        };
         let name = format_node(disk.number);
         let node = json!({"driver": driver, "node-name": name, "read-only": true, "file": file});
         add("--blockdev", node.to_string());

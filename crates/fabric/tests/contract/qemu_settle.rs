@@ -10,8 +10,10 @@ use leeward_fabric::{Fabric, InstancePlan, MachineRef};
 use leeward_model::{DiskNumber, InstanceId, MachineState};
 use serde_json::json;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
 
 async fn host() -> QemuHost {
     let host = QemuHost::new(QemuWorld::new().await);
@@ -40,6 +42,13 @@ fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>, SystemTime)> {
     files
 }
 
+/// Whether QEMU's tools open the image for writing now.
+fn can_write(image: &Path) -> bool {
+    let format = text(image).rsplit_once('.').unwrap().1;
+    let command = ["-f", format, "-c", "length", text(image)];
+    Command::new("qemu-io").args(command).output().unwrap().status.success()
+}
+
 fn daemon(host: &QemuHost) -> ProcessIdentity {
     let path = host.world.run_folder(&web01()).join("still.json");
     process::read_json::<Mark>(&path).unwrap().expect("it is read").process
@@ -58,6 +67,9 @@ async fn reading_a_machine_at_rest_changes_nothing_of_it_however_it_ends() {
         assert!(ranges.iter().map(|range| range.len).sum::<u64>() >= 4 * MIB);
         reader.read(disk, MIB, MIB).await.unwrap();
     }
+    for image in ["boot.raw", "data.qcow2"] {
+        assert!(!can_write(&folder(&host).join(image)), "{image} can be written meanwhile");
+    }
     let process = daemon(&host);
     drop(still);
     process.wait_end(DEADLINE).await.unwrap();
@@ -72,6 +84,30 @@ async fn reading_a_machine_at_rest_changes_nothing_of_it_however_it_ends() {
     whole.source.detach().await.unwrap();
 
     assert!(files(&folder(&host)) == before, "the machine's files changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_that_somebody_else_writes_are_not_read() {
+    let host = host().await;
+    for (image, format) in [("boot.raw", "raw"), ("data.qcow2", "qcow2")] {
+        let socket = host.world.path("writer.s");
+        let mut writer = Command::new("qemu-nbd")
+            .args(["-t", "-f", format, "-k", text(&socket), text(&folder(&host).join(image))])
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + DEADLINE;
+        while UnixStream::connect(&socket).is_err() {
+            assert!(Instant::now() < end, "qemu-nbd did not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+
+        let refused = host.world.fabric.still(WEB01).await.err().unwrap();
+
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        assert!(refused.to_string().contains("lock"), "{image}: {refused}");
+    }
+    assert!(host.world.fabric.still(WEB01).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -242,6 +242,11 @@ pub async fn a_settling_is_taken_back_with_the_former_disks(host: &mut dyn Host)
     host.fabric().machine_start(WEB01).await.unwrap();
     host.guest_write(&web01(), 1, 0, 0x44).await;
     assert_eq!(state(host, &machine).await, MachineState::Running, "they are one machine");
+    host.fabric().machine_halt(&web01()).await.unwrap();
+    let tended = host.fabric().instance_tend(plan.instance, ExportAnswers::Yes).await.unwrap();
+    assert_eq!(tended.state, MachineState::Paused, "who halted it lets it go on");
+    host.fabric().machine_start(WEB01).await.unwrap();
+    hydrate(host, plan.instance).await;
     let found = host.fabric().discover().await.unwrap();
     assert_eq!((found.len(), found[0].state), (1, MachineState::Running));
     assert_eq!(found[0].obstacles, [""; 0]);

@@ -1,11 +1,12 @@
-//! Verbs of protected items.
+//! Verbs of protected items. Moving a machine and bringing it home is in `home`, how items are
+//! shown in `item_show`.
 
 use super::{
     CliError,
     follow::Patience,
-    points,
-    session::{Session, escape, is_not_found, missing, text, texts},
-    table::bytes,
+    home::{self, Planned},
+    item_show, points,
+    session::{Session, escape, is_not_found, missing, text},
 };
 use crate::client::Reply;
 use clap::{Args, Subcommand};
@@ -43,6 +44,10 @@ pub enum ItemVerb {
         /// Forget the item without asking its hosts.
         #[arg(long, conflicts_with = "keep_points")]
         purge: bool,
+        /// The machine stays where it is for good: there is no way back in this item. The old
+        /// machine is left off and is not deleted.
+        #[arg(long, conflicts_with = "purge")]
+        migration_complete: bool,
     },
     /// Starts a test machine in a network with no way out. With --wait: until it runs.
     TestFailover {
@@ -90,11 +95,35 @@ pub enum ItemVerb {
     Commit(Named),
     /// Compares source and target and sends what differs.
     Resync(Named),
-    /// Fails over without loss while both sites are up.
-    PlannedFailover(Named),
-    /// Replicates back to where the machine came from.
+    /// Moves the machine to the other site, out or home, with nothing lost.
+    ///
+    /// While it runs, the sites are brought in step. Then it is shut down, the rest is sent, and
+    /// it starts at the other site. A machine that does not shut down is left running, and the job
+    /// asks: `job resume` to try again, `job resume --comment power-off` to switch it off,
+    /// `job cancel` to leave everything as it was.
+    PlannedFailover(Planned),
+    /// Lets a planned failover that waits for it shut the machine down and finish.
+    CompleteFailover {
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "its fields say it")]
+        item: Named,
+        /// What is noted in the job.
+        #[arg(long)]
+        comment: Option<String>,
+    },
+    /// Replicates a failed-over machine back to where it came from. With --wait: until Protected.
+    ///
+    /// An old machine there is fenced first; its disks are compared where they lie and never
+    /// written, and only what differs is sent. Without old disks everything is sent.
     #[command(visible_alias = "reverse-replicate")]
-    Reprotect(Named),
+    Reprotect {
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "its fields say it")]
+        item: Named,
+        /// Another host to replicate to, by name; it must have joined a site.
+        #[arg(long)]
+        host: Option<String>,
+    },
 }
 
 /// Names a protected item.
@@ -121,12 +150,15 @@ pub(super) async fn run(session: &Session, verb: ItemVerb) -> Result<(), CliErro
             enable(session, &name, &fabric, &machine, &policy).await
         }
         ItemVerb::Show(item) => {
-            show(session, &item.find(session).await?);
+            item_show::show(session, &item.find(session).await?);
             Ok(())
         }
-        ItemVerb::List => list(session).await,
-        ItemVerb::Disable { item, keep_points, purge } => {
-            disable(session, &item, keep_points, purge).await
+        ItemVerb::List => item_show::list(session).await,
+        ItemVerb::Disable { item, keep_points, purge, migration_complete } => {
+            if purge {
+                return disable(session, &item, End::Purged).await;
+            }
+            disable(session, &item, End::Asked { keep_points, migration_complete }).await
         }
         ItemVerb::TestFailover { item, point } => {
             let found = item.find(session).await?;
@@ -164,8 +196,13 @@ pub(super) async fn run(session: &Session, verb: ItemVerb) -> Result<(), CliErro
         ItemVerb::FailoverCancel(item) => plain(session, &item, "failoverCancel").await,
         ItemVerb::Commit(item) => plain(session, &item, "failoverCommit").await,
         ItemVerb::Resync(item) => plain(session, &item, "repairReplication").await,
-        ItemVerb::PlannedFailover(item) => plain(session, &item, "plannedFailover").await,
-        ItemVerb::Reprotect(item) => plain(session, &item, "reProtect").await,
+        ItemVerb::PlannedFailover(planned) => home::planned_failover(session, &planned).await,
+        ItemVerb::CompleteFailover { item, comment } => {
+            home::complete_failover(session, &item, comment.as_deref()).await
+        }
+        ItemVerb::Reprotect { item, host } => {
+            home::reprotect(session, &item, host.as_deref()).await
+        }
     }
 }
 
@@ -175,7 +212,7 @@ async fn plain(session: &Session, item: &Named, verb: &str) -> Result<(), CliErr
     act(session, &found, verb, json!({}), verb).await
 }
 
-async fn act(
+pub(super) async fn act(
     session: &Session,
     item: &Value,
     verb: &str,
@@ -188,7 +225,11 @@ async fn act(
 }
 
 /// The fields that choose a point.
-async fn choice(session: &Session, item: &Value, point: &str) -> Result<Value, CliError> {
+pub(super) async fn choice(
+    session: &Session,
+    item: &Value,
+    point: &str,
+) -> Result<Value, CliError> {
     // The input's type is advisory: the server reads the fields.
     let kind = "HyperVReplicaAzure";
     Ok(match point.to_ascii_lowercase().as_str() {
@@ -239,14 +280,14 @@ async fn enable(
     session.finish(&reply, &format!("protect {name}")).await
 }
 
-/// Waits for the first copy, which goes on after the job that enables has ended.
-async fn wait_protected(
+/// Waits for the copy or comparison, which goes on after the job that asked for it has ended.
+pub(super) async fn wait_protected(
     session: &Session,
     reply: &Reply,
     path: &str,
     name: &str,
 ) -> Result<(), CliError> {
-    session.settle(reply, &format!("protecting {name}")).await?;
+    session.settle(reply, &format!("the job that protects {name}")).await?;
     let mut patience = Patience::of(session);
     let mut told = String::new();
     loop {
@@ -263,121 +304,35 @@ async fn wait_protected(
             session.say(&line);
             told = line;
         }
-        patience.pause(&format!("the first copy of {name}")).await?;
+        patience.pause(&format!("{name} to be Protected")).await?;
     }
 }
 
-async fn disable(
-    session: &Session,
-    item: &Named,
-    keep_points: bool,
-    purge: bool,
-) -> Result<(), CliError> {
+/// How protection ends.
+enum End {
+    /// Without asking the hosts.
+    Purged,
+    /// By the hosts.
+    Asked { keep_points: bool, migration_complete: bool },
+}
+
+async fn disable(session: &Session, item: &Named, end: End) -> Result<(), CliError> {
     let found = item.find(session).await?;
     let id = text(&found["id"]);
     let what = format!("end the protection of {}", item.name);
-    let reply = if purge {
-        session.client.send(hyper::Method::DELETE, &id, None).await?
-    } else {
-        let body = json!({ "properties": {
-            "disableProtectionReason": "NotSpecified",
-            "leewardKeepPoints": keep_points,
-        } });
-        session.client.post(&format!("{id}/remove"), &body).await?
+    let reply = match end {
+        End::Purged => session.client.send(hyper::Method::DELETE, &id, None).await?,
+        End::Asked { keep_points, migration_complete } => {
+            let reason = if migration_complete { "MigrationComplete" } else { "NotSpecified" };
+            let body = json!({ "properties": {
+                "disableProtectionReason": reason,
+                "leewardKeepPoints": keep_points,
+            } });
+            session.client.post(&format!("{id}/remove"), &body).await?
+        }
     };
     match session.finish(&reply, &what).await {
         Err(CliError::Client(error)) if session.wait && is_not_found(&error) => Ok(()),
         other => other,
     }
-}
-
-async fn list(session: &Session) -> Result<(), CliError> {
-    let items = session.client.list("replicationProtectedItems").await?;
-    let heads = ["NAME", "FROM", "TO", "STATE", "LIVE AT", "RPO", "POINTS", "HEALTH", "POLICY"];
-    session.list(&items, &heads, |item| {
-        let properties = &item["properties"];
-        let details = &properties["providerSpecificDetails"];
-        vec![
-            text(&item["name"]),
-            text(&properties["primaryFabricFriendlyName"]),
-            text(&properties["recoveryFabricFriendlyName"]),
-            text(&properties["protectionStateDescription"]),
-            text(&details["leewardLiveAt"]),
-            rpo(details),
-            text(&details["leewardPoints"]),
-            text(&properties["replicationHealth"]),
-            text(&properties["policyFriendlyName"]),
-        ]
-    });
-    Ok(())
-}
-
-fn rpo(details: &Value) -> String {
-    details["leewardRpoSeconds"].as_u64().map(|seconds| format!("{seconds} s")).unwrap_or_default()
-}
-
-fn show(session: &Session, item: &Value) {
-    let properties = &item["properties"];
-    let details = &properties["providerSpecificDetails"];
-    let size = |name: &str| details[name].as_f64().map(bytes).unwrap_or_default();
-    let state = format!(
-        "{} ({})",
-        text(&properties["protectionState"]),
-        text(&properties["protectionStateDescription"])
-    );
-    let copied = &details["initialReplicationDetails"]["initialReplicationProgressPercentage"];
-    let newest = &details["leewardNewestPoint"];
-    session.show(
-        item,
-        &[
-            ("name", text(&item["name"])),
-            ("state", state),
-            ("live at", text(&details["leewardLiveAt"])),
-            ("because", text(&details["leewardLiveEvidence"])),
-            ("source", text(&details["leewardSourceState"]["state"])),
-            ("source host", text(&details["leewardSourceHost"])),
-            ("target host", text(&details["leewardTargetHost"])),
-            ("test failover", text(&properties["testFailoverStateDescription"])),
-            ("replication", text(&properties["replicationHealth"])),
-            ("failover", text(&properties["failoverHealth"])),
-            ("copied", format!("{} %", text(copied))),
-            (
-                "estimate",
-                details["leewardEstimateSeconds"].as_u64().map(seconds).unwrap_or_default(),
-            ),
-            ("RPO", rpo(details)),
-            ("newest point", text(&newest["cutAt"])),
-            ("points", text(&details["leewardPoints"])),
-            ("sent", size("leewardSentBytes")),
-            ("stored", size("leewardStoredBytes")),
-            ("policy", text(&properties["policyFriendlyName"])),
-            ("epoch", text(&details["leewardEpoch"])),
-            ("allowed now", texts(&properties["allowedOperations"])),
-        ],
-    );
-    for instance in details["leewardInstances"].as_array().into_iter().flatten() {
-        let percent = instance["hydratedPercent"].as_f64();
-        let runs = percent.filter(|percent| *percent < 100.0);
-        let runs = runs.map(|percent| format!(", runs from the store: {percent:.0} %"));
-        session.say(&format!(
-            "{} machine: {}{}",
-            text(&instance["purpose"]),
-            text(&instance["machineState"]),
-            runs.unwrap_or_default()
-        ));
-    }
-    for error in properties["healthErrors"].as_array().into_iter().flatten() {
-        session.say(&format!(
-            "{}: {}\n  cause: {}\n  now:   {}\n  do:    {}",
-            text(&error["errorCode"]),
-            text(&error["errorMessage"]),
-            text(&error["possibleCauses"]),
-            text(&error["leewardCurrentState"]),
-            text(&error["recommendedAction"])
-        ));
-    }
-}
-
-fn seconds(count: u64) -> String {
-    format!("{count} s")
 }

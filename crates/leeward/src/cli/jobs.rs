@@ -31,16 +31,18 @@ pub enum JobVerb {
         /// The job's id.
         job: String,
     },
-    /// Answers a job that waits for a person, or makes it try again now.
+    /// Answers a job that waits for a person. Without an answer: completes a planned failover that
+    /// waits for it, and makes any other job try its step again.
+    #[command(visible_alias = "complete-failover")]
     Resume {
         /// The job's id.
         job: String,
-        /// What to answer.
-        #[arg(long, value_enum, default_value = "retry")]
-        answer: Answer,
-        /// The text of a reply.
-        #[arg(long, default_value = "")]
-        comments: String,
+        /// What the job asks for, for example power-off; `job show` says what it understands.
+        #[arg(long, alias = "comments", value_name = "TEXT")]
+        comment: Option<String>,
+        /// What to answer, when neither a comment nor silence says it.
+        #[arg(long, value_enum)]
+        answer: Option<Answer>,
     },
     /// Starts a failed or cancelled job anew, as a new job.
     Restart {
@@ -86,9 +88,9 @@ pub(super) async fn run(session: &Session, verb: JobVerb) -> Result<(), CliError
             }
             Ok(())
         }
-        JobVerb::Resume { job, answer, comments } => {
-            let answer = format!("{answer:?}");
-            let body = json!({ "properties": { "leewardAnswer": answer, "comments": comments } });
+        JobVerb::Resume { job, comment, answer } => {
+            let answer = answer.map(|answer| format!("{answer:?}"));
+            let body = json!({ "properties": { "leewardAnswer": answer, "comments": comment } });
             let reply = session.client.post(&format!("{}/resume", path(&job)), &body).await?;
             if session.wait {
                 return watch(session, &job).await;
@@ -161,6 +163,9 @@ fn show(session: &Session, job: &Value) {
             ("allowed now", texts(&properties["allowedActions"])),
         ],
     );
+    for choice in choices(&properties["customDetails"]["leewardQuestion"], &text(&job["name"])) {
+        session.say(&choice);
+    }
     for task in properties["tasks"].as_array().into_iter().flatten() {
         let message = text(&task["leewardMessage"]);
         let message = if message.is_empty() { message } else { format!(" ({message})") };
@@ -180,6 +185,24 @@ fn show(session: &Session, job: &Value) {
     }
 }
 
+/// What can be answered to a job's question, each as the command that does it.
+fn choices(question: &Value, job: &str) -> Vec<String> {
+    let choices = question["choices"].as_array().into_iter().flatten();
+    choices
+        .map(|choice| {
+            let command = match (choice["leewardAnswer"].as_str(), choice["comments"].as_str()) {
+                (Some("Abandon"), _) => format!("leeward job cancel {job}"),
+                (_, Some(words)) if words.contains(' ') => {
+                    format!("leeward job resume {job} --comment '{words}'")
+                }
+                (_, Some(words)) => format!("leeward job resume {job} --comment {words}"),
+                (_, None) => format!("leeward job resume {job}"),
+            };
+            format!("  to {}:\n    {command}", text(&choice["does"]))
+        })
+        .collect()
+}
+
 pub(super) async fn events(session: &Session, verb: EventVerb) -> Result<(), CliError> {
     let EventVerb::List = verb;
     let events = session.client.list("replicationEvents").await?;
@@ -194,4 +217,32 @@ pub(super) async fn events(session: &Session, verb: EventVerb) -> Result<(), Cli
         ]
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_choice_is_shown_as_the_command_that_makes_it() {
+        let question = json!({ "code": "LW-0309", "text": "it is not off", "choices": [
+            {"comments": null, "leewardAnswer": "Retry", "does": "ask again"},
+            {"comments": "power-off", "leewardAnswer": "Reply", "does": "switch it off"},
+            {"comments": "your words", "leewardAnswer": "Reply", "does": "go on"},
+            {"comments": null, "leewardAnswer": "Abandon", "does": "go back"},
+        ] });
+
+        let shown = choices(&question, "7");
+
+        assert_eq!(
+            shown,
+            [
+                "  to ask again:\n    leeward job resume 7",
+                "  to switch it off:\n    leeward job resume 7 --comment power-off",
+                "  to go on:\n    leeward job resume 7 --comment 'your words'",
+                "  to go back:\n    leeward job cancel 7",
+            ]
+        );
+        assert!(choices(&Value::Null, "7").is_empty());
+    }
 }

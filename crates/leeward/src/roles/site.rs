@@ -18,10 +18,10 @@ use crate::{
 };
 use anyhow::{Context as _, bail};
 use leeward_fabric::{
-    Fabric as _, accelerator,
+    Fabric as _, MachineRef, accelerator,
     qemu::{QemuConfig, QemuFabric},
 };
-use leeward_model::{Code, HostId, Problem, Site};
+use leeward_model::{Code, HostId, MachineState, Problem, Site};
 use leeward_replica::{Store, StoreIdentity, SystemRandom, Unlock, storage::LocalStore};
 use leeward_wire::data::{DataMessage, JoinRequest};
 use serde::{Deserialize, Serialize};
@@ -109,9 +109,23 @@ pub async fn command(command: HostCommand) -> anyhow::Result<()> {
     }
     let machines = machines.unwrap_or_else(|| data.join("machines"));
     let fabric = qemu(&data, &machines, 0).await?.0;
+    let machine = MachineRef::Owned(name.clone());
+    let state = fabric.machine_state(&machine).await.map_err(|error| error.problem())?;
+    if state == MachineState::Unknown && host_runs(&data) {
+        // QEMU takes one client at a time, and that is the host's own process: it has started the
+        // machine itself, or was first to look at it.
+        println!("{name} has a QEMU already, in the hands of the running host: see its log");
+        return Ok(());
+    }
     fabric.machine_start(&name).await.map_err(|error| error.problem())?;
     println!("{name} is running");
     Ok(())
+}
+
+/// Whether a role's process runs on the folder.
+fn host_runs(data: &Path) -> bool {
+    let owner = std::fs::read_to_string(data.join("leeward.role")).unwrap_or_default();
+    matches!(folder::lock(data, owner.trim()), Err(folder::FolderError::InUse(_)))
 }
 
 /// Adds a line to the host's audit log: what a person did against the rules, and when. Durable

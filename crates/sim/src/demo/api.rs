@@ -84,6 +84,15 @@ pub async fn vault_make(client: &ApiClient) -> anyhow::Result<String> {
     Ok(key.context("the answer has no registration key")?.to_owned())
 }
 
+/// The policy of the demo and the tests: a point every 2 s.
+pub fn policy(shutdown_timeout_seconds: u32) -> Value {
+    json!({"properties": {"providerSpecificInput": {
+        "instanceType": "HyperVReplica2012R2", "replicationFrequencyInSeconds": 30,
+        "leewardPointIntervalSeconds": 2, "leewardRetentionSeconds": 86400,
+        "leewardRpoThresholdSeconds": 15,
+        "leewardShutdownTimeoutSeconds": shutdown_timeout_seconds}}})
+}
+
 async fn container(client: &ApiClient, fabric: &str) -> anyhow::Result<String> {
     let path = format!("replicationFabrics/{fabric}/replicationProtectionContainers");
     let found = client.list(&path).await?;
@@ -110,11 +119,7 @@ pub async fn machine_protect(
         Ok(found.iter().find(mine).cloned())
     })
     .await?;
-    let policy = json!({"properties": {"providerSpecificInput": {
-        "instanceType": "HyperVReplica2012R2", "replicationFrequencyInSeconds": 30,
-        "leewardPointIntervalSeconds": 2, "leewardRetentionSeconds": 86400,
-        "leewardRpoThresholdSeconds": 15, "leewardShutdownTimeoutSeconds": 60}}});
-    put(client, "replicationPolicies/every-2-s", &policy).await?;
+    put(client, "replicationPolicies/every-2-s", &policy(60)).await?;
     let mapping = json!({"properties": {
         "policyId": format!("{VAULT}/replicationPolicies/every-2-s"),
         "targetProtectionContainerId": format!(

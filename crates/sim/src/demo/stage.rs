@@ -6,7 +6,7 @@
 use super::{
     api::{self, Site, VAULT, job_wait},
     guest::{GuestImages, Workload, console_watch_from},
-    judge::point_judge,
+    judge::{disks_judge, point_copy},
     progress::wait_for,
     sites::{Sites, kill, processes_below},
 };
@@ -203,6 +203,15 @@ impl Stage {
         .await
     }
 
+    /// Gives guests only so many seconds to shut down.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn shutdown_timeout(&self, seconds: u32) -> anyhow::Result<()> {
+        let policy = api::policy(seconds);
+        api::put(&self.site.client, "replicationPolicies/every-2-s", &policy).await
+    }
+
     /// The verdict on the source's own disks. The machine must be off.
     ///
     /// # Errors
@@ -219,10 +228,21 @@ impl Stage {
     /// # Errors
     /// When it cannot be copied out or is bad.
     pub async fn newest_judge(&self) -> anyhow::Result<Value> {
+        self.newest_judge_at(&self.sites.up_folder()).await
+    }
+
+    /// As [`Self::newest_judge`], with the store of the site whose folder is `site`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn newest_judge_at(&self, site: &Path) -> anyhow::Result<Value> {
         let newest = self.details().await?["leewardNewestPoint"].clone();
         let id = newest["recoveryPointId"].as_str().context("there is no point")?;
         let name = id.rsplit('/').next().unwrap_or_default();
-        let verdict = point_judge(&self.sites, &self.images, &self.site, name).await?;
+        let folder = self.sites.folder.join("judge");
+        point_copy(&self.sites, &self.site, &site.join("store"), name, &folder).await?;
+        let verdict = disks_judge(&self.images, &folder).await?;
+        std::fs::remove_dir_all(&folder)?;
         ensure!(verdict["ok"] == true, "point {name} is no moment of the machine: {verdict}");
         Ok(verdict)
     }

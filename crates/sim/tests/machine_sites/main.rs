@@ -5,6 +5,7 @@
 
 mod cancel;
 mod demo;
+mod home;
 mod kills;
 mod loss;
 mod silence;

@@ -132,6 +132,128 @@ async fn an_item_lives_through_test_failover_failover_change_of_point_and_commit
     assert_eq!(world.api.get(&id).await.status, StatusCode::NOT_FOUND);
 }
 
+impl World {
+    /// Turns until the job of an accepted request is in a state, and shows the job.
+    async fn until_job(&mut self, reply: &Reply, state: &str) -> Value {
+        let job = reply.header("x-ms-request-id").to_owned();
+        for _ in 0..TURNS_MAX {
+            let shown = self.api.get(&job).await.body["properties"].clone();
+            if shown["state"] == state {
+                return shown;
+            }
+            self.api.fleet.turn().await;
+        }
+        panic!("the job does not become {state}: {}", self.api.get(&job).await.body);
+    }
+
+    fn switch(&self) -> String {
+        self.item.replace("/replicationProtectedItems/web01", "/switchprotection")
+    }
+}
+
+/// F-086, F-098, F-105, F-110, F-131 to F-133: there and back, as clients see it.
+#[tokio::test]
+async fn an_item_is_reprotected_comes_home_in_two_phases_and_goes_out_again() {
+    let mut world = World::protected().await;
+    let id = world.item.clone();
+    world.done("unplannedFailover", json!({})).await;
+    world.done("failoverCommit", json!({})).await;
+    let wrong = world.act("reProtect", json!({"failoverDirection": "PrimaryToRecovery"})).await;
+    assert_eq!((wrong.status.as_u16(), wrong.code()), (400, "LW-0101"));
+
+    world.done("reProtect", json!({"failoverDirection": "RecoveryToPrimary"})).await;
+    world.until_state("Protected").await;
+    let item = world.show().await;
+    assert_eq!(item["leewardDirection"], "RecoveryToPrimary");
+    assert_eq!(item["activeLocation"], "Recovery");
+    assert_eq!(item["providerSpecificDetails"]["leewardLiveAt"], "Recovery");
+    let allowed = item["allowedOperations"].as_array().unwrap();
+    assert!(allowed.contains(&json!("PlannedFailover")), "{allowed:?}");
+
+    let home = world
+        .act(
+            "plannedFailover",
+            json!({"failoverDirection": "RecoveryToPrimary", "providerSpecificDetails": {
+                "instanceType": "HyperVReplicaAzureFailback", "dataSyncOption": "ForDownTime"}}),
+        )
+        .await;
+    let job = world.until_job(&home, "Suspended").await;
+    assert_eq!(job["stateDescription"], "WaitingForFinalizeFailback");
+    assert_eq!(job["scenarioName"], "PlannedFailover");
+    assert_eq!(job["allowedActions"], json!(["Resume", "Cancel"]));
+    let item = world.show().await;
+    assert_eq!(item["protectionState"], "WaitingForFinalizeFailback");
+    assert!(item["allowedOperations"].as_array().unwrap().contains(&json!("FinalizeFailback")));
+    assert_eq!(item["activeLocation"], "Recovery");
+    let resume = format!("{}/resume", home.header("x-ms-request-id"));
+    assert_eq!(world.api.post(&resume, json!({})).await.status, StatusCode::OK);
+    world.ends(&home, "Succeeded").await;
+    let item = world.show().await;
+    assert_eq!(item["protectionState"], "PlannedFailoverCommitRequired");
+    assert_eq!(item["activeLocation"], "Primary");
+
+    world.done("failoverCommit", json!({})).await;
+    assert_eq!(world.show().await["protectionState"], "PlannedFailoverStatesBegin");
+    let path = world.switch();
+    let body = json!({"properties": {"replicationProtectedItemName": "web01"}});
+    let reply = world.api.post(&path, body).await;
+    world.ends(&reply, "Succeeded").await;
+    let container = path.strip_suffix("/switchprotection").unwrap();
+    assert_eq!(world.api.get(local(reply.header("location"))).await.body["id"], container);
+    world.until_state("Protected").await;
+    let item = world.show().await;
+    assert_eq!(item["leewardDirection"], "PrimaryToRecovery");
+    assert_eq!(item["providerSpecificDetails"]["leewardLiveAt"], "Primary");
+    assert_eq!(world.api.get(&id).await.body["id"], id);
+}
+
+/// A planned failover never goes on with a source that is not off: it asks, and says what can be
+/// answered.
+#[tokio::test]
+async fn a_guest_that_ignores_the_shutdown_is_a_question_with_its_choices() {
+    let mut world = World::protected().await;
+    let host = world.api.fleet.hosts[1].id;
+    world.api.fleet.host(host).temper = crate::testing::Temper::GuestIgnoresShutdown;
+
+    let reply = world.act("plannedFailover", json!({})).await;
+    let job = world.until_job(&reply, "Suspended").await;
+
+    let question = &job["customDetails"]["leewardQuestion"];
+    assert_eq!(question["code"], "LW-0309");
+    let comments: Vec<_> =
+        question["choices"].as_array().unwrap().iter().map(|one| &one["comments"]).collect();
+    assert_eq!(comments, [&Value::Null, &json!("power-off"), &Value::Null]);
+    let codes: Vec<_> = job["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| &error["serviceErrorDetails"]["code"])
+        .collect();
+    assert_eq!(codes, ["LW-0309"]);
+    assert_eq!(job["stateDescription"], "Suspended");
+    assert_eq!(world.show().await["protectionState"], "PlannedFailoverInProgress");
+    let job = reply.header("x-ms-request-id").to_owned();
+    let resume = json!({"properties": {"comments": "power-off"}});
+    assert_eq!(world.api.post(&format!("{job}/resume"), resume).await.status, StatusCode::OK);
+    world.ends(&reply, "Succeeded").await;
+    assert_eq!(world.show().await["activeLocation"], "Recovery");
+}
+
+/// F-005.
+#[tokio::test]
+async fn a_completed_migration_ends_the_item_and_later_requests_learn_why() {
+    let mut world = World::protected().await;
+    world.done("unplannedFailover", json!({})).await;
+    let gone = world.act("remove", json!({"disableProtectionReason": "MigrationComplete"})).await;
+    world.ends(&gone, "Succeeded").await;
+    let result = world.api.get(local(gone.header("location"))).await;
+    assert_eq!(result.status, StatusCode::NO_CONTENT);
+
+    let reply = world.act("reProtect", json!({})).await;
+
+    assert_eq!((reply.status, reply.code()), (StatusCode::NOT_FOUND, "LW-0111"));
+}
+
 #[tokio::test]
 async fn a_busy_item_names_the_job_in_the_way_and_a_cancelled_one_says_so() {
     let mut world = World::protected().await;
@@ -153,6 +275,10 @@ async fn a_busy_item_names_the_job_in_the_way_and_a_cancelled_one_says_so() {
     world.until_state("Protected").await;
 }
 
+fn details(details: Value) -> Value {
+    json!({ "providerSpecificDetails": details })
+}
+
 #[tokio::test]
 async fn what_cannot_be_asked_of_an_item_is_refused_with_its_class() {
     let mut world = World::protected().await;
@@ -162,11 +288,36 @@ async fn what_cannot_be_asked_of_an_item_is_refused_with_its_class() {
         ("testFailover", json!({"networkId": "/a/network"}), 501, "LW-0102"),
         ("applyRecoveryPoint", json!({}), 400, "LW-0101"),
         ("failoverCommit", json!({}), 409, "LW-0105"),
-        ("plannedFailover", json!({}), 501, "LW-0102"),
-        ("reProtect", json!({}), 501, "LW-0102"),
+        ("plannedFailover", json!({"failoverDirection": "RecoveryToPrimary"}), 400, "LW-0101"),
+        ("plannedFailover", details(json!({"dataSyncOption": "Later"})), 400, "LW-0101"),
+        (
+            "plannedFailover",
+            details(json!({"dataSyncOption": "ForSynchronization"})),
+            501,
+            "LW-0102",
+        ),
+        ("plannedFailover", details(json!({"leewardHost": "nobody"})), 404, "LW-0103"),
+        // The replica is on the recovery host: another one has to be reprotected to first.
+        (
+            "plannedFailover",
+            details(json!({"providerIdForAlternateRecovery": "KVM-A"})),
+            409,
+            "LW-0105",
+        ),
+        ("reProtect", json!({}), 409, "LW-0105"),
+        ("reProtect", details(json!({"masterTargetId": "nobody"})), 404, "LW-0103"),
+        ("remove", json!({"disableProtectionReason": "Boredom"}), 400, "LW-0101"),
+        ("remove", json!({"disableProtectionReason": "MigrationComplete"}), 409, "LW-0105"),
     ] {
-        let reply = world.act(verb, properties).await;
-        assert_eq!((reply.status.as_u16(), reply.code()), (status, code), "{verb}");
+        let reply = world.act(verb, properties.clone()).await;
+        let found = (reply.status.as_u16(), reply.code());
+        assert_eq!(found, (status, code), "{verb} {properties}: {}", reply.body);
+    }
+    let switch = world.switch();
+    for (name, status) in [(Value::Null, 400), (json!("nobody"), 404), (json!("WEB01"), 409)] {
+        let body = json!({"properties": {"replicationProtectedItemName": name}});
+        let reply = world.api.post(&switch, body).await;
+        assert_eq!(reply.status.as_u16(), status, "{name}: {}", reply.body);
     }
     let elsewhere = world.item.replace("/cloud_", "/clown_");
     assert_eq!(world.api.get(&elsewhere).await.status, StatusCode::NOT_FOUND);

@@ -1,0 +1,120 @@
+//! How protected items are shown: the table of all, and everything about one. Asks for nothing.
+
+use super::{
+    CliError,
+    session::{Session, text, texts},
+    table::bytes,
+};
+use serde_json::Value;
+
+/// The table of all items.
+pub(super) async fn list(session: &Session) -> Result<(), CliError> {
+    let items = session.client.list("replicationProtectedItems").await?;
+    let heads = [
+        "NAME", "PRIMARY", "", "RECOVERY", "STATE", "LIVE AT", "RPO", "POINTS", "HEALTH", "POLICY",
+    ];
+    session.list(&items, &heads, |item| {
+        let properties = &item["properties"];
+        let details = &properties["providerSpecificDetails"];
+        vec![
+            text(&item["name"]),
+            text(&properties["primaryFabricFriendlyName"]),
+            arrow(&properties["leewardDirection"]).to_owned(),
+            text(&properties["recoveryFabricFriendlyName"]),
+            text(&properties["protectionStateDescription"]),
+            text(&details["leewardLiveAt"]),
+            rpo(details),
+            text(&details["leewardPoints"]),
+            text(&properties["replicationHealth"]),
+            text(&properties["policyFriendlyName"]),
+        ]
+    });
+    Ok(())
+}
+
+/// Which way data flow, between the names of the primary and the recovery site.
+fn arrow(direction: &Value) -> &'static str {
+    match direction.as_str() {
+        Some("PrimaryToRecovery") => "->",
+        Some("RecoveryToPrimary") => "<-",
+        _ => "",
+    }
+}
+
+fn rpo(details: &Value) -> String {
+    details["leewardRpoSeconds"].as_u64().map(|seconds| format!("{seconds} s")).unwrap_or_default()
+}
+
+/// Everything about one item.
+pub(super) fn show(session: &Session, item: &Value) {
+    let properties = &item["properties"];
+    let details = &properties["providerSpecificDetails"];
+    let size = |name: &str| details[name].as_f64().map(bytes).unwrap_or_default();
+    let state = format!(
+        "{} ({})",
+        text(&properties["protectionState"]),
+        text(&properties["protectionStateDescription"])
+    );
+    let copied = &details["initialReplicationDetails"]["initialReplicationProgressPercentage"];
+    let newest = &details["leewardNewestPoint"];
+    let sites = format!(
+        "{} (primary) {} {} (recovery)",
+        text(&properties["primaryFabricFriendlyName"]),
+        arrow(&properties["leewardDirection"]),
+        text(&properties["recoveryFabricFriendlyName"])
+    );
+    session.show(
+        item,
+        &[
+            ("name", text(&item["name"])),
+            ("direction", sites),
+            ("state", state),
+            ("live at", text(&details["leewardLiveAt"])),
+            ("because", text(&details["leewardLiveEvidence"])),
+            ("source", text(&details["leewardSourceState"]["state"])),
+            ("source host", text(&details["leewardSourceHost"])),
+            ("target host", text(&details["leewardTargetHost"])),
+            ("test failover", text(&properties["testFailoverStateDescription"])),
+            ("replication", text(&properties["replicationHealth"])),
+            ("failover", text(&properties["failoverHealth"])),
+            ("copied", format!("{} %", text(copied))),
+            (
+                "estimate",
+                details["leewardEstimateSeconds"].as_u64().map(seconds).unwrap_or_default(),
+            ),
+            ("RPO", rpo(details)),
+            ("newest point", text(&newest["cutAt"])),
+            ("points", text(&details["leewardPoints"])),
+            ("sent", size("leewardSentBytes")),
+            ("stored", size("leewardStoredBytes")),
+            ("policy", text(&properties["policyFriendlyName"])),
+            ("epoch", text(&details["leewardEpoch"])),
+            ("allowed now", texts(&properties["allowedOperations"])),
+        ],
+    );
+    for instance in details["leewardInstances"].as_array().into_iter().flatten() {
+        let percent = instance["hydratedPercent"].as_f64();
+        let runs = percent.filter(|percent| *percent < 100.0);
+        let runs = runs.map(|percent| format!(", runs from the store: {percent:.0} %"));
+        session.say(&format!(
+            "{} machine: {}{}",
+            text(&instance["purpose"]),
+            text(&instance["machineState"]),
+            runs.unwrap_or_default()
+        ));
+    }
+    for error in properties["healthErrors"].as_array().into_iter().flatten() {
+        session.say(&format!(
+            "{}: {}\n  cause: {}\n  now:   {}\n  do:    {}",
+            text(&error["errorCode"]),
+            text(&error["errorMessage"]),
+            text(&error["possibleCauses"]),
+            text(&error["leewardCurrentState"]),
+            text(&error["recommendedAction"])
+        ));
+    }
+}
+
+fn seconds(count: u64) -> String {
+    format!("{count} s")
+}
