@@ -25,8 +25,8 @@ pub mod source;
 pub mod target;
 
 use crate::folder;
-pub use assign::assignment_load;
 use assign::Workers;
+pub use assign::assignment_load;
 pub use autostart::start_allowed;
 use board::Board;
 use clock::{ServerClock, WallClock};

@@ -89,10 +89,7 @@ pub enum HostCommand {
 pub async fn command(command: HostCommand) -> anyhow::Result<()> {
     let HostCommand::Start { name, data, machines, i_am_sure } = command;
     let data = folder::existing(&data).map_err(|error| error.problem())?;
-    let file: Option<HostFile> = std::fs::read(data.join("host.json"))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let id = file.map_or(HostId::from_u128(0), |file| file.host);
+    let id = host_id(&data).unwrap_or(HostId::from_u128(0));
     let check = host::permits::PermitCheck {
         key: std::fs::read_to_string(data.join("permit-key")).ok(),
         host: id,
@@ -196,7 +193,12 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
     let place = MachinePlace { machines, hydration_bytes_per_second: 0 };
-    let parts = parts(&data, &place, (file.host, file.name), dialer, None).await?;
+    let (store, secret) = store_open(&data, file.host)?;
+    if let Some(secret) = secret {
+        recovery_key_keep(&data, &secret)?;
+    }
+    let store = site_store(store, Site::Primary);
+    let parts = parts(&data, &place, (file.host, file.name), dialer, store).await?;
     let host = Host::new(parts);
     let stop = CancellationToken::new();
     let tasks = start(&host, file.server, &stop);
@@ -229,6 +231,14 @@ pub fn identity(data: &Path) -> anyhow::Result<Identity> {
     Ok(Identity { chain_pem: read("host.pem")?, key_pem: read("host.key")? })
 }
 
+/// The id of the host whose folder it is, whichever role made it.
+fn host_id(data: &Path) -> Option<HostId> {
+    if let Ok(bytes) = std::fs::read(data.join("host.json")) {
+        return serde_json::from_slice::<HostFile>(&bytes).ok().map(|file| file.host);
+    }
+    std::fs::read_to_string(data.join("host.id")).ok()?.trim().parse().ok()
+}
+
 /// Where a host's machines are and how they are treated.
 #[derive(Clone, Debug)]
 pub struct MachinePlace {
@@ -247,7 +257,7 @@ pub async fn parts(
     place: &MachinePlace,
     (id, name): (HostId, String),
     dialer: dial::SharedDialer,
-    store: Option<Arc<SiteStore>>,
+    store: Arc<SiteStore>,
 ) -> anyhow::Result<HostParts> {
     let hydration = place.hydration_bytes_per_second;
     let (fabric, run_folder, accelerator) = qemu(data, &place.machines, hydration).await?;
@@ -260,7 +270,7 @@ pub async fn parts(
         run_folder,
         accelerator: accelerator.name().to_owned(),
         fabric: Arc::new(fabric),
-        store,
+        store: Some(store),
         dialer,
         exports: Arc::new(launcher),
         wall: clock::WallClock::system(),
@@ -305,6 +315,17 @@ pub fn store_open(data: &Path, host: HostId) -> Result<(Store, Option<String>), 
     let store =
         Store::open_writer(Arc::new(blobs), owner, &Unlock::KeyFile, Arc::new(SystemRandom));
     Ok((store.map_err(|error| error.problem(what()))?, secret))
+}
+
+/// Keeps the recovery recipient's secret in a file that only its owner can read.
+///
+/// # Errors
+/// Those of the file system.
+pub fn recovery_key_keep(data: &Path, secret: &str) -> anyhow::Result<()> {
+    let path = data.join("recovery-key.txt");
+    folder::write_secret(&path, format!("{secret}\n").as_bytes())?;
+    println!("the recovery key is in {}: move it to a safe place", path.display());
+    Ok(())
 }
 
 /// Wraps a store for the host at `site`.

@@ -191,7 +191,7 @@ async fn local_host(
         machines: data.join("machines"),
         hydration_bytes_per_second: options.hydration_bytes_per_second,
     };
-    let parts = site::parts(data, &place, (id, name), dialer, Some(store)).await?;
+    let parts = site::parts(data, &place, (id, name), dialer, store).await?;
     Ok(Host::new(parts))
 }
 
@@ -204,9 +204,7 @@ fn show_recovery_key(data: &Path, secret: &str) -> anyhow::Result<()> {
         writeln!(out, "nowhere; with it the store can be read when this machine is gone:")?;
         writeln!(out, "  {secret}")?;
     } else {
-        let path = data.join("recovery-key.txt");
-        folder::write_secret(&path, format!("{secret}\n").as_bytes())?;
-        writeln!(out, "the recovery key is in {}: move it to a safe place", path.display())?;
+        site::recovery_key_keep(data, secret)?;
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! One worker for each machine that is made from a recovery point here: it brings the machine to
 //! the stage that its duty names, tends it while it runs, probes it, and keeps its work.
 
+mod probe;
+mod settled;
+
 use super::{
     Host,
     exports::ExportPlan,
@@ -9,7 +12,8 @@ use super::{
 };
 use leeward_fabric::{ExportAnswers, FabricError, InstanceDisk, InstancePlan, IoStop, MachineRef};
 use leeward_model::{
-    Code, DiskNumber, Epoch, InstanceId, ItemId, MachineSpec, MachineState, Problem, UnixMillis,
+    Code, DiskNumber, Epoch, InstanceId, ItemId, MachineSpec, MachineState, Problem, StartPermit,
+    UnixMillis,
 };
 use leeward_wire::message::{InstanceDuty, InstanceObserved, ProbeResult, Purpose, Stage};
 use serde::{Deserialize, Serialize};
@@ -20,19 +24,10 @@ use tokio::{sync::watch, time::Instant};
 const TEND: Duration = Duration::from_millis(500);
 /// How often its console is looked at while a probe runs.
 const PROBE_LOOK: Duration = Duration::from_millis(100);
+/// How often it is looked whether the machine's fence is lifted.
+const FENCE_LOOK: Duration = Duration::from_millis(100);
 /// How long to wait before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a probe waits when the machine does not say: a slow boot under emulation.
-const PROBE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
-/// How long a machine without a probe runs before its test counts as over.
-const NO_PROBE_WAIT: Duration = Duration::from_secs(20);
-/// From the probe's verdict to the picture: the display shows what the console said a little
-/// later, and a picture of half of it proves less.
-const PICTURE_SETTLE: Duration = Duration::from_millis(1_500);
-/// How much of the console a probe reads.
-const CONSOLE_BYTES: u64 = 256 << 10;
-/// The longest line that is kept as evidence.
-const SEEN_BYTES_MAX: usize = 4096;
 
 /// What a worker has to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +63,17 @@ struct Kept {
     evidence: Option<ProbeResult>,
     /// The point that keeps its work.
     point: Option<leeward_model::PointId>,
+    /// It is being handed over: what the fabric does not know any more is the machine's own.
+    handing_over: bool,
+}
+
+/// Whether a machine was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Started {
+    /// It runs.
+    Yes,
+    /// The machine that it will be is just being fenced.
+    NotYet,
 }
 
 struct Worker {
@@ -126,6 +132,14 @@ fn store_problem(what: &str) -> impl FnOnce(std::io::Error) -> Problem {
     move |error| Code::STORE_IO.because(what, error.to_string())
 }
 
+/// What was asked of an instance that is not there is done.
+fn known(step: Result<(), FabricError>) -> Result<(), Problem> {
+    match step {
+        Ok(()) | Err(FabricError::Unknown(_)) => Ok(()),
+        Err(error) => Err(error.problem()),
+    }
+}
+
 impl Worker {
     async fn reach(&mut self, work: &InstanceWork) -> Result<Option<Duration>, Problem> {
         match work.duty.stage {
@@ -148,7 +162,8 @@ impl Worker {
                 Ok(None)
             }
             Stage::Running => self.running(work).await,
-            Stage::Stopped | Stage::HandedOver => self.stopped(work).await,
+            Stage::Stopped => self.stopped(work).await,
+            Stage::HandedOver => self.handed_over(work).await,
         }
     }
 
@@ -189,7 +204,7 @@ impl Worker {
         let (info, spec) = self.store.point(self.item, point).await?.ok_or_else(|| {
             Code::NO_POINT.problem(format!("point {point} of {} is not in the store", work.name))
         })?;
-        if info.origin != leeward_model::PointOrigin::Replicated {
+        if !self.store.is_sealed(self.item, point).await? {
             let what = format!("starting {} from kept work ({})", work.name, info.name);
             return Err(Code::NOT_SUPPORTED.problem(what));
         }
@@ -236,29 +251,40 @@ impl Worker {
 
     async fn running(&mut self, work: &InstanceWork) -> Result<Option<Duration>, Problem> {
         let state = self.status().await;
-        if self.kept.guest_started_at.is_none() || state != Some(MachineState::Running) {
-            self.start(work, state).await?;
+        let begun = self.kept.guest_started_at.is_some();
+        // Without a permit it is only looked after: whoever may start it does so by its name.
+        if let Some(permit) = &work.duty.permit
+            && !(begun && state == Some(MachineState::Running))
+            && self.start(work, permit, state).await? == Started::NotYet
+        {
+            return Ok(Some(FENCE_LOOK));
         }
-        self.tend(work).await
+        if work.duty.permit.is_none() && !begun {
+            let stage = if state.is_some() { Stage::Overlay } else { Stage::Absent };
+            self.show(work, stage, state.unwrap_or(MachineState::Off), None);
+            return Ok(Some(TEND));
+        }
+        self.tend_settled(work).await
     }
 
     /// Starts the guest, for the first time or after this host's or the machine's own end.
     async fn start(
         &mut self,
         work: &InstanceWork,
+        permit: &StartPermit,
         state: Option<MachineState>,
-    ) -> Result<(), Problem> {
+    ) -> Result<Started, Problem> {
         let plan = self.export_plan(work);
         let away = !self.kept.hydrated && !self.host.exports.answers(&plan).await;
         if state == Some(MachineState::Paused) && self.kept.guest_started_at.is_some() {
             // It stopped by itself or its guest is off: tending decides, not starting.
-            return Ok(());
+            return Ok(Started::Yes);
         }
         let machine = self.instance.to_string();
-        let Some(permit) = &work.duty.permit else {
-            return Err(Code::NO_PERMIT.problem(format!("instance {machine} was not started")));
-        };
         permits::permit_allows(&self.host.permit_check(), permit, self.item, &machine, work.epoch)?;
+        if self.still_fenced(work)? {
+            return Ok(Started::NotYet);
+        }
         if away || state.is_none() || state == Some(MachineState::Off) {
             self.overlay(work).await?;
             self.prepare().await?;
@@ -270,9 +296,11 @@ impl Worker {
         }
         permits::permit_store(&self.host.folder, permit)
             .map_err(store_problem("the start permit could not be kept"))?;
+        self.settle(work).await?;
         self.host.fabric.instance_run(self.instance).await.map_err(|error| error.problem())?;
         self.kept.guest_started_at = Some(self.host.wall.now());
-        self.save()
+        self.save()?;
+        Ok(Started::Yes)
     }
 
     async fn tend(&mut self, work: &InstanceWork) -> Result<Option<Duration>, Problem> {
@@ -323,12 +351,13 @@ impl Worker {
     }
 
     async fn stopped(&mut self, work: &InstanceWork) -> Result<Option<Duration>, Problem> {
-        let killed = self.host.fabric.instance_kill(self.instance).await;
-        match killed {
-            Ok(()) | Err(FabricError::Unknown(_)) => {}
-            Err(error) => return Err(error.problem()),
+        if self.is_handed_over().await {
+            self.show(work, Stage::HandedOver, MachineState::Unknown, None);
+            return Ok(None);
         }
+        known(self.host.fabric.instance_kill(self.instance).await)?;
         permits::permit_forget(&self.host.folder, &self.instance.to_string());
+        self.unsettle().await?;
         if let Some(keep) = &work.duty.keep_as
             && self.kept.point != Some(keep.point)
             && self.kept.guest_started_at.is_some()
@@ -360,15 +389,14 @@ impl Worker {
     }
 
     async fn remove(&mut self, work: &InstanceWork) -> Result<Option<Duration>, Problem> {
-        for step in [
-            self.host.fabric.instance_kill(self.instance).await,
-            self.host.fabric.instance_delete(self.instance).await,
-        ] {
-            match step {
-                Ok(()) | Err(FabricError::Unknown(_)) => {}
-                Err(error) => return Err(error.problem()),
-            }
+        if self.is_handed_over().await {
+            // Its files are the machine's own disks: there is nothing left to delete.
+            self.show(work, Stage::Absent, MachineState::Off, None);
+            return Ok(None);
         }
+        known(self.host.fabric.instance_kill(self.instance).await)?;
+        self.unsettle().await?;
+        known(self.host.fabric.instance_delete(self.instance).await)?;
         permits::permit_forget(&self.host.folder, &self.instance.to_string());
         let ended = self.host.exports.stop(&self.export_plan(work)).await;
         ended.map_err(store_problem("the export could not be ended"))?;
@@ -382,74 +410,6 @@ impl Worker {
         self.kept = Kept::default();
         self.show(work, Stage::Absent, MachineState::Off, None);
         Ok(None)
-    }
-
-    /// Looks whether the machine has shown what its probe asks for.
-    async fn probe(&mut self, work: &InstanceWork) -> Result<(), Problem> {
-        let Some((_, spec)) = self.store.point(self.item, work.duty.point).await? else {
-            return Ok(());
-        };
-        let begun = *self.probing.get_or_insert_with(Instant::now);
-        let machine = MachineRef::Instance(self.instance);
-        let wanted = spec.probe.console_contains.as_deref().filter(|text| !text.is_empty());
-        if self.verdict.is_none() {
-            let tail = self.host.fabric.console_tail(&machine, CONSOLE_BYTES).await;
-            let console = tail.map_err(|error| error.problem())?;
-            let limit = match (spec.probe.timeout_seconds, wanted) {
-                (_, None) => NO_PROBE_WAIT,
-                (0, Some(_)) => PROBE_TIMEOUT_DEFAULT,
-                (seconds, Some(_)) => Duration::from_secs(u64::from(seconds)),
-            };
-            let late = || match wanted {
-                Some(_) => (false, format!("not seen within {} s", limit.as_secs())),
-                None => (false, "machine.toml names no probe: look at the display".to_owned()),
-            };
-            let late = || (begun.elapsed() > limit).then(late);
-            let verdict = judge(&spec, &String::from_utf8_lossy(&console)).or_else(late);
-            self.verdict = verdict.map(|verdict| (verdict, Instant::now()));
-        }
-        let verdict = match &self.verdict {
-            Some((verdict, reached)) if reached.elapsed() >= PICTURE_SETTLE => verdict.clone(),
-            _ => return Ok(()),
-        };
-        let started = self.kept.guest_started_at.unwrap_or_else(|| self.host.wall.now());
-        let probe = match wanted {
-            Some(text) => format!("the console shows “{text}”"),
-            None => "none".to_owned(),
-        };
-        let evidence = leeward_model::Evidence {
-            booted_at: started,
-            took_ms: (self.host.wall.now().0 - started.0).max(0) as u64,
-            probe,
-            seen: verdict.1,
-            picture: None,
-            picture_hash: None,
-            content_hash: None,
-        };
-        let mut result = ProbeResult { passed: verdict.0, evidence };
-        if wanted.is_some() {
-            // Without a probe nothing was proved, for or against the point.
-            let picture = self.picture(&spec).await;
-            let point = work.duty.point;
-            result = self.store.verified(self.item, point, result, picture).await?;
-        }
-        self.kept.evidence = Some(result);
-        self.save()
-    }
-
-    /// A picture of the machine's display, when it has one and can be asked.
-    async fn picture(&self, spec: &MachineSpec) -> Option<Vec<u8>> {
-        let machine = MachineRef::Instance(self.instance);
-        if !spec.display || self.status().await != Some(MachineState::Running) {
-            return None;
-        }
-        match self.host.fabric.machine_screenshot(&machine).await {
-            Ok(picture) => Some(picture),
-            Err(error) => {
-                tracing::warn!(instance = %self.instance, %error, "could not take a picture");
-                None
-            }
-        }
     }
 
     fn seen(&self, stage: Stage, machine: MachineState) -> InstanceObserved {
@@ -508,50 +468,4 @@ fn overlay_paths(folder: &std::path::Path, spec: &MachineSpec) -> Vec<(DiskNumbe
         (disk.number, folder.join(format!("disk-{}.qcow2", disk.number)))
     };
     spec.disks.iter().map(path).collect()
-}
-
-/// The probe's verdict on a console, once there is one.
-fn judge(spec: &MachineSpec, console: &str) -> Option<(bool, String)> {
-    let wanted = spec.probe.console_contains.as_deref().filter(|text| !text.is_empty())?;
-    let line = console.lines().find(|line| line.contains(wanted))?;
-    let unwanted = spec.probe.console_must_not_contain.as_deref();
-    let passed = unwanted.is_none_or(|text| text.is_empty() || !line.contains(text));
-    let line = line.trim();
-    let end = (0..=line.len().min(SEEN_BYTES_MAX)).rev().find(|at| line.is_char_boundary(*at));
-    Some((passed, line[..end.unwrap_or(0)].to_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use leeward_model::{Firmware, Probe};
-
-    fn spec(contains: &str, not: &str) -> MachineSpec {
-        MachineSpec {
-            name: "m".into(),
-            memory_mib: 64,
-            cpus: 1,
-            firmware: Firmware::Bios,
-            disks: Vec::new(),
-            nics: Vec::new(),
-            display: false,
-            probe: Probe {
-                console_contains: Some(contains.into()),
-                console_must_not_contain: Some(not.into()),
-                timeout_seconds: 1,
-            },
-        }
-    }
-
-    #[test]
-    fn a_probe_passes_only_on_the_line_it_asks_for() {
-        let console = "booting\nLEDGER {\"ok\":true,\"last\":7}\n";
-
-        assert_eq!(judge(&spec("READY", ""), console), None);
-        let (passed, seen) = judge(&spec("LEDGER {", "\"ok\":false"), console).unwrap();
-        assert!(passed);
-        assert_eq!(seen, "LEDGER {\"ok\":true,\"last\":7}");
-        let broken = console.replace("true", "false");
-        assert!(!judge(&spec("LEDGER {", "\"ok\":false"), &broken).unwrap().0);
-    }
 }

@@ -1,7 +1,10 @@
 //! The host's replica store, as its async workers use it: every call runs off their threads, one
 //! at a time for each item.
 
-use super::{clock::{WallClock, stamp}, head_view::HeadView};
+use super::{
+    clock::{WallClock, stamp},
+    head_view::HeadView,
+};
 use leeward_model::{
     Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ItemId, Lsn, MachineSpec, PointId,
     PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId, UnixMillis, VaultId,
@@ -269,7 +272,11 @@ impl SiteStore {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn is_sealed(self: &Arc<Self>, item: ItemId, point: PointId) -> Result<bool, Problem> {
+    pub async fn is_sealed(
+        self: &Arc<Self>,
+        item: ItemId,
+        point: PointId,
+    ) -> Result<bool, Problem> {
         let what = "a recovery point could not be read";
         self.ask(item, what, move |store| Ok(store.reader().state().point(point).is_some())).await
     }

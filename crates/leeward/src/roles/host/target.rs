@@ -3,12 +3,7 @@
 //! It holds every session to its item's duty: the host, the timeline and the epoch must be those
 //! that the config server named, and nothing below the fence is taken.
 
-use super::{
-    Host,
-    board::Board,
-    head_view::HeadView,
-    site_store::SiteStore,
-};
+use super::{Host, board::Board, head_view::HeadView, site_store::SiteStore};
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
 use leeward_model::{Code, HostId, ItemId, Lsn, PointOrigin, Position, Problem, TimelineId};
 use leeward_replica::StoreError;
@@ -191,8 +186,7 @@ where
     }
     let window = ReceiveWindow::new(CREDIT_BYTES, base);
     let (waiting, waiting_bytes, view) = (Vec::new(), 0, None);
-    let mut session =
-        Session { host, store, hello, origin, window, waiting, waiting_bytes, view };
+    let mut session = Session { host, store, hello, origin, window, waiting, waiting_bytes, view };
     loop {
         let message = reader.message(IDLE_TIMEOUT).await?;
         // A duty that changed ends the session before anything more is taken.

@@ -1,9 +1,9 @@
-//! Hosts' sessions at the config server: the control session, and the door to the store's end of
-//! data sessions.
+//! Hosts' sessions at the config server: the control session, and the way to the door of this
+//! host's own data sessions.
 
 use super::listener::Doors;
 use crate::roles::{
-    host::{dial::Stream, target},
+    host::{dial::Stream, door},
     session::{FrameReader, FrameWriter, SessionError},
 };
 use leeward_control::{Control, HostSession};
@@ -28,7 +28,7 @@ const QUESTIONS_MAX: usize = 256;
 type Reply = oneshot::Sender<Result<Answer, Problem>>;
 
 /// Serves one session of the host `peer`, whose certificate was checked.
-pub async fn serve<S: Stream>(doors: &Arc<Doors>, peer: HostId, stream: S) {
+pub async fn serve<S: Stream + 'static>(doors: &Arc<Doors>, peer: HostId, stream: S) {
     let (read, write) = tokio::io::split(stream);
     let (mut reader, writer) = (FrameReader::new(read), FrameWriter::new(write));
     let first = match timeout(HELLO_TIMEOUT, reader.next()).await {
@@ -39,7 +39,7 @@ pub async fn serve<S: Stream>(doors: &Arc<Doors>, peer: HostId, stream: S) {
         Kind::Control => control_session(&doors.control, peer, first, reader, writer).await,
         Kind::DataHello => match DataMessage::from_frame(first) {
             Ok(DataMessage::Hello(hello)) => {
-                target::serve(Arc::clone(&doors.host), peer, hello, reader, writer).await;
+                door::serve(Arc::clone(&doors.host), peer, hello, reader, writer).await;
             }
             _ => tracing::warn!(%peer, "a data session began with an invalid hello"),
         },

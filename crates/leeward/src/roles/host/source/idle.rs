@@ -43,12 +43,8 @@ impl SourceWorker {
         }
         let note = self.state.divergent.clone();
         self.show(|seen| {
-            // A seed that failed shows why until it is tried again.
-            if seen.phase != CapturePhase::Fenced {
-                seen.problem = None;
-            }
             (seen.machine, seen.phase) = (MachineState::Off, CapturePhase::Fenced);
-            (seen.divergent, seen.shutdown) = (note, None);
+            (seen.divergent, seen.problem, seen.shutdown) = (note, None, None);
         });
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Seeding: the disks of a machine that was left are read where they lie and sealed into this
 //! host's own store, so that the way back has something to compare with. They are never written.
 
-use super::{Goes, Open, RETRY, LOOK, SourceError, SourceWork, SourceWorker};
+use super::{Goes, LOOK, Open, RETRY, SourceError, SourceWork, SourceWorker};
 use crate::roles::host::{
     data_link::DataLink,
     site_store::{OwnBranch, SiteStore},

@@ -1,0 +1,318 @@
+//! The way home between two hosts in one process, on machines in memory: the stale disks are
+//! sealed where they lie, then only blocks that differ are sent, over a connection that the store
+//! dialled.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends at the first thing that is not as it should be"
+)]
+
+use async_trait::async_trait;
+use leeward::roles::{
+    host::{
+        Host, HostParts,
+        clock::WallClock,
+        dial::{BoxStream, Dialer},
+        door,
+        exports::{ExportLauncher, ExportPlan},
+        folders_make,
+    },
+    session::{FrameReader, FrameWriter},
+    site,
+};
+use leeward_fabric::{
+    Fabric as _, MachineRef,
+    memory::{MemoryFabric, MemoryWorld},
+};
+use leeward_model::{
+    Branch, DiskFormat, DiskNumber, DiskSpec, Epoch, Firmware, HostId, ItemId, JobId, MachineSpec,
+    PointOrigin, Position, Probe, Site, TimelineId, VaultId,
+};
+use leeward_replica::{Store, SystemRandom, Unlock, View, storage::LocalStore};
+use leeward_wire::{
+    data::{DataHello, DataMessage, Role},
+    message::{Assignment, ItemDuty, Seeded, SourceDuty, SourceRun, TargetDuty},
+};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+const ITEM: ItemId = ItemId::from_u128(1);
+const NAME: &str = "web01";
+const DISK: DiskNumber = DiskNumber(0);
+const SIZE: u64 = 4 << 20;
+const BLOCK: u64 = 4096;
+const EPOCH: Epoch = Epoch(2);
+const HOME: HostId = HostId::from_u128(10);
+const AWAY: HostId = HostId::from_u128(11);
+/// Far beyond what anything here takes on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Connects to the door of another host; which one comes later.
+#[derive(Default)]
+struct Way(Mutex<Option<(HostId, Arc<Host>)>>);
+
+#[async_trait]
+impl Dialer for Way {
+    async fn dial(&self, _: &str) -> io::Result<BoxStream> {
+        let to = self.0.lock().unwrap().clone();
+        let (peer, host) = to.ok_or(io::ErrorKind::ConnectionRefused)?;
+        let (near, far) = tokio::io::duplex(1 << 20);
+        tokio::spawn(async move {
+            let (read, write) = tokio::io::split(far);
+            let (mut reader, writer) = (FrameReader::new(read), FrameWriter::new(write));
+            if let Ok(DataMessage::Hello(hello)) = reader.message(PATIENCE).await {
+                door::serve(host, peer, hello, reader, writer).await;
+            }
+        });
+        Ok(Box::new(near))
+    }
+}
+
+/// No machine here runs from a point.
+struct NoExports;
+
+#[async_trait]
+impl ExportLauncher for NoExports {
+    async fn start(&self, _: &ExportPlan) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    async fn answers(&self, _: &ExportPlan) -> bool {
+        false
+    }
+    async fn stop(&self, _: &ExportPlan) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct End {
+    host: Arc<Host>,
+    machines: MemoryFabric,
+    way: Arc<Way>,
+    folder: TempDir,
+}
+
+fn end(id: HostId, at: Site) -> End {
+    let folder = tempfile::tempdir().unwrap();
+    folders_make(folder.path()).unwrap();
+    let (store, _) = site::store_open(folder.path(), id).unwrap();
+    let machines = MemoryFabric::new(MemoryWorld::new());
+    machines.add_machine(spec());
+    let way = Arc::new(Way::default());
+    let host = Host::new(HostParts {
+        id,
+        name: "host".into(),
+        boot: "boot".into(),
+        folder: folder.path().to_owned(),
+        run_folder: folder.path().join("run"),
+        accelerator: "tcg".into(),
+        fabric: Arc::new(machines.clone()),
+        store: Some(site::site_store(store, at)),
+        dialer: Arc::clone(&way) as Arc<dyn Dialer>,
+        exports: Arc::new(NoExports),
+        wall: WallClock::system(),
+    });
+    End { host, machines, way, folder }
+}
+
+fn spec() -> MachineSpec {
+    let disk = DiskSpec {
+        number: DISK,
+        id: "root".into(),
+        serial: "root".into(),
+        size: SIZE,
+        block_bytes: 512,
+        format: DiskFormat::Raw,
+        path: "root.img".into(),
+    };
+    MachineSpec {
+        name: NAME.into(),
+        memory_mib: 64,
+        cpus: 1,
+        firmware: Firmware::Bios,
+        disks: vec![disk],
+        nics: Vec::new(),
+        display: false,
+        probe: Probe::default(),
+    }
+}
+
+impl End {
+    fn assign(&self, generation: u64, source: Option<SourceDuty>, target: Option<TargetDuty>) {
+        let (name, instances) = (NAME.to_owned(), Vec::new());
+        let vault = VaultId::from_u128(1);
+        let duty = ItemDuty { item: ITEM, vault, name, epoch: EPOCH, source, target, instances };
+        self.host.assign(Assignment { generation, duties: vec![duty] });
+    }
+
+    /// Waits until the board shows what is looked for.
+    async fn seen<T>(&self, look: impl Fn(&Host) -> Option<T>) -> T {
+        let seen = async {
+            loop {
+                if let Some(found) = look(&self.host) {
+                    return found;
+                }
+                self.host.board.wait().await;
+            }
+        };
+        let seen = tokio::time::timeout(PATIENCE, seen).await;
+        seen.unwrap_or_else(|_| panic!("never seen: {:#?}", self.host.board.items_seen()))
+    }
+
+    fn content(&self) -> Vec<u8> {
+        self.machines.disks(&MachineRef::Owned(NAME.into())).unwrap().content(DISK)
+    }
+
+    fn stored(&self, at: Position) -> Vec<u8> {
+        let blobs = Arc::new(LocalStore::open_reading(self.folder.path().join("store")));
+        let store = Store::open(blobs, None, &Unlock::KeyFile, Arc::new(SystemRandom)).unwrap();
+        let view = View::open(&store.item_read(ITEM).unwrap(), at).unwrap();
+        view.read(DISK, 0, SIZE as usize).unwrap()
+    }
+}
+
+fn duty(branch: Branch, target_host: HostId, run: SourceRun) -> SourceDuty {
+    SourceDuty {
+        machine: NAME.into(),
+        site: Site::Recovery,
+        branch,
+        target_host,
+        target_address: None,
+        point_interval_ms: 60_000,
+        run,
+        resync: 0,
+    }
+}
+
+fn receives(branch: Branch) -> TargetDuty {
+    TargetDuty {
+        site: Site::Primary,
+        source_host: AWAY,
+        source_address: Some("away:1".into()),
+        branch,
+        fence: EPOCH,
+        receive: true,
+        retention_seconds: 3600,
+        delete: false,
+    }
+}
+
+fn branch(timeline: u128, parent: Option<Position>) -> Branch {
+    Branch { timeline: TimelineId::from_u128(timeline), parent, epoch: EPOCH }
+}
+
+/// A disk of which two thirds hold data.
+fn old_disk() -> Vec<u8> {
+    let block = |number: u64| match number % 3 {
+        0 => vec![0; BLOCK as usize],
+        _ => vec![(number % 251 + 1) as u8; BLOCK as usize],
+    };
+    (0..SIZE / BLOCK).flat_map(block).collect()
+}
+
+async fn seeded(home: &End) -> Position {
+    let job = JobId::from_u128(7);
+    let seed = SourceRun::Seed { job, base: None };
+    home.assign(1, Some(duty(branch(20, None), AWAY, seed)), None);
+    let outcome = home.seen(|host| host.board.source_seen(ITEM)?.seeded).await;
+    let (by, outcome) = outcome;
+    assert_eq!(by, job);
+    match outcome.unwrap() {
+        Seeded::Stored { position, .. } => position,
+        Seeded::Nothing => panic!("the old disks were not found"),
+    }
+}
+
+/// F-132, F-133, F-136: the way home.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stale_disks_are_sealed_where_they_lie_and_only_blocks_that_differ_are_sent() {
+    let (home, away) = (end(HOME, Site::Primary), end(AWAY, Site::Recovery));
+    *home.way.0.lock().unwrap() = Some((HOME, Arc::clone(&away.host)));
+    let machine = MachineRef::Owned(NAME.into());
+    home.machines.disks(&machine).unwrap().write(DISK, 0, &old_disk());
+    home.machines.machine_claim(NAME, ITEM).await.unwrap();
+    away.machines.disks(&machine).unwrap().write(DISK, 0, &old_disk());
+    away.machines.machine_start(NAME).await.unwrap();
+    // Two blocks of one extent, one of another, one that becomes zero, one that was zero.
+    let changed = [(17, 0xa1), (18, 0xa2), (400, 0xa3), (700, 0), (900, 0xa5)];
+    for (block, fill) in changed {
+        let bytes = vec![fill; BLOCK as usize];
+        away.machines.guest_write(&machine, DISK, block * BLOCK, &bytes).unwrap();
+    }
+
+    let seed = seeded(&home).await;
+    let next = branch(21, Some(seed));
+    home.assign(2, None, Some(receives(next)));
+    let run = SourceRun::Replicate { permit: None, start: None };
+    away.assign(1, Some(duty(next, HOME, run)), None);
+    let point = home.seen(|host| {
+        let seen = host.board.items_seen();
+        seen.iter().find_map(|seen| seen.target.clone()?.newest)
+    });
+    let point = point.await;
+
+    assert_eq!(home.content(), old_disk(), "the stale disks stay as they were");
+    assert_eq!(home.stored(seed), old_disk());
+    assert_eq!(point.position.timeline, next.timeline, "a seed is no progress of the source");
+    assert!(home.stored(point.position) == away.content(), "the replica is not the source");
+    let sent = away.host.board.source_seen(ITEM).unwrap().sent_bytes;
+    let with_bytes = changed.iter().filter(|(_, fill)| *fill != 0).count() as u64;
+    assert_eq!(sent, with_bytes * BLOCK, "a block that became zero is sent without bytes");
+    let page = home.host.store.as_ref().unwrap();
+    let query = leeward_wire::message::Query::Points { item: ITEM, skip: 0, limit: 10 };
+    let leeward_wire::message::Answer::Points { points, .. } = page.answer(query).await.unwrap()
+    else {
+        panic!("another answer");
+    };
+    let of_seed = points.iter().find(|point| point.position == seed).unwrap();
+    assert_eq!((&of_seed.origin, of_seed.held_at), (&PointOrigin::Divergent, Site::Primary));
+}
+
+/// F-140, F-122: nothing is read of a machine that is not the item's, or that is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_of_the_same_name_that_is_not_the_items_is_no_seed() {
+    let home = end(HOME, Site::Primary);
+    let job = JobId::from_u128(8);
+    let seed = SourceRun::Seed { job, base: None };
+
+    home.assign(1, Some(duty(branch(20, None), AWAY, seed)), None);
+
+    let seen = home.seen(|host| host.board.source_seen(ITEM)?.seeded).await;
+    assert_eq!(seen, (job, Ok(Seeded::Nothing)));
+}
+
+/// A store that no duty of this host expects does not get the item's data.
+#[tokio::test]
+async fn a_store_that_is_not_the_duties_is_refused_at_the_door() {
+    let away = end(AWAY, Site::Recovery);
+    let run = SourceRun::Live { permit: None };
+    away.assign(1, Some(duty(branch(21, None), HOME, run)), None);
+    let stranger = HostId::from_u128(99);
+    let cases = [
+        (stranger, stranger, branch(21, None), "LW-0403"),
+        (HOME, stranger, branch(21, None), "LW-0502"),
+        (HOME, HOME, branch(22, None), "LW-0404"),
+    ];
+    for (peer, host, branch, code) in cases {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (read, write) = tokio::io::split(far);
+        let hello = DataHello {
+            version_min: 1,
+            version_max: 1,
+            item: ITEM,
+            host,
+            host_boot: "boot".into(),
+            role: Role::DialerReceives,
+            epoch: EPOCH,
+            branch,
+        };
+        let (reader, writer) = (FrameReader::new(read), FrameWriter::new(write));
+        door::serve(Arc::clone(&away.host), peer, hello, reader, writer).await;
+        match FrameReader::new(near).message(PATIENCE).await.unwrap() {
+            DataMessage::Refused(problem) => assert_eq!(problem.code, code),
+            other => panic!("{other:?}"),
+        }
+    }
+}
