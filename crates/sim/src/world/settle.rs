@@ -7,6 +7,7 @@ use leeward_control::{
 };
 use leeward_fabric::{Fabric as _, memory::OnShutdown};
 use leeward_model::{MachineState, Protection, Site};
+use std::collections::BTreeSet;
 
 /// Steps within which everything comes to rest: over three minutes of the world's time, longer
 /// than every limit that a step of a job has.
@@ -79,9 +80,11 @@ impl World {
         }
     }
 
-    /// Every job ends; what waits for a person gets the answer that all is well again (I6).
+    /// Every job ends; what waits for a person gets the answer that all is well again, and is
+    /// cancelled when it asks once more (I6).
     async fn jobs_end(&mut self) {
         let steps = 500;
+        let mut answered = BTreeSet::new();
         for _ in 0..STEPS_MAX / steps {
             let running = self.jobs_running().await;
             if running.is_empty() {
@@ -89,8 +92,11 @@ impl World {
             }
             for job in running.iter().filter(|job| job.state == RunState::Suspended) {
                 let control = self.control();
-                let resumed = control.job_resume(self.vault, job.id, JobAnswer::Retry);
-                if let Err(error) = resumed.await {
+                let answer = match answered.insert(job.id) {
+                    true => control.job_resume(self.vault, job.id, JobAnswer::Retry).await,
+                    false => control.job_cancel(self.vault, job.id).await,
+                };
+                if let Err(error) = answer {
                     self.ledger.violated(format!("I6: a suspended job takes no answer: {error}"));
                 }
             }
