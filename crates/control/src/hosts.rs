@@ -196,7 +196,7 @@ impl Control {
         if machines_before != Some(&seen.machines) {
             self.machines_seen(host, &seen.machines).await?;
         }
-        self.newest_seen(&seen, &now).await?;
+        self.newest_seen(host, &seen, &now).await?;
         if before.is_none_or(|before| before.items != seen.items) {
             self.poke();
         }

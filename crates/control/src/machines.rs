@@ -1,7 +1,7 @@
 //! Machines found on hosts (protectable items). Their ids are given at first sight and stay.
 
 use crate::fabrics::fabric_row;
-use crate::store::{self, machines::MachineRow};
+use crate::store::{self, items::ItemRow, machines::MachineRow};
 use crate::{Control, ControlError, Now, error::Result};
 use leeward_model::{
     DiscoveredMachine, FabricId, HostId, ItemId, MachineSpec, MachineState, VaultId,
@@ -57,6 +57,14 @@ impl Control {
                 seen.machines.iter().find(|machine| machine.spec.name == row.spec.name)
             });
             let item = items.iter().find(|item| item.machine_id == row.id);
+            let is_end = |known: &ItemRow| {
+                let ends = [&known.plan.primary, &known.plan.recovery];
+                ends.iter().any(|end| end.host == row.host && end.machine == row.spec.name)
+            };
+            if item.is_none() && items.iter().any(is_end) {
+                // It is protected as the machine that it is a copy of.
+                continue;
+            }
             let host_name = hosts.iter().find(|host| host.id == row.host);
             views.push(MachineView {
                 id: row.id,
@@ -134,7 +142,7 @@ impl Control {
     }
 
     /// Writes down the newest points that a host reports, now and then.
-    pub(crate) async fn newest_seen(&self, seen: &Observed, now: &Now) -> Result<()> {
+    pub(crate) async fn newest_seen(&self, host: HostId, seen: &Observed, now: &Now) -> Result<()> {
         for item in &seen.items {
             let newest = item.target.as_ref().and_then(|target| target.newest.as_ref());
             let Some(newest) = newest else { continue };
@@ -144,7 +152,10 @@ impl Control {
             let mut tx = self.store().begin().await?;
             let row = store::items::find(&mut tx, item.item).await?;
             let known = store::machines::newest(&mut tx, item.item).await?;
-            let on_line = row.is_some_and(|row| row.plan.on_line(newest.position));
+            // The source's own store has points as well: they say nothing of what was replicated.
+            let on_line = row.is_some_and(|row| {
+                row.plan.end(row.target_site()).host == host && row.plan.on_line(newest.position)
+            });
             if on_line && known.as_ref() != Some(newest) {
                 store::machines::newest_save(&mut tx, item.item, newest).await?;
                 store::commit(tx).await?;

@@ -164,6 +164,24 @@ impl End {
 }
 
 impl Plan {
+    /// A plan of which nothing is wanted yet.
+    pub(crate) fn new(primary: End, recovery: End, branch: Branch) -> Plan {
+        Plan {
+            primary,
+            recovery,
+            left: Vec::new(),
+            branch,
+            history: None,
+            resync: 0,
+            instances: Vec::new(),
+            live: None,
+            fenced_at: None,
+            source_ran: true,
+            hurry: false,
+            one_way: false,
+        }
+    }
+
     pub(crate) fn end(&self, site: Site) -> &End {
         match site {
             Site::Primary => &self.primary,

@@ -5,9 +5,11 @@
 
 mod host;
 mod instance;
+mod source;
 pub mod steps;
+mod target;
 
-pub use host::{ScriptedHost, ScriptedItem, Temper};
+pub use host::{Machine, ScriptedHost, ScriptedItem, Temper};
 pub use instance::Instance;
 
 use crate::clock::{Clock, Draw, Now, PermitSigner};

@@ -1,6 +1,8 @@
 //! Tests of the core against scripted hosts: the whole story, its rules, and every interruption.
 
+mod circle;
 mod enumeration;
+mod home;
 mod rules;
 mod story;
 
@@ -144,6 +146,47 @@ impl Pair {
         pair
     }
 
+    async fn planned(&mut self) -> JobId {
+        let control = self.fleet.control.clone();
+        control.item_planned_failover(self.item, PlannedSpec::default()).await.unwrap()
+    }
+
+    async fn commit(&mut self) {
+        let control = self.fleet.control.clone();
+        let job = control.item_commit(self.item).await.unwrap();
+        self.succeeds(job).await;
+    }
+
+    async fn reprotect(&mut self) -> JobId {
+        let control = self.fleet.control.clone();
+        control.item_reprotect(self.item, ReprotectSpec::default()).await.unwrap()
+    }
+
+    async fn is_protected(&mut self) {
+        self.until("protected", |view| view.state.protection == Protection::Protected).await;
+    }
+
+    async fn committed() -> Pair {
+        let mut pair = Pair::failed_over().await;
+        pair.commit().await;
+        pair
+    }
+
+    /// Replication runs from the recovery site to the primary one.
+    async fn reversed() -> Pair {
+        let mut pair = Pair::committed().await;
+        let job = pair.reprotect().await;
+        pair.succeeds(job).await;
+        pair.is_protected().await;
+        pair
+    }
+
+    /// What the one live machine has written so far.
+    fn data(&self) -> u64 {
+        let mut live = self.fleet.hosts.iter().filter(|host| !host.live(self.item).is_empty());
+        live.next().expect("it is live").data(self.item)
+    }
+
     async fn tested() -> Pair {
         let mut pair = Pair::protected().await;
         let control = pair.fleet.control.clone();
@@ -155,6 +198,19 @@ impl Pair {
     async fn change_point(&mut self, point: PointId) -> Result<JobId, ControlError> {
         let control = self.fleet.control.clone();
         self.fleet.during(control.item_change_point(self.item, point)).await
+    }
+
+    /// Fails over to a point that is retained.
+    async fn retained(&mut self, point: PointId) -> Result<JobId, ControlError> {
+        let control = self.fleet.control.clone();
+        let choice = PointChoice::Custom(point);
+        self.fleet.during(control.item_failover(self.item, choice, Shutdown::First)).await
+    }
+
+    async fn host_at(&mut self, site: Site) -> &mut ScriptedHost {
+        let ends = self.view().await.ends;
+        let host = ends.iter().find(|end| end.site == site).unwrap().host;
+        self.fleet.host(host)
     }
 
     /// All points, newest first.

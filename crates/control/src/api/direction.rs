@@ -359,10 +359,7 @@ mod tests {
         for (details, wanted) in [
             (json!({}), None),
             (json!({"recoveryPointType": "Latest"}), None),
-            (
-                json!({"instanceType": "InMageRcmFailback", "recoveryPointType": "CrashConsistent"}),
-                None,
-            ),
+            (json!({"recoveryPointType": "CrashConsistent"}), None),
             (json!({"recoveryPointType": "LatestProcessed"}), Some(PointChoice::LatestProcessed)),
             (json!({"recoveryPointId": id}), seven),
             (json!({"recoveryPointId": id, "recoveryPointType": "Latest"}), seven),

@@ -1,6 +1,7 @@
 //! Disable protection, with or without keeping the points. Once begun it goes through.
 
 use super::enable_protection::{delete_replica, release_machine};
+use super::reprotect::{hand_over, hydrated};
 use crate::events::Severity;
 use crate::items::KeepPoints;
 use crate::plan::{TargetRun, other};
@@ -23,6 +24,7 @@ impl Job for DisableProtection {
     const REVERSIBLE: &'static [Reversible<Self>] = &[];
     const FORWARD: &'static [Forward<Self>] = &[
         Forward::new("begin", Self::begin),
+        Forward::new("hand-over", Self::hand_over),
         Forward::new("release-source", Self::release),
         Forward::new("remove-machines", Self::remove_machines),
         Forward::new("delete-replica", Self::delete_replicas),
@@ -37,6 +39,20 @@ impl DisableProtection {
             world.apply(Event::DisableStarted { job: self.job })?;
         }
         Ok(Outcome::Done)
+    }
+
+    /// A failed-over machine that holds all its data becomes its host's own, and so its owner's.
+    fn hand_over(&mut self, world: &mut World, _: &Moment) -> Step {
+        let plan = &world.item()?.plan;
+        let Some(made) = plan.live.and_then(|id| plan.instance(id)) else {
+            return Ok(Outcome::Skipped("it is its host's own machine".to_owned()));
+        };
+        let (id, begun) = (made.id, made.stage == Stage::HandedOver);
+        let ready = made.permitted && hydrated(world, id).is_ok();
+        if (!begun && !ready) || !world.instance_host(id).sight.connected {
+            return Ok(Outcome::Skipped("the machine still needs its points".to_owned()));
+        }
+        hand_over(world, id)
     }
 
     /// The live machine is its owner's again. One that was left stays fenced: it could be started

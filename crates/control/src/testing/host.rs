@@ -1,23 +1,21 @@
 //! One scripted host: source, target and maker of machines, without disks or guests.
+//!
+//! Data are a number that grows with every step in which a machine runs.
 
 use super::instance::{Instance, instances_step};
+use super::source::{COPY_STEPS, Sent, Source};
+use super::target::{Target, answer, target_step};
 use crate::clock::{Draw, Now, new_id};
 use crate::{Control, HostSession};
 use leeward_model::{
-    Branch, Code, DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, JobId, Lsn,
-    MachineSpec, MachineState, PointId, PointInfo, PointKind, PointOrigin, Position, Probe,
-    Problem, Site, Verification,
+    DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, MachineSpec, MachineState,
+    PointId, PointKind, Probe,
 };
 use leeward_wire::message::{
-    Answer, Assignment, CapturePhase, CopyProgress, DivergentNote, HostHello, ItemDuty,
-    ItemObserved, NewestPoint, Observed, Purpose, Query, ServerStamp, ShutdownOutcome, SourceDuty,
-    SourceObserved, SourceRun, TargetDuty, TargetObserved,
+    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, Observed, Purpose, SourceRun,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Steps that a full copy or comparison takes.
-const COPY_STEPS: u64 = 2;
 
 /// How a host behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +30,21 @@ pub enum Temper {
     Dead,
 }
 
+/// Is an owner's machine on a host.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// Whether it runs.
+    pub runs: bool,
+    /// The item that it is marked for.
+    pub(super) item: Option<ItemId>,
+    /// What it has written so far.
+    pub data: u64,
+    /// The instance that goes by its name now.
+    pub(super) settled: Option<InstanceId>,
+    /// Whether it exists only because an instance settled.
+    pub(super) made: bool,
+}
+
 /// Is a host.
 #[derive(Debug)]
 pub struct ScriptedHost {
@@ -41,8 +54,12 @@ pub struct ScriptedHost {
     pub name: String,
     /// How it behaves.
     pub temper: Temper,
-    /// Its machines: name and whether they run.
-    pub machines: BTreeMap<String, bool>,
+    /// Percent of their data that the machines made here hold, while they run.
+    pub hydrated_percent: f64,
+    /// Why its old disks cannot be sealed, if they cannot.
+    pub seed_problem: Option<leeward_model::Problem>,
+    /// Its machines by name.
+    pub machines: BTreeMap<String, Machine>,
     /// What it knows of items.
     pub items: BTreeMap<ItemId, ScriptedItem>,
     pub(super) session: Option<HostSession>,
@@ -54,41 +71,14 @@ pub struct ScriptedHost {
 /// Is what a host knows of an item.
 #[derive(Clone, Debug, Default)]
 pub struct ScriptedItem {
-    source: Option<Source>,
+    pub(super) source: Option<Source>,
     pub(super) target: Option<Target>,
     /// Machines made from points.
     pub instances: BTreeMap<InstanceId, Instance>,
 }
 
-#[derive(Clone, Debug)]
-struct Source {
-    duty: SourceDuty,
-    copying: u64,
-    resync_done: u64,
-    copied: bool,
-    shutdown: Option<(JobId, ShutdownOutcome)>,
-    final_wanted: bool,
-    started: Option<JobId>,
-    divergent: Option<DivergentNote>,
-    resync_reason: Option<String>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    duty: TargetDuty,
-    fence: Epoch,
-    points: Vec<(PointInfo, Option<ServerStamp>)>,
-    deleted: bool,
-}
-
-/// Is what a source sends in one step: the changes up to one cut.
-#[derive(Clone, Debug)]
-pub(super) struct Sent {
-    item: ItemId,
-    pub(super) target: HostId,
-    branch: Branch,
-    epoch: Epoch,
-    kind: PointKind,
+fn running() -> Machine {
+    Machine { runs: true, ..Machine::default() }
 }
 
 impl ScriptedHost {
@@ -98,7 +88,9 @@ impl ScriptedHost {
             id,
             name: name.to_owned(),
             temper: Temper::Obeys,
-            machines: machines.iter().map(|name| ((*name).to_owned(), true)).collect(),
+            hydrated_percent: 100.0,
+            seed_problem: None,
+            machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
             session: None,
             boots: 1,
@@ -111,6 +103,8 @@ impl ScriptedHost {
             id: self.id,
             name: self.name.clone(),
             temper: self.temper,
+            hydrated_percent: self.hydrated_percent,
+            seed_problem: self.seed_problem.clone(),
             machines: self.machines.clone(),
             items: self.items.clone(),
             session: None,
@@ -124,15 +118,26 @@ impl ScriptedHost {
         if self.temper == Temper::Dead {
             return Vec::new();
         }
-        let Some(known) = self.items.get(&item) else { return Vec::new() };
-        let own = known.source.as_ref().map(|source| source.duty.machine.clone());
-        let own = own.filter(|name| self.machines.get(name) == Some(&true));
-        let made = known
-            .instances
-            .iter()
+        let own = self.machines.iter().filter(|(_, m)| m.runs && m.item == Some(item));
+        let own = own.map(|(name, _)| name.clone());
+        let made = self.items.get(&item).into_iter().flat_map(|known| &known.instances);
+        let made = made
             .filter(|(_, made)| made.runs && made.duty.purpose == Purpose::Failover)
             .map(|(id, _)| id.to_string());
-        own.into_iter().chain(made).collect()
+        own.chain(made).collect()
+    }
+
+    /// What its live machine of `item` has written so far.
+    ///
+    /// # Panics
+    /// When none runs here.
+    pub fn data(&self, item: ItemId) -> u64 {
+        let own = self.machines.values().find(|m| m.runs && m.item == Some(item));
+        let made = self.items.get(&item).into_iter().flat_map(|known| known.instances.values());
+        let mut made = made.filter(|made| made.runs && made.duty.purpose == Purpose::Failover);
+        own.map(|machine| machine.data)
+            .or_else(|| made.next().map(|made| made.data))
+            .expect("the test knows where the machine is live")
     }
 
     /// Makes the source find that its change map is lost.
@@ -148,7 +153,7 @@ impl ScriptedHost {
         self.boots += 1;
         self.session = None;
         self.assignment = Arc::default();
-        self.machines.values_mut().for_each(|runs| *runs = false);
+        self.machines.values_mut().for_each(|machine| machine.runs = false);
         for made in self.items.values_mut().flat_map(|known| known.instances.values_mut()) {
             made.runs = false;
         }
@@ -197,16 +202,19 @@ impl ScriptedHost {
         }
         for duty in &assignment.duties {
             let mut known = self.items.remove(&duty.item).unwrap_or_default();
-            self.source_step(&mut known, duty, draw, now);
             target_step(&mut known, duty);
-            instances_step(&mut known, duty, (self.id, &self.boot()), now);
+            let host = (self.id, self.boot());
+            instances_step(&mut known, duty, (host.0, &host.1), &mut self.machines, now);
+            // A machine that was handed over just now is its host's already.
+            self.source_step(&mut known, duty, draw, now);
             self.items.insert(duty.item, known);
         }
+        self.machines.values_mut().filter(|m| m.runs).for_each(|machine| machine.data += 1);
         let assigned = |item: &ItemId| assignment.duties.iter().any(|duty| duty.item == *item);
         for (item, known) in &mut self.items {
             if !assigned(item) {
                 known.source = None;
-                known.target = known.target.take().filter(|target| !target.deleted);
+                known.target = known.target.take().filter(|target| !target.is_deleted());
             }
         }
         self.items.retain(|item, known| {
@@ -225,54 +233,59 @@ impl ScriptedHost {
             known.source = None;
             return;
         };
-        let source = known.source.get_or_insert_with(|| Source {
-            duty: wanted.clone(),
-            copying: COPY_STEPS,
-            resync_done: wanted.resync,
-            copied: false,
-            shutdown: None,
-            final_wanted: false,
-            started: None,
-            divergent: None,
-            resync_reason: None,
-        });
-        if wanted.resync > source.duty.resync {
-            source.copying = COPY_STEPS;
-        }
-        source.duty = wanted.clone();
+        let source = known.source.get_or_insert_with(|| Source::new(wanted));
+        source.told(wanted);
         let boot = self.boot();
-        let runs = self.machines.get_mut(&wanted.machine).expect("it was found on this host");
+        let Some(machine) = self.machines.get_mut(&wanted.machine) else {
+            assert!(
+                matches!(wanted.run, SourceRun::Fenced | SourceRun::Seed { .. }),
+                "it was found on this host"
+            );
+            source.no_machine();
+            return;
+        };
+        assert!(machine.item.is_none_or(|item| item == duty.item), "another item's machine");
+        assert_eq!(machine.settled, None, "{wanted:?}: an instance goes by that name");
+        machine.item = Some(duty.item);
+        let permitted = |permit: &Option<leeward_model::StartPermit>| {
+            let permit = permit.as_ref().expect("a machine that may run has a permit");
+            assert_eq!((permit.terms.host, &permit.terms.host_boot), (self.id, &boot));
+            assert_eq!(permit.terms.epoch, wanted.branch.epoch);
+            assert_eq!(permit.terms.machine, wanted.machine);
+        };
         match &wanted.run {
             SourceRun::Replicate { permit, start } => {
-                let permit = permit.as_ref().expect("a source that may run has a permit");
-                assert_eq!((permit.terms.host, &permit.terms.host_boot), (self.id, &boot));
-                assert_eq!(permit.terms.epoch, wanted.branch.epoch);
+                permitted(permit);
                 if let Some(job) = start
                     && source.started != Some(*job)
                 {
-                    *runs = true;
+                    machine.runs = true;
                     source.started = Some(*job);
                 }
                 source.copying = source.copying.saturating_sub(1);
                 source.copied |= source.copying == 0;
             }
-            SourceRun::ShutDown { job, .. } => {
-                let ignores = self.temper == Temper::GuestIgnoresShutdown;
-                *runs &= !source.shut_down(*job, ignores);
+            SourceRun::ShutDown { job, power_off, .. } => {
+                let ignores = self.temper == Temper::GuestIgnoresShutdown && !power_off;
+                machine.runs &= !source.shut_down(*job, ignores);
             }
-            SourceRun::Live { .. } => {}
-            SourceRun::Fenced | SourceRun::Seed { .. } => {
-                if *runs {
-                    *runs = false;
-                    source.divergent = Some(DivergentNote {
-                        point: new_id(draw),
-                        name: "divergent".to_owned(),
-                        dirty_bytes: Some(4096),
-                        stopped_at: now.wall,
-                    });
+            SourceRun::Live { permit } => permitted(permit),
+            SourceRun::Fenced => fence(machine, source, draw, now),
+            SourceRun::Seed { job, .. } => {
+                fence(machine, source, draw, now);
+                assert_eq!(wanted.target_host, self.id, "a seed goes to the host's own store");
+                let own = known.target.as_mut().filter(|own| own.takes(&wanted.branch));
+                if let Some(problem) = &self.seed_problem {
+                    source.seeded = Some((*job, Err(problem.clone())));
+                } else if let Some(own) = own.filter(|_| !source.is_seeded(*job)) {
+                    let seeded = own.seed(&wanted.branch, machine.data, draw, now);
+                    source.seeded = Some((*job, Ok(seeded)));
                 }
             }
-            SourceRun::Release => source.copied = false,
+            SourceRun::Release => {
+                source.copied = false;
+                machine.item = None;
+            }
         }
     }
 
@@ -294,8 +307,8 @@ impl ScriptedHost {
                     item: *item,
                     target: source.duty.target_host,
                     branch: source.duty.branch,
-                    epoch: source.duty.branch.epoch,
                     kind: ready(source)?,
+                    data: self.machines.get(&source.duty.machine)?.data,
                 })
             })
             .collect()
@@ -306,39 +319,14 @@ impl ScriptedHost {
         if !self.reachable() {
             return None;
         }
-        let target = self.items.get_mut(&sent.item)?.target.as_mut()?;
-        let takes = target.duty.receive
-            && sent.epoch >= target.fence
-            && target.duty.branch.timeline == sent.branch.timeline;
-        if !takes {
-            return None;
-        }
-        let timeline = sent.branch.timeline;
-        let on_it = target.points.iter().filter(|(point, _)| point.position.timeline == timeline);
-        let newest = on_it.map(|(point, _)| point.position.lsn).max();
-        let parent = sent.branch.parent.map_or(Lsn(0), |parent| parent.lsn);
-        let lsn = newest.unwrap_or(parent).next();
-        let id = new_id(draw);
-        let origin = PointOrigin::Replicated;
-        let point = point(id, Position { timeline, lsn }, sent.kind, origin, now);
-        target.points.push((point, Some(now.stamp())));
-        Some(id)
+        self.items.get_mut(&sent.item)?.target.as_mut()?.receive(sent, draw, now)
     }
 
     pub(super) fn acknowledged(&mut self, sent: &Sent, point: Option<PointId>) {
-        let Some(source) = self.items.get_mut(&sent.item).and_then(|known| known.source.as_mut())
-        else {
-            return;
-        };
-        if point.is_some() {
-            source.resync_done = source.duty.resync;
-            source.resync_reason = None;
-        }
-        if sent.kind == PointKind::Final {
-            source.final_wanted = false;
-            if let Some((_, outcome)) = &mut source.shutdown {
-                *outcome = ShutdownOutcome::Done { point };
-            }
+        if let Some(known) = self.items.get_mut(&sent.item)
+            && let Some(source) = &mut known.source
+        {
+            source.acknowledged(sent, point);
         }
     }
 
@@ -361,7 +349,7 @@ impl ScriptedHost {
             generation: self.assignment.generation,
             boot: self.boot(),
             wall: now.wall,
-            machines: self.machines.iter().map(|(name, runs)| machine(name, *runs)).collect(),
+            machines: self.machines.iter().map(|(name, own)| self.discovered(name, own)).collect(),
             items: self.items.iter().map(|(id, known)| self.observe(*id, known)).collect(),
             store_free_bytes: Some(1 << 40),
             accelerator: "tcg".to_owned(),
@@ -369,15 +357,26 @@ impl ScriptedHost {
         control.host_observed(self.id, session.number, seen).await.expect("the database works");
     }
 
+    fn discovered(&self, name: &str, own: &Machine) -> DiscoveredMachine {
+        let settled = own
+            .settled
+            .and_then(|id| self.items.values().find_map(|known| known.instances.get(&id)));
+        machine(name, settled.map_or(own.runs, |made| made.runs))
+    }
+
     fn observe(&self, item: ItemId, known: &ScriptedItem) -> ItemObserved {
         ItemObserved {
             item,
             source: known.source.as_ref().map(|source| {
-                let runs = self.machines.get(&source.duty.machine) == Some(&true);
+                let runs = self.machines.get(&source.duty.machine).is_some_and(|m| m.runs);
                 source.observe(runs, now_epoch(&self.assignment, item))
             }),
             target: known.target.as_ref().map(Target::observe),
-            instances: known.instances.iter().map(|(id, made)| made.observe(*id)).collect(),
+            instances: known
+                .instances
+                .iter()
+                .map(|(id, made)| made.observe(*id, self.hydrated_percent))
+                .collect(),
         }
     }
 }
@@ -387,142 +386,16 @@ fn now_epoch(assignment: &Assignment, item: ItemId) -> Epoch {
     duty.map_or(Epoch(0), |duty| duty.epoch)
 }
 
-fn target_step(known: &mut ScriptedItem, duty: &ItemDuty) {
-    let Some(wanted) = &duty.target else { return };
-    let target = known.target.get_or_insert_with(|| Target {
-        duty: wanted.clone(),
-        fence: wanted.fence,
-        points: Vec::new(),
-        deleted: false,
-    });
-    assert!(wanted.fence >= target.fence, "a fence never falls");
-    target.duty = wanted.clone();
-    target.fence = wanted.fence;
-    if wanted.delete {
-        target.points.clear();
-        target.deleted = true;
-    }
-}
-
-impl Source {
-    /// One step of a shutdown; says whether the guest is off.
-    fn shut_down(&mut self, job: JobId, ignores: bool) -> bool {
-        let before = self.shutdown.take().filter(|(by, _)| *by == job);
-        let (outcome, off) = match before.map(|(_, outcome)| outcome) {
-            None => (ShutdownOutcome::InProgress, false),
-            Some(_) if ignores => {
-                let what = format!("{} did not shut down", self.duty.machine);
-                let problem = Code::SHUTDOWN_FAILED.problem(what);
-                (ShutdownOutcome::Failed { problem }, false)
-            }
-            Some(outcome) => {
-                self.final_wanted |= outcome == ShutdownOutcome::InProgress;
-                (outcome, true)
-            }
-        };
-        self.shutdown = Some((job, outcome));
-        off
-    }
-
-    fn observe(&self, runs: bool, epoch: Epoch) -> SourceObserved {
-        let progress = CopyProgress {
-            done_bytes: COPY_STEPS.saturating_sub(self.copying) << 20,
-            total_bytes: COPY_STEPS << 20,
-            sent_bytes: 0,
-            seconds_left: Some(self.copying),
-        };
-        SourceObserved {
-            machine: if runs { MachineState::Running } else { MachineState::Off },
-            epoch,
-            timeline: self.duty.branch.timeline,
-            phase: match self.duty.run {
-                SourceRun::Fenced | SourceRun::Seed { .. } => CapturePhase::Fenced,
-                SourceRun::Release => CapturePhase::Released,
-                _ if self.copying > 0 => CapturePhase::Copying(progress),
-                _ => CapturePhase::Delta,
-            },
-            resync_done: self.resync_done,
-            resync_reason: self.resync_reason.clone(),
-            shutdown: self.shutdown.clone(),
-            started: self.started.map(|job| (job, Ok(()))),
-            divergent: self.divergent.clone(),
-            seeded: None,
-            cycles: Vec::new(),
-            sent_bytes: 0,
-            problem: None,
-        }
-    }
-}
-
-impl Target {
-    /// Lists the work of a stopped machine.
-    pub(super) fn keep(&mut self, point: PointInfo) {
-        self.points.push((point, None));
-    }
-
-    fn observe(&self) -> TargetObserved {
-        let newest = self.points.iter().max_by_key(|(point, _)| point.received_at);
-        TargetObserved {
-            fence: self.fence,
-            connected: true,
-            newest: newest.map(|(point, stamp)| NewestPoint {
-                point: point.id,
-                position: point.position,
-                kind: point.kind,
-                cut_at: point.cut_at,
-                cut_server: stamp.clone(),
-                received_at: point.received_at,
-            }),
-            durable: newest.map(|(point, _)| point.position),
-            stored_bytes: 0,
-            points: self.points.len() as u64,
-            problem: None,
-            deleted: self.deleted,
-        }
-    }
-}
-
-fn answer(items: &BTreeMap<ItemId, ScriptedItem>, query: &Query) -> Result<Answer, Problem> {
-    let points = |item: &ItemId| {
-        let target = items.get(item).and_then(|known| known.target.as_ref());
-        target.map(|target| &target.points).ok_or_else(|| Code::NOT_FOUND.problem("no replica"))
-    };
-    match query {
-        Query::Points { item, skip, limit } => {
-            let points = points(item)?;
-            let page = points.iter().rev().skip(usize::try_from(*skip).unwrap_or(usize::MAX));
-            let page = page.take(usize::try_from(*limit).unwrap_or(usize::MAX));
-            let points_page = page.map(|(point, _)| point.clone()).collect();
-            Ok(Answer::Points { points: points_page, total: points.len() as u64 })
-        }
-        Query::Point { item, point } => {
-            let found = points(item)?.iter().find(|(known, _)| known.id == *point);
-            let point = found.map(|(point, _)| Box::new(point.clone()));
-            Ok(Answer::Point { point, machine: None })
-        }
-        Query::Picture { .. } => Ok(Answer::Picture { base64: "iVBORw==".to_owned() }),
-    }
-}
-
-pub(super) fn point(
-    id: PointId,
-    position: Position,
-    kind: PointKind,
-    origin: PointOrigin,
-    now: &Now,
-) -> PointInfo {
-    PointInfo {
-        id,
-        name: String::new(),
-        position,
-        kind,
-        origin,
-        cut_at: now.wall,
-        received_at: now.wall,
-        held_at: Site::Recovery,
-        disks: Vec::new(),
-        pinned_by: Vec::new(),
-        verification: Verification::Untested,
+/// Stops a machine that must not run, and notes what it wrote.
+fn fence(machine: &mut Machine, source: &mut Source, draw: &dyn Draw, now: &Now) {
+    if machine.runs {
+        machine.runs = false;
+        source.divergent = Some(DivergentNote {
+            point: new_id(draw),
+            name: "divergent".to_owned(),
+            dirty_bytes: Some(4096),
+            stopped_at: now.wall,
+        });
     }
 }
 

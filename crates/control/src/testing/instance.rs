@@ -1,11 +1,14 @@
-//! Machines that a scripted host makes from points.
+//! Machines that a scripted host makes from points. With their first start they settle as the
+//! host's machine of a name, until they are stopped or handed over.
 
-use super::host::{ScriptedItem, point};
+use super::host::{Machine, ScriptedItem};
+use super::target::point;
 use crate::Now;
 use leeward_model::{
-    Evidence, HostId, InstanceId, MachineState, PointId, PointKind, Position, UnixMillis,
+    Evidence, HostId, InstanceId, ItemId, MachineState, PointId, PointKind, Position, UnixMillis,
 };
 use leeward_wire::message::{InstanceDuty, InstanceObserved, ItemDuty, ProbeResult, Stage};
+use std::collections::BTreeMap;
 
 /// Is a machine made from a point.
 #[derive(Clone, Debug)]
@@ -14,6 +17,8 @@ pub struct Instance {
     stage: Stage,
     /// Whether its guest runs.
     pub runs: bool,
+    /// What it has written, on top of what the point had.
+    pub data: u64,
     started: bool,
     kept: Option<PointId>,
 }
@@ -23,6 +28,7 @@ pub(super) fn instances_step(
     known: &mut ScriptedItem,
     duty: &ItemDuty,
     host: (HostId, &str),
+    machines: &mut BTreeMap<String, Machine>,
     now: &Now,
 ) {
     for wanted in &duty.instances {
@@ -30,6 +36,7 @@ pub(super) fn instances_step(
             duty: wanted.clone(),
             stage: Stage::Absent,
             runs: false,
+            data: 0,
             started: false,
             kept: None,
         });
@@ -39,8 +46,14 @@ pub(super) fn instances_step(
             assert_eq!((permit.terms.host, permit.terms.host_boot.as_str()), host);
             assert_eq!(permit.terms.epoch, duty.epoch);
         }
-        let kept_before = made.kept;
+        let (kept_before, stage_before) = (made.kept, made.stage);
         made.step();
+        if stage_before == Stage::Absent && made.stage == Stage::Overlay {
+            let store = known.target.as_ref().expect("a host that makes machines has a store");
+            made.data = store.data(wanted.point);
+        }
+        made.data += u64::from(made.runs);
+        made.name_machine(machines, duty.item);
         if let (None, Some(keep)) = (kept_before, made.kept)
             && let Some(target) = &mut known.target
         {
@@ -48,20 +61,25 @@ pub(super) fn instances_step(
             let timeline = made.duty.timeline;
             let lsn = made.duty.position.lsn.next();
             let place = Position { timeline, lsn };
-            let kind = PointKind::CrashConsistent;
-            let mut kept = point(keep, place, kind, wanted.origin.clone(), now);
+            let what = (PointKind::CrashConsistent, wanted.origin.clone());
+            let mut kept = point(keep, place, what, target.site(), now);
             kept.name.clone_from(&wanted.name);
-            target.keep(kept);
+            target.keep(kept, made.data);
         }
     }
     let wanted = |id: &InstanceId| duty.instances.iter().any(|duty| duty.instance == *id);
-    known.instances.retain(|id, made| wanted(id) || made.stage != Stage::Absent);
+    known
+        .instances
+        .retain(|id, made| wanted(id) || !matches!(made.stage, Stage::Absent | Stage::HandedOver));
 }
 
 impl Instance {
     /// One stage a step; a guest runs only with a permit.
     fn step(&mut self) {
         match (self.stage, self.duty.stage) {
+            (Stage::HandedOver, wanted) => {
+                assert_eq!(wanted, Stage::HandedOver, "it is an instance no longer");
+            }
             (_, Stage::Absent) => {
                 self.stage = Stage::Absent;
                 self.runs = false;
@@ -82,13 +100,50 @@ impl Instance {
                 self.stage = Stage::Stopped;
                 self.runs = false;
             }
-            (Stage::HandedOver, _) => {}
-            (_, Stage::HandedOver) => self.stage = Stage::HandedOver,
+            (before, Stage::HandedOver) => {
+                assert_eq!(before, Stage::Running, "only what runs is handed over");
+                self.stage = Stage::HandedOver;
+            }
             (_, Stage::Overlay | Stage::Prepared) => {}
         }
     }
 
-    pub(super) fn observe(&self, instance: InstanceId) -> InstanceObserved {
+    /// Settles, or takes it back, or becomes the host's machine for good.
+    fn name_machine(&mut self, machines: &mut BTreeMap<String, Machine>, item: ItemId) {
+        let Some(name) = self.duty.settle_as.clone() else { return };
+        let id = self.duty.instance;
+        let settled = machines.get(&name).is_some_and(|machine| machine.settled == Some(id));
+        match self.stage {
+            Stage::Running if !settled => {
+                let made = !machines.contains_key(&name);
+                let machine = machines.entry(name).or_default();
+                assert!(made || machine.item == Some(item), "another machine of that name");
+                assert!(!machine.runs, "the former machine still runs");
+                (machine.item, machine.settled) = (Some(item), Some(id));
+                machine.made |= made;
+            }
+            Stage::HandedOver if settled => {
+                let machine = machines.get_mut(&name).expect("it is settled");
+                *machine = Machine {
+                    runs: std::mem::take(&mut self.runs),
+                    item: Some(item),
+                    data: self.data,
+                    settled: None,
+                    made: false,
+                };
+            }
+            Stage::Stopped | Stage::Absent if settled => {
+                let machine = machines.get_mut(&name).expect("it is settled");
+                machine.settled = None;
+                if machine.made {
+                    machines.remove(&name);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn observe(&self, instance: InstanceId, hydrated: f64) -> InstanceObserved {
         let evidence = Evidence {
             booted_at: UnixMillis(0),
             took_ms: 1,
@@ -106,7 +161,7 @@ impl Instance {
                 (Stage::Prepared, false) => MachineState::Paused,
                 (_, false) => MachineState::Off,
             },
-            hydrated_percent: self.runs.then_some(100.0),
+            hydrated_percent: self.runs.then_some(hydrated),
             qemu_started_at: self.started.then_some(UnixMillis(0)),
             guest_started_at: self.started.then_some(UnixMillis(0)),
             evidence: self.runs.then_some(ProbeResult { passed: true, evidence }),

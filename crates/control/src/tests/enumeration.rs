@@ -20,47 +20,101 @@ enum Blow {
 const BLOWS: [Blow; 4] =
     [Blow::Crash, Blow::CallThenCrash, Blow::Cancel, Blow::CallThenCancelThenCrash];
 
-/// Where a kind of job starts from.
-async fn base(kind: &str) -> Option<Pair> {
-    match kind {
+/// Where a scenario starts from. Its first word is the kind of its job.
+async fn base(scenario: &str) -> Option<Pair> {
+    match scenario {
         "enable-protection" | "finalize-protection" => Some(Pair::joined().await),
-        "failover" | "test-failover" | "disable-protection" | "resync" => {
+        "failover" | "test-failover" | "disable-protection" | "resync" | "planned-failover" => {
             Some(Pair::protected().await)
         }
         "cleanup-test" => Some(Pair::tested().await),
-        "change-point" | "cancel-failover" | "commit" => Some(Pair::failed_over().await),
+        "change-point"
+        | "cancel-failover"
+        | "commit"
+        | "complete-migration"
+        | "disable-protection failed over" => Some(Pair::failed_over().await),
+        "reprotect" | "finalize-reprotect" | "failover from committed" => {
+            Some(Pair::committed().await)
+        }
+        "planned-failover home" | "failover home" | "disable-protection away" => {
+            Some(Pair::reversed().await)
+        }
+        "cancel-failover home" => {
+            let mut pair = Pair::reversed().await;
+            let job = pair.planned().await;
+            pair.succeeds(job).await;
+            Some(pair)
+        }
+        "failover from the other site" => {
+            let mut pair = Pair::reversed().await;
+            let job = pair.planned().await;
+            pair.succeeds(job).await;
+            pair.commit().await;
+            Some(pair)
+        }
         // It is over when it is made.
         "instant" => None,
-        other => panic!("no scenario for job kind {other}"),
+        other => panic!("no scenario {other}"),
     }
 }
 
+fn kind_of(scenario: &str) -> &str {
+    scenario.split(' ').next().expect("a scenario has a name")
+}
+
+/// A job that was started by another one.
+async fn started_by(pair: &mut Pair, first: JobId, wanted: crate::jobs::Scenario) -> JobId {
+    pair.finish(first).await;
+    let jobs = pair.fleet.control.job_list(pair.vault, &crate::jobs::JobFilter::default()).await;
+    jobs.unwrap().iter().find(|job| job.scenario == wanted).unwrap().id
+}
+
 /// Starts the job.
-async fn start(pair: &mut Pair, kind: &str) -> JobId {
+async fn start(pair: &mut Pair, scenario: &str) -> JobId {
+    use crate::jobs::Scenario;
     let (control, item) = (pair.fleet.control.clone(), pair.item);
-    match kind {
+    match scenario {
         "enable-protection" => pair.enable().await,
         "finalize-protection" => {
             let enable = pair.enable().await;
-            pair.finish(enable).await;
-            let jobs = control.job_list(pair.vault, &crate::jobs::JobFilter::default()).await;
-            let wanted = crate::jobs::Scenario::PrimaryIrCompletion;
-            jobs.unwrap().iter().find(|job| job.scenario == wanted).unwrap().id
+            started_by(pair, enable, Scenario::PrimaryIrCompletion).await
         }
-        "failover" => pair.failover(Shutdown::First).await,
+        "finalize-reprotect" => {
+            let first = pair.reprotect().await;
+            started_by(pair, first, Scenario::SecondaryIrCompletion).await
+        }
+        "failover" | "failover home" => pair.failover(Shutdown::First).await,
+        "planned-failover" | "planned-failover home" => pair.planned().await,
+        "reprotect" => pair.reprotect().await,
+        "failover from committed" => {
+            let point = pair.points().await[2].id;
+            pair.retained(point).await.unwrap()
+        }
+        "failover from the other site" => {
+            let points = pair.points().await;
+            let there = |point: &&leeward_model::PointInfo| point.held_at == Site::Recovery;
+            let point = points.iter().find(there).unwrap().id;
+            pair.retained(point).await.unwrap()
+        }
         "test-failover" => control.item_test_failover(item, PointChoice::Latest).await.unwrap(),
-        "disable-protection" => {
+        "disable-protection" | "disable-protection away" | "disable-protection failed over" => {
             control.item_disable(item, KeepPoints::Delete, DisableReason::Normal).await.unwrap()
         }
+        "complete-migration" => control
+            .item_disable(item, KeepPoints::Delete, DisableReason::MigrationComplete)
+            .await
+            .unwrap(),
         "resync" => control.item_resync(item).await.unwrap(),
         "cleanup-test" => control.item_test_cleanup(item, "").await.unwrap(),
-        "cancel-failover" => control.item_failover_cancel(item).await.unwrap(),
+        "cancel-failover" | "cancel-failover home" => {
+            control.item_failover_cancel(item).await.unwrap()
+        }
         "commit" => control.item_commit(item).await.unwrap(),
         "change-point" => {
             let point = pair.points().await[2].id;
             pair.change_point(point).await.unwrap()
         }
-        other => panic!("no scenario for job kind {other}"),
+        other => panic!("no scenario {other}"),
     }
 }
 
@@ -117,9 +171,14 @@ async fn cancel(pair: &Pair, job: JobId) {
 /// Runs the job to its end with one blow at `place`, and says whether the blow fell.
 async fn run(pair: &mut Pair, job: JobId, place: Place, lead: Option<Lead>, blow: Blow) -> bool {
     let (mut fell, mut led) = (false, lead.is_none());
+    let kind = record(pair, job).await.kind;
+    let never_stops = ["reprotect", "finalize-reprotect"].contains(&kind.as_str());
     for _ in 0..TURNS_MAX {
         pair.fleet.step().await;
         assert!(pair.live().len() <= 1, "two machines run: {:?}", pair.live());
+        if never_stops {
+            assert_eq!(pair.live().len(), 1, "the live machine stopped");
+        }
         pair.fleet.control.item_reconcile(pair.item).await.ok();
         loop {
             let now = record(pair, job).await;
@@ -159,63 +218,111 @@ async fn run(pair: &mut Pair, job: JobId, place: Place, lead: Option<Lead>, blow
     panic!("{place:?} {blow:?}: job does not end: {:#?}", pair.job(job).await);
 }
 
+/// The machine goes on where it was, protected, and points are made.
+async fn is_protected_at(pair: &mut Pair, site: Site) {
+    pair.is_protected().await;
+    let before = pair.view().await.newest.unwrap().point;
+    pair.until("a new point", |v| v.newest.as_ref().is_some_and(|n| n.point != before)).await;
+    assert_eq!(pair.live(), ["web01"]);
+    let view = pair.view().await;
+    assert_eq!((view.state.active, view.live_at), (site, LiveAt::Site(site)));
+    let item = pair.item;
+    assert_eq!(pair.host_at(site).await.live(item), ["web01"]);
+}
+
+async fn is_gone(pair: &mut Pair) {
+    let gone = pair.fleet.control.item_find(pair.item).await.unwrap_err();
+    assert_eq!(gone.kind, ErrorKind::NotFound);
+    for _ in 0..3 {
+        pair.fleet.turn().await;
+    }
+    assert!(pair.fleet.hosts.iter().all(|host| host.items.is_empty()));
+}
+
 /// What must hold once the job is over, however it went.
-async fn check(pair: &mut Pair, kind: &str, job: JobId) {
+async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
     let state = pair.job(job).await.state;
     let went = matches!(state, RunState::Succeeded | RunState::SucceededWithWarning);
     let back = state == RunState::Cancelled;
     assert!(went || back, "{:#?}", pair.job(job).await);
-    match (kind, went) {
+    match (scenario, went) {
         ("disable-protection", true) | ("enable-protection", false) => {
-            let gone = pair.fleet.control.item_find(pair.item).await.unwrap_err();
-            assert_eq!(gone.kind, ErrorKind::NotFound);
-            for _ in 0..3 {
-                pair.fleet.turn().await;
-            }
-            assert!(pair.fleet.hosts.iter().all(|host| host.items.is_empty()));
+            is_gone(pair).await;
             let again = pair.enable().await;
             assert_eq!(pair.finish(again).await.state, RunState::Succeeded);
         }
-        ("failover" | "change-point" | "commit", true)
-        | ("cancel-failover" | "change-point" | "commit", false) => {
+        ("disable-protection away" | "disable-protection failed over", true) => {
+            is_gone(pair).await;
+            assert!(pair.fleet.host(TARGET).machines["web01"].runs, "it is its owner's");
+            let source = pair.source;
+            assert!(!pair.fleet.host(source).machines["web01"].runs, "the old one stays off");
+        }
+        ("complete-migration", true) => {
+            let gone = pair.fleet.control.item_find(pair.item).await.unwrap_err();
+            assert_eq!(gone.problem.code, Code::MIGRATED.code);
+            is_gone(pair).await;
+            assert!(pair.fleet.host(TARGET).machines["web01"].runs);
+        }
+        ("failover" | "planned-failover" | "change-point" | "commit", true)
+        | ("failover home" | "planned-failover home" | "failover from committed", true)
+        | ("failover from the other site", true)
+        | ("cancel-failover" | "change-point" | "commit" | "complete-migration", false)
+        | ("cancel-failover home" | "failover from committed", false)
+        | ("failover from the other site" | "disable-protection failed over", false) => {
             let view = pair.view().await;
             let machine = match view.state.protection {
                 Protection::FailedOver { machine, .. } | Protection::Committed { machine } => {
                     machine
                 }
-                other => panic!("{kind} left the item {other:?}"),
+                other => panic!("{scenario} left the item {other:?}"),
             };
             assert_eq!(pair.live(), [machine.to_string()]);
+            let home =
+                scenario.ends_with("home") || (scenario == "failover from the other site" && !went);
+            let site = if home { Site::Primary } else { Site::Recovery };
+            assert_eq!((view.state.active, view.live_at), (site, LiveAt::Site(site)));
+        }
+        ("reprotect" | "finalize-reprotect", false) => {
+            let view = pair.view().await;
+            if view.state.protection != Protection::Protected {
+                let committed = matches!(view.state.protection, Protection::Committed { .. });
+                assert!(committed, "{:?}", view.state.protection);
+                let again = pair.reprotect().await;
+                pair.succeeds(again).await;
+            }
+            is_protected_at(pair, Site::Recovery).await;
+        }
+        ("reprotect" | "finalize-reprotect" | "cancel-failover home", true)
+        | ("failover home" | "planned-failover home" | "disable-protection away", false) => {
+            is_protected_at(pair, Site::Recovery).await;
         }
         _ => {
-            pair.until("protected", |v| v.state.protection == Protection::Protected).await;
-            let before = pair.view().await.newest.unwrap().point;
-            pair.until("a new point", |v| v.newest.as_ref().unwrap().point != before).await;
-            assert_eq!(pair.live(), ["web01"]);
-            assert_eq!(pair.view().await.state.active, Site::Primary);
+            is_protected_at(pair, Site::Primary).await;
             let tested = matches!(pair.view().await.state.test, TestState::Active { .. });
-            let wanted = matches!((kind, went), ("test-failover", true) | ("cleanup-test", false));
+            let wanted =
+                matches!((scenario, went), ("test-failover", true) | ("cleanup-test", false));
             assert_eq!(tested, wanted);
         }
     }
 }
 
-async fn every_place_of(kinds: &[&str]) {
+async fn every_place_of(scenarios: &[&str]) {
     let registry = crate::jobs::registry();
     let steps = enumerate(&registry);
-    for kind in kinds {
-        let base = base(kind).await.expect("a kind with steps");
-        for step in steps.iter().filter(|step| step.kind == *kind) {
+    for scenario in scenarios {
+        let kind = kind_of(scenario);
+        let base = base(scenario).await.expect("a kind with steps");
+        for step in steps.iter().filter(|step| step.kind == kind) {
             let leads = leads_to(kind, &steps, step.place);
             let cases = leads.iter().flat_map(|lead| BLOWS.map(|blow| (*lead, blow)));
             for (lead, blow) in cases {
-                eprintln!("{kind} {:?} {} after {lead:?}: {blow:?}", step.place, step.name);
+                eprintln!("{scenario}: {:?} {} after {lead:?}: {blow:?}", step.place, step.name);
                 let mut pair = base.fork().await;
                 pair.fleet.step().await;
-                let job = start(&mut pair, kind).await;
+                let job = start(&mut pair, scenario).await;
                 let fell = run(&mut pair, job, step.place, lead, blow).await;
-                assert!(fell, "{kind} never came to {step:?}");
-                check(&mut pair, kind, job).await;
+                assert!(fell, "{scenario} never came to {step:?}");
+                check(&mut pair, scenario, job).await;
             }
         }
     }
@@ -227,6 +334,45 @@ async fn a_failover_survives_a_crash_and_a_cancel_at_every_step() {
     every_place_of(&["failover"]).await;
 }
 
+/// F-079, F-105.
+#[tokio::test]
+async fn a_failover_home_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&["failover home", "cancel-failover home"]).await;
+}
+
+/// F-086.
+#[tokio::test]
+async fn a_planned_failover_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&["planned-failover"]).await;
+}
+
+/// F-086, F-105.
+#[tokio::test]
+async fn a_planned_failover_home_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&["planned-failover home"]).await;
+}
+
+/// F-112: the live machine never stops.
+#[tokio::test]
+async fn a_reprotect_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&["reprotect", "finalize-reprotect"]).await;
+}
+
+#[tokio::test]
+async fn a_failover_from_a_retained_point_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&["failover from committed", "failover from the other site"]).await;
+}
+
+#[tokio::test]
+async fn the_end_of_an_item_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&[
+        "disable-protection away",
+        "disable-protection failed over",
+        "complete-migration",
+    ])
+    .await;
+}
+
 /// F-100.
 #[tokio::test]
 async fn a_change_of_point_survives_a_crash_and_a_cancel_at_every_step() {
@@ -236,7 +382,15 @@ async fn a_change_of_point_survives_a_crash_and_a_cancel_at_every_step() {
 #[tokio::test]
 async fn all_other_jobs_survive_a_crash_and_a_cancel_at_every_step() {
     let registry = crate::jobs::registry();
-    let apart = ["failover", "change-point", "instant"];
+    let apart = [
+        "change-point",
+        "complete-migration",
+        "failover",
+        "finalize-reprotect",
+        "instant",
+        "planned-failover",
+        "reprotect",
+    ];
     let others: Vec<_> = registry.kinds().filter(|kind| !apart.contains(kind)).collect();
 
     every_place_of(&others).await;

@@ -92,6 +92,36 @@ async fn a_database_of_a_newer_program_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
+async fn an_item_of_the_first_schema_is_read_as_one_with_two_ends() {
+    let mut pair = Pair::protected().await;
+    let before = pair.view().await;
+    let mut tx = pair.fleet.control.store().begin().await.unwrap();
+    for sql in [
+        "UPDATE items SET body = json_remove(json_set(body, \
+         '$.plan.source', json_object('host', body ->> '$.plan.primary.host', \
+         'branch', body -> '$.plan.branch', 'run', body -> '$.plan.primary.run', \
+         'resync', 0, 'since', 7), \
+         '$.plan.target', json_object('host', body ->> '$.plan.recovery.host', \
+         'wanted', 'receive', 'since', 6)), \
+         '$.plan.primary', '$.plan.recovery', '$.plan.branch', '$.plan.history', \
+         '$.plan.resync')",
+        "DROP TABLE migrated",
+        "PRAGMA user_version = 1",
+    ] {
+        sqlx::query(sql).execute(&mut *tx).await.unwrap();
+    }
+    crate::store::commit(tx).await.unwrap();
+    pair.restart().await;
+
+    let view = pair.view().await;
+    assert_eq!(view.branch, before.branch);
+    assert_eq!(view.ends[0].run, RunView::Replicate);
+    pair.is_protected().await;
+    let job = pair.failover(Shutdown::First).await;
+    pair.succeeds(job).await;
+}
+
+#[tokio::test]
 async fn an_unknown_point_is_refused_before_anything_happens() {
     let mut pair = Pair::protected().await;
     let control = pair.fleet.control.clone();

@@ -92,6 +92,16 @@ pub(super) fn show(session: &Session, item: &Value) {
             ("allowed now", texts(&properties["allowedOperations"])),
         ],
     );
+    show_parts(session, item);
+}
+
+/// What an item has at its sites, its machines from points, and what is wrong with it.
+fn show_parts(session: &Session, item: &Value) {
+    let properties = &item["properties"];
+    let details = &properties["providerSpecificDetails"];
+    for end in details["leewardEnds"].as_array().into_iter().flatten() {
+        session.say(&end_line(end));
+    }
     for instance in details["leewardInstances"].as_array().into_iter().flatten() {
         let percent = instance["hydratedPercent"].as_f64();
         let runs = percent.filter(|percent| *percent < 100.0);
@@ -115,6 +125,40 @@ pub(super) fn show(session: &Session, item: &Value) {
     }
 }
 
+/// One site of the item in a line.
+fn end_line(end: &Value) -> String {
+    let link = if end["connected"] == true { "connected" } else { "not connected" };
+    let points = end["points"].as_u64();
+    let store = points.map(|points| format!(", {points} points in its store")).unwrap_or_default();
+    format!(
+        "{} end: host {} ({link}), machine {} is {}, wanted {}{store}",
+        text(&end["site"]),
+        text(&end["host"]),
+        text(&end["machine"]),
+        text(&end["machineState"]),
+        text(&end["run"])
+    )
+}
+
 fn seconds(count: u64) -> String {
     format!("{count} s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_site_is_told_in_one_line_and_the_direction_by_an_arrow() {
+        let mut end = json!({"site": "Primary", "host": "kvm-a", "connected": true, "machine": "w",
+            "machineState": "Off", "run": "Fenced", "points": null});
+        let line = "Primary end: host kvm-a (connected), machine w is Off, wanted Fenced";
+        assert_eq!(end_line(&end), line);
+
+        end["points"] = json!(3);
+        assert_eq!(end_line(&end), format!("{line}, 3 points in its store"));
+        assert_eq!(arrow(&json!("RecoveryToPrimary")), "<-");
+        assert_eq!(arrow(&json!("PrimaryToRecovery")), "->");
+    }
 }

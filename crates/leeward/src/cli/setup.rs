@@ -101,6 +101,9 @@ pub struct PolicyNumbers {
     /// Seconds for which points are kept after a commit.
     #[arg(long, value_name = "SECONDS")]
     pub keep_after_commit: Option<u64>,
+    /// A planned failover goes on to protect the machine the other way by itself.
+    #[arg(long)]
+    pub auto_reverse: Option<bool>,
 }
 
 /// Verbs of mappings.
@@ -278,6 +281,7 @@ pub(super) async fn policy(session: &Session, verb: PolicyVerb) -> Result<(), Cl
                 ("leewardRpoThresholdSeconds", numbers.rpo_threshold.map(Value::from)),
                 ("leewardShutdownTimeoutSeconds", numbers.shutdown_timeout.map(Value::from)),
                 ("leewardKeepAfterCommitSeconds", numbers.keep_after_commit.map(Value::from)),
+                ("leewardAutoReverse", numbers.auto_reverse.map(Value::from)),
             ] {
                 if let Some(value) = value {
                     input.insert(name.into(), value);

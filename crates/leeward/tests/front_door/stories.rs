@@ -236,9 +236,13 @@ async fn what_the_state_of_an_item_does_not_allow_is_refused_and_names_what_is_i
     let item = site.item(MACHINE).await;
     let allowed = item["allowedOperations"].as_array().unwrap();
     assert!(!allowed.is_empty() && !allowed.contains(&json!("Commit")), "{allowed:?}");
+    refused(site.operate(MACHINE, "reProtect", json!({})).await, 409, Code::NOT_POSSIBLE_NOW);
+    let nowhere = json!({"providerSpecificDetails": {"leewardHost": "nowhere"}});
     for operation in ["plannedFailover", "reProtect"] {
-        refused(site.operate(MACHINE, operation, json!({})).await, 501, Code::NOT_SUPPORTED);
+        refused(site.operate(MACHINE, operation, nowhere.clone()).await, 404, Code::NOT_FOUND);
     }
+    let full = json!({"providerSpecificDetails": {"dataSyncOption": "ForSynchronization"}});
+    refused(site.operate(MACHINE, "plannedFailover", full).await, 501, Code::NOT_SUPPORTED);
     for (operation, properties) in [
         ("unplannedFailover", json!({"failoverDirection": "Sideways"})),
         ("unplannedFailover", json!({"sourceSiteOperations": "Maybe"})),
