@@ -123,11 +123,12 @@ fn differing_blocks(world: &World) -> u64 {
 }
 
 /// Lets the live machine write to so many per mille of its blocks, all over its disks.
-fn diverge(world: &World, per_mille: u64) {
+fn diverge(world: &World, sizes: [u64; 2], per_mille: u64) {
     let mut random = Seeded::new(per_mille);
-    for (number, size) in SIZES.into_iter().enumerate() {
+    for (number, size) in sizes.into_iter().enumerate() {
         for block in (0..size / BLOCK).filter(|block| block * per_mille % 1000 < per_mille) {
-            let bytes = random.next_u64().to_le_bytes().repeat(BLOCK as usize / 8);
+            let words = (0..BLOCK / 8).flat_map(|_| random.next_u64().to_le_bytes());
+            let bytes: Vec<u8> = words.collect();
             world.write_at(DiskNumber(number as u16), block * BLOCK, &bytes);
         }
     }
@@ -152,7 +153,7 @@ fn a_reprotect_sends_the_blocks_that_differ_and_no_others() {
         let (differing, sent, violations) = simulate(async {
             let random = &mut Seeded::new(15);
             let mut world = committed_at_recovery(Some(SIZES), random).await;
-            diverge(&world, per_mille);
+            diverge(&world, SIZES, per_mille);
             let differing = differing_blocks(&world) * BLOCK;
             let job = reprotect(&mut world).await;
             world.finish(job).await;
@@ -181,7 +182,7 @@ fn a_reprotect_that_is_interrupted_goes_on_where_it_was() {
         simulate(async {
             let random = &mut Seeded::new(16);
             let mut world = committed_at_recovery(Some(SIZES), random).await;
-            diverge(&world, 500);
+            diverge(&world, SIZES, 500);
             let differing = differing_blocks(&world) * BLOCK;
             world.must_run = Some(Site::Recovery);
             reprotect(&mut world).await;
@@ -216,6 +217,16 @@ async fn offered(world: &mut World) -> Vec<leeward_model::PointInfo> {
     page.expect("the stores are asked").points
 }
 
+/// Sizes of the disks where a copy takes its time.
+const SIZES_LARGE: [u64; 2] = [24 << 20, 256 << 10];
+/// Bytes in the store at which the copy is about half made: it holds no less at once.
+const HALF_BYTES: usize = 8 << 20;
+
+/// Bytes on a site's disk.
+fn stored_bytes(world: &World, site: Site) -> usize {
+    world.disk(site).now().blobs().values().map(Vec::len).sum()
+}
+
 /// Decision 14. The active machine and its overlay are destroyed while the other direction is half
 /// built up: each side's retained points are offered, none of them half-made, and work.
 #[test]
@@ -223,19 +234,19 @@ fn a_second_disaster_in_a_reprotect_leaves_the_retained_points_of_both_sides() {
     for held_at in [Site::Recovery, Site::Primary] {
         let violations = simulate(async {
             let random = &mut Seeded::new(14);
-            let mut world = committed_at_recovery(Some(SIZES), random).await;
-            // A whole circle, so that the primary side has points of its own.
-            let job = reprotect(&mut world).await;
-            world.finish(job).await;
-            protected(&mut world).await;
-            world.wait(4_500).await;
+            let mut world = committed_at_recovery(Some(SIZES_LARGE), random).await;
+            // Home again, so that each side has points of its own.
+            world.reprotect_wholly(random).await;
             planned(&mut world).await;
             commit(&mut world).await;
-            diverge_at(&world, Site::Primary);
-            reprotect(&mut world).await;
-            let differing = differing_blocks(&world) * BLOCK;
+            diverge(&world, SIZES_LARGE, 700);
+            let before = stored_bytes(&world, Site::Recovery);
+            let job = reprotect(&mut world).await;
+            let seeded = async |world: &World| world.job(job).await.ended.is_some();
+            world.until("the old disks are read", STEPS_MAX, seeded).await;
+            let seed = stored_bytes(&world, Site::Recovery) - before;
             for _ in 0..STEPS_MAX {
-                if sent_bytes(&world).await * 2 >= differing {
+                if stored_bytes(&world, Site::Recovery) >= before + seed + HALF_BYTES {
                     break;
                 }
                 world.step().await;
@@ -260,12 +271,6 @@ fn a_second_disaster_in_a_reprotect_leaves_the_retained_points_of_both_sides() {
 
         assert_eq!(violations, Vec::<String>::new(), "to a point of {held_at:?}");
     }
-}
-
-/// The machine that lives at `site` writes to half of its blocks.
-fn diverge_at(world: &World, site: Site) {
-    assert_eq!(world.ledger.live_at(), Some(site));
-    diverge(world, 500);
 }
 
 /// Decision 14. The failover is accepted while the drill runs, the drill's machine is nobody's

@@ -115,8 +115,17 @@ impl Ledger {
     }
 
     /// A machine was cut.
-    pub fn cut(&self, at: UnixMillis, image: Image, at_ms: u64) {
-        self.state().cuts.insert(at, CutImage { image, at_ms });
+    pub fn cut(&self, at: UnixMillis, mut image: Image, at_ms: u64) {
+        let mut state = self.state();
+        let before = state.cuts.range(..at).next_back();
+        for (number, bytes) in &mut image {
+            // What did not change is kept once.
+            let same = before.and_then(|(_, cut)| cut.image.get(number));
+            if let Some(same) = same.filter(|same| *same == bytes) {
+                *bytes = Arc::clone(same);
+            }
+        }
+        state.cuts.insert(at, CutImage { image, at_ms });
     }
 
     /// When a cut was, in milliseconds of the world's time.
