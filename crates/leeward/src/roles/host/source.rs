@@ -289,6 +289,19 @@ impl SourceWorker {
         Ok(())
     }
 
+    /// Marks the machine as this item's.
+    async fn claim(&mut self, name: &str) -> Result<(), FabricError> {
+        let fabric = &self.host.fabric;
+        // An item that ended while this host was away has left its mark.
+        if let Some(former) = fabric.machine_claimed(name).await?
+            && former != self.item
+            && !self.host.has_duty(former)
+        {
+            fabric.machine_disclaim(name).await?;
+        }
+        fabric.machine_claim(name, self.item).await
+    }
+
     async fn replicate(
         &mut self,
         work: &SourceWork,
@@ -298,7 +311,7 @@ impl SourceWorker {
     ) -> Result<Option<Duration>, SourceError> {
         if !self.claimed {
             // Before anything of it is touched: it may be another machine of the same name.
-            self.host.fabric.machine_claim(&work.duty.machine, self.item).await?;
+            self.claim(&work.duty.machine).await?;
             self.claimed = true;
         }
         self.belongs_here(work, permit)?;
