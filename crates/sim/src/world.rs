@@ -75,7 +75,7 @@ pub struct Mistakes {
     pub capture: Option<leeward_capture::Mutation>,
     /// The only site whose capture makes it; none is both.
     pub capture_at: Option<Site>,
-    /// Guests that are said to be off run on.
+    /// Guests that are said to be off run on, and write until they are ended.
     pub shutdown_lies: bool,
     /// Of the store.
     pub store: Option<StoreMutation>,
@@ -224,8 +224,7 @@ impl World {
             }
         };
         let at_recovery = HostId::from_u128(0x7a);
-        let recovery =
-            files(Site::Recovery, at_recovery, "recovery", SKEWS_MS[0], Link::default());
+        let recovery = files(Site::Recovery, at_recovery, "recovery", SKEWS_MS[0], Link::default());
         // It gets its id when it joins.
         let primary =
             files(Site::Primary, HostId::from_u128(0), "primary", SKEWS_MS[1], link.clone());

@@ -17,8 +17,8 @@ use leeward_fabric::{
     memory::{MemoryFabric, MemoryWorld},
 };
 use leeward_model::{
-    DiscoveredMachine, DiskEntry, InstanceId, ItemId, MachineSpec, MachineState, Position, Site,
-    UnixMillis,
+    DiscoveredMachine, DiskEntry, DiskNumber, InstanceId, ItemId, MachineSpec, MachineState,
+    Position, Site, UnixMillis,
 };
 use std::{
     sync::{
@@ -27,6 +27,9 @@ use std::{
     },
     time::Duration,
 };
+
+/// What a guest that was said to be off writes before it is ended.
+const LAST_BYTES: usize = 4096;
 
 /// What the oracle needs to judge what a host does with its machines.
 #[derive(Clone)]
@@ -215,6 +218,11 @@ impl Fabric for WatchedFabric {
         self.inner.machine_shutdown(machine, timeout).await
     }
     async fn machine_quit(&self, machine: &MachineRef) -> Result<(), FabricError> {
+        if self.watch.mistakes.shutdown_lies {
+            let last = [0xfe; LAST_BYTES];
+            // A guest that does not run writes nothing.
+            let _ = self.inner.guest_write(machine, DiskNumber(0), 0, &last);
+        }
         self.inner.machine_quit(machine).await
     }
     async fn machine_fence(&self, machine: &MachineRef) -> Result<FencedChanges, FabricError> {

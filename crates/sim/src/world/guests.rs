@@ -1,8 +1,6 @@
 //! What guests and their owners do in the world, and what happens to disks that lie still.
 
-use super::{
-    FIRST_DISK_BYTES, SECOND_DISK_BYTES, SITES, World, history::Stale, other,
-};
+use super::{FIRST_DISK_BYTES, SECOND_DISK_BYTES, SITES, World, history::Stale, other};
 use leeward_fabric::MachineRef;
 use leeward_model::{DiskNumber, Protection, Site};
 use leeward_replica::storage::Seeded;

@@ -3,18 +3,18 @@
 //! Threads outside the world's time (the database's, the store's) may order things differently
 //! from run to run: a seed fixes what is done and when, not every interleaving.
 
-use super::{Mistakes, SITES, World, crowd::crowd, link::LinkState};
+use super::{Mistakes, SITES, World, crowd::crowd, link::LinkState, other};
 use leeward_capture::MemoryMachine;
 use leeward_control::{
     items::Shutdown,
-    jobs::{JobFilter, RunState, Scenario},
+    jobs::{JobFilter, JobView, RunState, Scenario},
 };
 use leeward_fabric::memory::OnShutdown;
 use leeward_model::{PointChoice, Protection, Site};
 use leeward_replica::storage::{LostSync, Seeded};
 
 /// How many things happen in a history.
-const LENGTH: u64 = 16;
+const LENGTH: u64 = 18;
 
 /// What happens to the disks of a machine that was left for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,8 +180,8 @@ pub struct Told {
     pub violations: Vec<String>,
     /// Points whose every byte was compared.
     pub points_checked: u64,
-    /// The jobs that ran, and how they ended.
-    pub jobs: Vec<(Scenario, RunState)>,
+    /// The jobs that ran, how they ended, and the code of what went wrong with each.
+    pub jobs: Vec<(Scenario, RunState, Option<String>)>,
 }
 
 /// Lives through the history of `seed`.
@@ -211,7 +211,8 @@ pub async fn live(seed: u64, mistakes: Mistakes) -> Told {
     let control = world.control();
     let listed = control.job_list(world.vault, &JobFilter::default()).await;
     let jobs = listed.expect("the database works");
-    let jobs = jobs.iter().map(|job| (job.scenario, job.state)).collect();
+    let why = |job: &JobView| job.errors.last().map(|problem| problem.code.to_string());
+    let jobs = jobs.iter().map(|job| (job.scenario, job.state, why(job))).collect();
     Told { deeds, violations, points_checked, jobs }
 }
 
@@ -277,10 +278,18 @@ impl World {
             Deed::Trim => self.trim(random),
             Deed::Wait => self.wait(500 + random.below(4_000)).await,
             Deed::Ask(asked) => self.operate(asked, random).await,
-            Deed::Onward => match self.onward(random).await {
-                Some(asked) => self.operate(asked, random).await,
-                None => self.wait(500 + random.below(4_000)).await,
-            },
+            Deed::Onward => {
+                // Who wants to get on sees to it that nobody is dead.
+                if random.below(3) > 0 {
+                    self.heal().await;
+                    self.wait(random.below(2_000)).await;
+                    self.owner_cares().await;
+                }
+                match self.onward(random).await {
+                    Some(asked) => self.operate(asked, random).await,
+                    None => self.wait(500 + random.below(4_000)).await,
+                }
+            }
             Deed::Suffer(mishap) => self.suffer(mishap, random).await,
             Deed::Heal => self.heal().await,
             Deed::RestartMachine => self.restart_machine(random).await,
@@ -344,6 +353,9 @@ impl World {
                 self.away(random).await;
             }
             Mishap::PowerCut(site) => {
+                // Only a store that takes data has much to flush.
+                let live_at = self.ledger.live_at().unwrap_or(Site::Primary);
+                let site = if self.mistakes.skip_a_flush { other(live_at) } else { site };
                 let disk = self.disk(site).now();
                 if self.mistakes.skip_a_flush {
                     disk.lose_sync(LostSync { nth: disk.syncs() + random.below(8) as usize });

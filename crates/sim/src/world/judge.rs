@@ -1,12 +1,6 @@
 //! What must hold at any time: of points, promises, machines, stale disks and shown figures.
 
-use super::{
-    SITES, SKEWS_MS, World, differs,
-    fabric::image_of,
-    ledger::Made,
-   
-    time::BEGIN_WALL_MS,
-};
+use super::{SITES, SKEWS_MS, World, differs, fabric::image_of, ledger::Made, time::BEGIN_WALL_MS};
 use leeward_control::jobs::{JobFilter, JobView, RunState, Scenario};
 use leeward_fabric::{Fabric as _, MachineRef};
 use leeward_model::{InstanceId, MachineState, Site};

@@ -211,8 +211,9 @@ impl World {
         }
         let (control, item) = (self.control(), view.id);
         self.ledger.may_delete();
-        let started =
-            self.ask(async move { control.item_disable(item, KeepPoints::Delete, REASON).await }).await;
+        let started = self
+            .ask(async move { control.item_disable(item, KeepPoints::Delete, REASON).await })
+            .await;
         let Ok(job) = started else { return };
         self.attend(job, random).await;
         if self.view().await.is_none() {

@@ -22,10 +22,7 @@ use leeward_control::{
 };
 use leeward_fabric::memory::MemoryFabric;
 use leeward_model::{HostId, Site};
-use leeward_replica::{
-    Store, StoreIdentity, SystemRandom, Unlock,
-    storage::Seeded,
-};
+use leeward_replica::{Store, StoreIdentity, SystemRandom, Unlock, storage::Seeded};
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},

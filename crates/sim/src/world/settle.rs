@@ -29,8 +29,7 @@ impl World {
             None => true,
             Some(view) => match view.state.protection {
                 Protection::FailedOver { .. } | Protection::Committed { .. } => {
-                    view.live_at == LiveAt::Site(view.state.active)
-                        && world.writers() == 1
+                    view.live_at == LiveAt::Site(view.state.active) && world.writers() == 1
                 }
                 Protection::Protected => true,
                 _ => false,
