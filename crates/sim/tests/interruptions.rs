@@ -79,6 +79,7 @@ fn cases(step: &StepId) -> Vec<Case> {
         "planned-failover" => (vec![Way::Out, Way::Home], true),
         // The way of the machine that it protects.
         "reprotect" | "finalize-reprotect" => (vec![Way::Home], true),
+        "complete-migration" => (vec![Way::Home], false),
         "resync" => (vec![Way::Out], true),
         _ => (vec![Way::Out], false),
     };
@@ -148,7 +149,8 @@ async fn base(kind: &str, way: Way) -> World {
             world.wait(2_500).await;
         }
         "reprotect" | "finalize-reprotect" => (0..WRITES).for_each(|_| world.write(random)),
-        "planned-failover" | "failover" | "test-failover" | "disable-protection" | "resync" => {}
+        "planned-failover" | "failover" | "test-failover" | "disable-protection" | "resync"
+        | "complete-migration" => {}
         other => panic!("no scenario for job kind {other}"),
     }
     world.check_often().await;
@@ -176,6 +178,10 @@ async fn start(world: &mut World, kind: &str) -> Option<JobId> {
         "disable-protection" => {
             world.ledger.may_delete();
             control.item_disable(item, KeepPoints::Delete, DisableReason::Normal).await
+        }
+        "complete-migration" => {
+            world.ledger.may_delete();
+            control.item_disable(item, KeepPoints::Delete, DisableReason::MigrationComplete).await
         }
         "change-point" => {
             let asked = control.clone();
@@ -274,7 +280,12 @@ async fn interrupt(all: &[StepId], case: &Case) -> Vec<String> {
         world.ledger.violated(format!("it ended as {:?}: {:?}", ended.state, ended.errors));
     }
     world.settle().await;
-    if world.view().await.is_none() {
+    if world.view().await.is_none() && step.kind == "complete-migration" {
+        let old = world.is_running(Site::Primary).await;
+        if old || !world.is_running(Site::Recovery).await {
+            world.ledger.violated("the migrated machine does not run alone");
+        }
+    } else if world.view().await.is_none() {
         world.ledger.replica_ended();
         world.protect(&mut Seeded::new(1)).await;
         let state = world.view().await.map(|view| view.state.protection);

@@ -194,6 +194,8 @@ pub async fn live(seed: u64, mistakes: Mistakes) -> Told {
     for _ in 0..LENGTH {
         let deed = match random.below(ONWARD_ONE_OF) {
             0 => Deed::Onward,
+            // A flush that is left out shows at a power cut only.
+            1 if mistakes.skip_a_flush => Deed::Suffer(Mishap::PowerCut(Site::Recovery)),
             _ => COMMON[random.below(COMMON.len() as u64) as usize],
         };
         deeds.push((world.time.ms(), deed));

@@ -87,12 +87,17 @@ impl World {
     /// The active machine never stops while another direction is built up.
     pub(super) async fn check_runs(&mut self) {
         let Some(site) = self.must_run else { return };
-        let state = self.machines(site).machine_state(&self.owned(site)).await;
-        if !matches!(state, Ok(MachineState::Running)) {
+        if !self.is_running(site).await {
             self.must_run = None;
             let ms = self.time.ms();
-            self.ledger.violated(format!("the active machine is {state:?} at {ms} ms"));
+            self.ledger.violated(format!("the active machine has stopped at {ms} ms"));
         }
+    }
+
+    /// Whether the protected machine runs at a site.
+    pub async fn is_running(&self, site: Site) -> bool {
+        let state = self.machines(site).machine_state(&self.owned(site)).await;
+        matches!(state, Ok(MachineState::Running))
     }
 
     /// The RPO that is shown is never below the truth (I8).

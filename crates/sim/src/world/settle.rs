@@ -118,8 +118,7 @@ impl World {
             self.ledger.violated(format!("{writers} machines run at rest: {}", brief(Some(view))));
         }
         for site in SITES {
-            let state = self.machines(site).machine_state(&self.owned(site)).await;
-            let runs = matches!(state, Ok(MachineState::Running));
+            let runs = self.is_running(site).await;
             if runs != (view.state.active == site) {
                 let view = brief(Some(view));
                 self.ledger.violated(format!("the machine does not run where it is live: {view}"));
