@@ -70,8 +70,7 @@ impl MutantReader {
 impl DiskReader for MutantReader {
     async fn ranges(&self, disk: DiskNumber) -> Result<Vec<ByteRange>, CaptureError> {
         let mut ranges = self.inner.ranges(disk).await?;
-        let drops =
-            matches!(self.mutation, Mutation::DropOneDirtyBit | Mutation::SkipOneExtent);
+        let drops = matches!(self.mutation, Mutation::DropOneDirtyBit | Mutation::SkipOneExtent);
         let drops = drops && !ranges.is_empty();
         if drops && !self.bit_dropped.swap(true, Ordering::SeqCst) {
             let first = ranges.remove(0);

@@ -218,7 +218,7 @@ async fn offered(world: &mut World) -> Vec<leeward_model::PointInfo> {
 }
 
 /// Sizes of the disks where a copy takes its time.
-const SIZES_LARGE: [u64; 2] = [24 << 20, 256 << 10];
+const SIZES_LARGE: [u64; 2] = [16 << 20, 256 << 10];
 /// Bytes in the store at which the copy is about half made: it holds no less at once.
 const HALF_BYTES: usize = 8 << 20;
 
@@ -239,7 +239,7 @@ fn a_second_disaster_in_a_reprotect_leaves_the_retained_points_of_both_sides() {
             world.reprotect_wholly(random).await;
             planned(&mut world).await;
             commit(&mut world).await;
-            diverge(&world, SIZES_LARGE, 700);
+            diverge(&world, SIZES_LARGE, 1000);
             let before = stored_bytes(&world, Site::Recovery);
             let job = reprotect(&mut world).await;
             let seeded = async |world: &World| world.job(job).await.ended.is_some();

@@ -87,7 +87,8 @@ impl WatchedFabric {
         ledger.moved(*site);
         // Where it is live it may be started anew, whatever the other site does unasked.
         let may = matches!(what, MachineRef::Instance(_)) || ledger.live_at() == Some(*site);
-        if now > 1 && !(may && !ledger.is_sure(other(*site), ms)) {
+        let excused = may && !ledger.is_sure(other(*site), ms);
+        if now > 1 && !excused {
             ledger.violated(format!("I4: {what} was started beside another at {ms} ms"));
         }
         ledger.lives_at(*site);
