@@ -20,6 +20,8 @@ pub enum Mutation {
     DropOneDirtyBit,
     /// An abandoned cut lets go of its changes as if it had been committed.
     ClearBitmapsEarly,
+    /// A comparison of everything leaves out the first extent that may differ from zero.
+    SkipOneExtent,
     /// Cuts give disk 0's content for disk 1 and the other way round, where both have it.
     SwapTwoDisks,
 }
@@ -36,6 +38,12 @@ impl<S: ChangeSource> MutantSource<S> {
     pub fn new(inner: S, mutation: Mutation) -> MutantSource<S> {
         let base = Position { timeline: TimelineId::from_u128(0), lsn: Lsn(0) };
         MutantSource { inner, mutation, base }
+    }
+
+    fn mutant(&self, inner: Arc<dyn DiskReader>) -> Arc<dyn DiskReader> {
+        let disks = self.inner.disks();
+        let bit_dropped = AtomicBool::new(false);
+        Arc::new(MutantReader { inner, mutation: self.mutation, disks, bit_dropped })
     }
 }
 
@@ -62,7 +70,8 @@ impl MutantReader {
 impl DiskReader for MutantReader {
     async fn ranges(&self, disk: DiskNumber) -> Result<Vec<ByteRange>, CaptureError> {
         let mut ranges = self.inner.ranges(disk).await?;
-        let drops = self.mutation == Mutation::DropOneDirtyBit && !ranges.is_empty();
+        let drops = matches!(self.mutation, Mutation::DropOneDirtyBit | Mutation::SkipOneExtent);
+        let drops = drops && !ranges.is_empty();
         if drops && !self.bit_dropped.swap(true, Ordering::SeqCst) {
             let first = ranges.remove(0);
             let gap_end = (first.offset / EXTENT_BYTES + 1) * EXTENT_BYTES;
@@ -77,7 +86,9 @@ impl DiskReader for MutantReader {
     async fn read(&self, disk: DiskNumber, offset: u64, len: u64) -> Result<Bytes, CaptureError> {
         let disk = match self.mutation {
             Mutation::SwapTwoDisks => self.swapped(disk, offset + len),
-            Mutation::DropOneDirtyBit | Mutation::ClearBitmapsEarly => disk,
+            Mutation::DropOneDirtyBit | Mutation::SkipOneExtent | Mutation::ClearBitmapsEarly => {
+                disk
+            }
         };
         self.inner.read(disk, offset, len).await
     }
@@ -93,7 +104,11 @@ impl<S: ChangeSource> ChangeSource for MutantSource<S> {
         self.inner.attach(base).await
     }
     async fn open_live(&mut self, which: LiveRead) -> Result<Arc<dyn DiskReader>, CaptureError> {
-        self.inner.open_live(which).await
+        let reader = self.inner.open_live(which).await?;
+        match (self.mutation, which) {
+            (Mutation::SkipOneExtent, LiveRead::Everything) => Ok(self.mutant(reader)),
+            _ => Ok(reader),
+        }
     }
     async fn close_live(&mut self) -> Result<(), CaptureError> {
         self.inner.close_live().await
@@ -103,13 +118,10 @@ impl<S: ChangeSource> ChangeSource for MutantSource<S> {
     }
     async fn cut(&mut self) -> Result<Cut, CaptureError> {
         let cut = self.inner.cut().await?;
-        let reader = MutantReader {
-            inner: cut.reader,
-            mutation: self.mutation,
-            disks: self.inner.disks(),
-            bit_dropped: AtomicBool::new(false),
-        };
-        Ok(Cut { reader: Arc::new(reader), ..cut })
+        if self.mutation == Mutation::SkipOneExtent {
+            return Ok(cut);
+        }
+        Ok(Cut { reader: self.mutant(cut.reader), ..cut })
     }
     async fn close_cut(&mut self, end: CutEnd) -> Result<(), CaptureError> {
         let end = match (end, self.mutation) {
@@ -118,7 +130,10 @@ impl<S: ChangeSource> ChangeSource for MutantSource<S> {
                 self.base = at;
                 end
             }
-            (CutEnd::Abandoned, Mutation::DropOneDirtyBit | Mutation::SwapTwoDisks) => end,
+            (
+                CutEnd::Abandoned,
+                Mutation::DropOneDirtyBit | Mutation::SkipOneExtent | Mutation::SwapTwoDisks,
+            ) => end,
         };
         self.inner.close_cut(end).await
     }

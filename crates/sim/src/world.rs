@@ -7,17 +7,21 @@
 pub mod crowd;
 pub mod disk;
 pub mod fabric;
+mod guests;
 pub mod history;
+mod judge;
 pub mod ledger;
 pub mod link;
+mod operators;
 mod roles;
 mod settle;
 pub mod time;
 
 use disk::{SiteDisk, WorldExports};
 use fabric::Watch;
-use ledger::Ledger;
+use ledger::{Image, Ledger};
 use leeward::roles::host::site_store::SiteStore;
+use leeward_capture::MemoryMachine;
 use leeward_control::{
     Control,
     items::{EnableSpec, ItemView},
@@ -38,18 +42,20 @@ use leeward_fabric::{
 };
 use leeward_model::{
     DiskFormat, DiskNumber, DiskSpec, Firmware, HostId, ItemId, JobId, MachineSpec, Policy, Probe,
-    VaultId,
+    Site, VaultId,
 };
 use leeward_replica::Mutation as StoreMutation;
 use link::{Link, Net};
 use roles::SiteFiles;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use time::{SiteWall, Standstill, WorldTime};
 
 /// What a machine's console shows once its guest is up.
 pub const READY: &str = "GUEST READY";
 /// The protected machine.
 pub const MACHINE: &str = "web01";
+/// Both sites.
+pub const SITES: [Site; 2] = [Site::Primary, Site::Recovery];
 /// The primary site's fabric.
 const SITE: &str = "site-a";
 /// The config server takes a turn at least this often, in milliseconds.
@@ -67,9 +73,13 @@ const SKEWS_MS: [i64; 3] = [-4 * 3_600_000, 3 * 3_600_000, 86_400_000];
 pub struct Mistakes {
     /// Of the capture.
     pub capture: Option<leeward_capture::Mutation>,
+    /// The only site whose capture makes it; none is both.
+    pub capture_at: Option<Site>,
+    /// Guests that are said to be off run on, and write until they are ended.
+    pub shutdown_lies: bool,
     /// Of the store.
     pub store: Option<StoreMutation>,
-    /// Of the store's disk: before each power cut it leaves out one flush.
+    /// Of the stores' disks: before each power cut they leave out one flush.
     pub skip_a_flush: bool,
 }
 
@@ -98,9 +108,14 @@ pub struct World {
     pub halted: Option<AtStep>,
     /// The link between the sites.
     pub link: Link,
+    /// The active machine of this site must not stop, as long as this is set.
+    pub must_run: Option<Site>,
     machines: Arc<MemoryWorld>,
-    disk: SiteDisk,
-    exports: WorldExports,
+    /// The disks that the owner's machine had at first, and what is on them while it is replaced.
+    owners_disks: MemoryMachine,
+    owners_image: Option<Image>,
+    /// Planned failovers that were judged.
+    planned: BTreeSet<JobId>,
     net: Net,
     server: Option<Control>,
     draw: Arc<CountingDraw>,
@@ -119,7 +134,7 @@ pub fn simulate<T>(test: impl Future<Output = T>) -> T {
     runtime.expect("the system has a timer").block_on(test)
 }
 
-fn spec() -> MachineSpec {
+fn spec(sizes: [u64; 2]) -> MachineSpec {
     let disk = |number: u16, size: u64| DiskSpec {
         number: DiskNumber(number),
         id: format!("disk{number}"),
@@ -134,7 +149,7 @@ fn spec() -> MachineSpec {
         memory_mib: 32,
         cpus: 1,
         firmware: Firmware::Bios,
-        disks: vec![disk(0, FIRST_DISK_BYTES), disk(1, SECOND_DISK_BYTES)],
+        disks: vec![disk(0, sizes[0]), disk(1, sizes[1])],
         nics: Vec::new(),
         display: false,
         probe: Probe {
@@ -145,14 +160,31 @@ fn spec() -> MachineSpec {
     }
 }
 
-/// The machine on its primary host.
-pub fn owned() -> MachineRef {
-    MachineRef::Owned(MACHINE.into())
+/// The other of two sites.
+pub fn other(site: Site) -> Site {
+    match site {
+        Site::Primary => Site::Recovery,
+        Site::Recovery => Site::Primary,
+    }
+}
+
+/// The first byte that differs, if one does.
+pub fn differs(seen: &[u8], wanted: &[u8]) -> Option<usize> {
+    if seen == wanted {
+        return None;
+    }
+    let common = seen.iter().zip(wanted).position(|(seen, wanted)| seen != wanted);
+    Some(common.unwrap_or(seen.len().min(wanted.len())))
 }
 
 impl World {
     /// Both sites run, the machine runs and was found; nothing is protected.
     pub async fn new(mistakes: Mistakes) -> World {
+        World::sized(mistakes, [FIRST_DISK_BYTES, SECOND_DISK_BYTES]).await
+    }
+
+    /// As [`Self::new`], with a machine whose two disks have these sizes in bytes.
+    pub async fn sized(mistakes: Mistakes, sizes: [u64; 2]) -> World {
         let standstill = Standstill::begin();
         let time = WorldTime::begin();
         let shm = std::path::Path::new("/dev/shm");
@@ -162,30 +194,40 @@ impl World {
         let folder = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
         let folder = folder.expect("a folder for temporary files");
         let (machines, ledger, link) = (MemoryWorld::new(), Ledger::default(), Link::default());
-        let disk = SiteDisk::default();
-        let watch = |skew_ms| Watch {
+        let fabrics = SITES.map(|_| MemoryFabric::new(Arc::clone(&machines)));
+        let fabric = |site: Site| fabrics[usize::from(site == Site::Recovery)].clone();
+        let watch = |site, skew_ms| Watch {
+            site,
             ledger: ledger.clone(),
             time,
             machines: Arc::clone(&machines),
-            name: MACHINE.into(),
+            others: fabric(other(site)),
             wall: SiteWall::new(time, skew_ms),
             link: link.clone(),
             trap: Arc::default(),
-            mutation: mistakes.capture,
+            mistakes,
         };
-        let site = |id, name, skew_ms, link| SiteFiles {
-            id,
-            name,
-            folder: folder.path().join(name),
-            machines: MemoryFabric::new(Arc::clone(&machines)),
-            watch: watch(skew_ms),
-            link,
-            boots: 1,
-            role: None,
+        let files = |site, id, name, skew_ms, link| {
+            let disk = SiteDisk::default();
+            let world = Arc::clone(&machines);
+            SiteFiles {
+                id,
+                name,
+                folder: folder.path().join(name),
+                machines: fabric(site),
+                watch: watch(site, skew_ms),
+                exports: WorldExports::new(site, disk.clone(), world, ledger.clone()),
+                disk,
+                link,
+                boots: 1,
+                role: None,
+            }
         };
-        let recovery = site(HostId::from_u128(0x7a), "recovery", SKEWS_MS[0], Link::default());
-        let primary = site(HostId::from_u128(0), "primary", SKEWS_MS[1], link.clone());
-        let exports = WorldExports::new(disk.clone(), Arc::clone(&machines), ledger.clone());
+        let at_recovery = HostId::from_u128(0x7a);
+        let recovery = files(Site::Recovery, at_recovery, "recovery", SKEWS_MS[0], Link::default());
+        // It gets its id when it joins.
+        let primary =
+            files(Site::Primary, HostId::from_u128(0), "primary", SKEWS_MS[1], link.clone());
         let mut world = World {
             ledger,
             time,
@@ -194,9 +236,11 @@ impl World {
             strike: None,
             halted: None,
             link,
+            must_run: None,
             machines,
-            disk,
-            exports,
+            owners_disks: MemoryMachine::default(),
+            owners_image: None,
+            planned: BTreeSet::new(),
             net: Net::default(),
             server: None,
             draw: Arc::default(),
@@ -207,11 +251,11 @@ impl World {
             folder,
             _standstill: standstill,
         };
-        world.begin().await;
+        world.begin(sizes).await;
         world
     }
 
-    async fn begin(&mut self) {
+    async fn begin(&mut self, sizes: [u64; 2]) {
         self.server_start().await;
         let control = self.control();
         let key = VaultKey {
@@ -226,6 +270,7 @@ impl World {
         site.expect("a new site");
         let hour = std::time::Duration::from_secs(3600);
         let key = control.registration_key_create(vault, SITE, hour, "ab12").await;
+        // Nobody can dial the primary host.
         let join = JoinRequest { name: "kvm-a".to_owned(), data_address: None };
         let joined = control.registration_key_redeem(&key.expect("a key"), join).await;
         self.primary.id = joined.expect("a fresh key").host;
@@ -236,10 +281,11 @@ impl World {
         let mapping = MappingSpec { policy: "gold".to_owned(), ..MappingSpec::default() };
         let mapped = control.mapping_put(vault, SITE, "to-recovery", mapping).await;
         mapped.expect("a valid mapping");
-        self.primary.machines.add_machine(spec());
-        self.owner_starts().await;
-        self.recovery_start();
-        self.primary_start();
+        let machine = self.primary.machines.add_machine(spec(sizes));
+        let disks = self.primary.machines.disks(&machine);
+        self.owners_disks = disks.expect("it was added just now");
+        self.owner_starts(Site::Primary).await;
+        SITES.into_iter().for_each(|site| self.role_start(site));
         self.until("the machine is found", 400, async |world| {
             world.control().machine_get(world.vault, SITE, MACHINE).await.is_ok()
         })
@@ -254,44 +300,45 @@ impl World {
         self.server.clone().expect("the test asks a config server that runs")
     }
 
-    /// The machines of the primary site.
-    pub fn primary_machines(&self) -> MemoryFabric {
-        self.primary.machines.clone()
+    /// A site's machines.
+    pub fn machines(&self, site: Site) -> &MemoryFabric {
+        &self.files(site).machines
     }
 
-    /// The machines of the recovery site.
-    pub fn recovery_machines(&self) -> MemoryFabric {
-        self.recovery.machines.clone()
+    /// The protected machine at a site.
+    pub fn owned(&self, site: Site) -> MachineRef {
+        self.ledger.machine(site)
     }
 
-    /// The machines of both sites.
-    pub fn all_machines(&self) -> &MemoryWorld {
-        &self.machines
+    /// How many machines of the item run.
+    pub fn writers(&self) -> usize {
+        self.ledger.writers(&self.machines)
     }
 
-    /// The recovery site's disk.
-    pub fn disk(&self) -> &SiteDisk {
-        &self.disk
+    /// A site's disk.
+    pub fn disk(&self, site: Site) -> &SiteDisk {
+        &self.files(site).disk
     }
 
-    /// The store as the recovery site's role uses it.
-    pub fn store(&self) -> Option<Arc<SiteStore>> {
-        self.recovery.role.as_ref().and_then(|role| role.store.clone())
+    /// The store as a site's role uses it.
+    pub fn store(&self, site: Site) -> Option<Arc<SiteStore>> {
+        self.files(site).role.as_ref().map(|role| Arc::clone(&role.store))
     }
 
-    /// The owner switches the machine on.
-    pub async fn owner_starts(&self) {
+    /// The owner switches the machine of a site on.
+    pub async fn owner_starts(&self, site: Site) {
         use leeward_fabric::Fabric as _;
-        let started = self.primary.machines.machine_start(MACHINE).await;
+        let started = self.machines(site).machine_start(&self.ledger.name(site)).await;
         started.expect("the double starts what it is told to");
     }
 
     /// Lets a little time pass, with a turn of the config server when one is due.
     pub async fn step(&mut self) {
         time::pass().await;
-        if !self.primary_answers() {
-            self.unsure();
+        for site in SITES.into_iter().filter(|site| !self.answers(*site)) {
+            self.unsure(site);
         }
+        self.check_runs().await;
         let Some(control) = self.server.clone().filter(|_| self.halted.is_none()) else { return };
         let poked = tokio::select! {
             biased;
@@ -409,6 +456,9 @@ impl World {
         });
         let started = started.await.ok()?;
         self.item = Some(started.item);
+        for end in self.view().await.map(|view| view.ends).into_iter().flatten() {
+            self.ledger.name_set(end.site, &end.machine);
+        }
         Some(started.job)
     }
 }

@@ -4,8 +4,11 @@
 //! `LEEWARD_SEED=n` lives through one history and tells it; `LONG=1` through many.
 
 use leeward_capture::Mutation;
-use leeward_control::items::Shutdown;
-use leeward_model::{DiskNumber, PointChoice};
+use leeward_control::{
+    items::{DisableReason, KeepPoints, PlannedSpec, Shutdown},
+    jobs::{JobAnswer, RunState},
+};
+use leeward_model::{DiskNumber, PointChoice, Protection, Site};
 use leeward_replica::{Mutation as StoreMutation, storage::Seeded};
 use leeward_sim::world::{
     Mistakes, SECOND_DISK_BYTES, World,
@@ -16,7 +19,7 @@ use leeward_sim::world::{
 /// Histories of a usual run.
 const HISTORIES: u64 = 200;
 /// Histories of a long run.
-const HISTORIES_LONG: u64 = 20_000;
+const HISTORIES_LONG: u64 = 100_000;
 
 fn tell(seed: u64, told: &Told) -> String {
     let deeds: Vec<String> =
@@ -46,10 +49,11 @@ fn random_histories_keep_every_promise() {
     let points: u64 = lived.iter().map(|(_, told)| told.points_checked).sum();
     let failed = lived.iter().filter(|(_, told)| !told.violations.is_empty());
     let mut jobs = std::collections::BTreeMap::<String, u32>::new();
-    for (scenario, state) in lived.iter().flat_map(|(_, told)| &told.jobs) {
-        *jobs.entry(format!("{scenario:?} {state:?}")).or_default() += 1;
+    for (scenario, state, why) in lived.iter().flat_map(|(_, told)| &told.jobs) {
+        let why = why.as_deref().unwrap_or_default();
+        *jobs.entry(format!("{scenario:?} {state:?} {why}")).or_default() += 1;
     }
-    eprintln!("jobs: {jobs:?}");
+    eprintln!("jobs: {jobs:#?}");
     eprintln!("seeds {first} to {}: {points} points in {took:.0} s", first + count - 1);
     let told: Vec<_> = failed.map(|(seed, told)| tell(*seed, told)).collect();
     assert!(told.is_empty(), "{} histories failed:\n{}", told.len(), told.join("\n\n"));
@@ -80,6 +84,19 @@ fn a_dirty_bit_that_is_dropped_is_seen() {
 }
 
 #[test]
+fn a_dirty_bit_that_is_dropped_on_the_way_home_is_seen() {
+    let mistakes = Mistakes {
+        capture: Some(Mutation::DropOneDirtyBit),
+        capture_at: Some(Site::Recovery),
+        ..Mistakes::default()
+    };
+
+    let violations = seen(|_| mistakes);
+
+    assert!(violations.iter().any(|what| what.starts_with("I1")));
+}
+
+#[test]
 fn bitmaps_that_are_cleared_early_are_seen() {
     let violations = seen(capture(Mutation::ClearBitmapsEarly));
 
@@ -100,6 +117,27 @@ fn a_store_that_ignores_the_epoch_is_seen() {
     let violations = seen(ignores);
 
     assert!(violations.iter().any(|what| what.starts_with("I5")));
+}
+
+#[test]
+fn an_extent_that_a_reprotect_leaves_out_is_seen() {
+    let mistakes = Mistakes {
+        capture: Some(Mutation::SkipOneExtent),
+        capture_at: Some(Site::Recovery),
+        ..Mistakes::default()
+    };
+
+    let violations = seen(|_| mistakes);
+
+    assert!(violations.iter().any(|what| what.starts_with("I1")));
+}
+
+#[test]
+fn a_guest_that_writes_on_after_its_planned_end_is_seen() {
+    let violations = seen(|_| Mistakes { shutdown_lies: true, ..Mistakes::default() });
+
+    let lost = |what: &String| what.starts_with("lost by the planned failover");
+    assert!(violations.iter().any(lost));
 }
 
 #[test]
@@ -125,6 +163,64 @@ fn a_machine_made_from_a_point_has_its_disks_as_large_as_they_were_at_the_cut() 
         let job = control.item_failover(item, PointChoice::Latest, Shutdown::First).await;
         world.finish(job.unwrap()).await;
 
+        world.settle().await;
+        world.ledger.violations()
+    });
+
+    assert_eq!(violations, Vec::<String>::new());
+}
+
+/// Found by seed 151. The mark of an item that ended while the primary host was away stayed with
+/// the machine, and the machine could never be protected again. Now the mark of an item that the
+/// host has nothing to do for gives way.
+#[test]
+fn a_machine_whose_protection_ended_while_its_host_was_away_can_be_protected_again() {
+    let violations = simulate(async {
+        let random = &mut Seeded::new(151);
+        let mut world = World::new(Mistakes::default()).await;
+        world.protect(random).await;
+        world.role_kill(Site::Primary).await;
+        world.wait(5_000).await;
+        world.ledger.may_delete();
+        let (control, item) = (world.control(), world.item.unwrap());
+        let ended = control.item_disable(item, KeepPoints::Delete, DisableReason::Normal).await;
+        world.finish(ended.unwrap()).await;
+        world.ledger.replica_ended();
+        world.heal().await;
+        world.wait(2_000).await;
+
+        world.protect(random).await;
+
+        let state = world.view().await.map(|view| view.state.protection);
+        assert_eq!(state, Some(Protection::Protected));
+        world.settle().await;
+        world.ledger.violations()
+    });
+
+    assert_eq!(violations, Vec::<String>::new());
+}
+
+/// Found by seed 7. A planned failover of a machine that was off waited for a point that could
+/// not come. Now it asks, and the machine's owner may start it or cancel the job.
+#[test]
+fn a_planned_failover_of_a_machine_that_is_off_asks_its_owner() {
+    let violations = simulate(async {
+        let random = &mut Seeded::new(7);
+        let mut world = World::new(Mistakes::default()).await;
+        world.write(random);
+        world.protect(random).await;
+        let machine = world.owned(Site::Primary);
+        world.machines(Site::Primary).kill_process(&machine);
+        let (control, item) = (world.control(), world.item.unwrap());
+        let job = control.item_planned_failover(item, PlannedSpec::default()).await.unwrap();
+
+        assert_eq!(world.finish(job).await.state, RunState::Suspended);
+        world.owner_starts(Site::Primary).await;
+        let answered = control.job_resume(world.vault, job, JobAnswer::Retry).await;
+        answered.unwrap();
+        let ended = world.finish(job).await;
+
+        assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.errors);
         world.settle().await;
         world.ledger.violations()
     });

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 /// How long the source host may be away before the job is refused: nothing was done yet.
 const SOURCE_WAIT_MS: u64 = 10_000;
+/// How long a machine that is off may take to run: what it has written cannot be sent before.
+const OFF_WAIT_MS: u64 = 15_000;
 /// What a host may need over the guest's own time before a person is asked.
 const SHUTDOWN_GRACE_MS: u64 = 30_000;
 /// How long the last delta may take to become a point at the target before a person is asked.
@@ -108,17 +110,25 @@ impl PlannedFailover {
     }
 
     /// Phase 1: a point that was cut after the job began is at the target; the machine runs on.
-    fn synchronize(&mut self, world: &mut World, _: &Moment) -> Step {
+    fn synchronize(&mut self, world: &mut World, moment: &Moment) -> Step {
         world.item_mut()?.plan.hurry = true;
         let newest = world.newest();
         let synchronized = newest.is_some_and(|newest| match (&newest.cut_server, &self.began) {
             (Some(cut), Some((boot, ms))) if cut.boot == *boot => cut.ms >= *ms,
             _ => Some(newest.position) != self.before,
         });
-        match synchronized {
-            true => Ok(Outcome::Done),
-            false => pending("a recovery point that is cut after the job began"),
+        if synchronized {
+            return Ok(Outcome::Done);
         }
+        if world.source_machine() == MachineState::Off && moment.step_elapsed_ms() > OFF_WAIT_MS {
+            let question = format!(
+                "the machine on host {} is off, so nothing can be synchronized. Start it, then \
+                 resume the job; or cancel it",
+                world.source().name
+            );
+            return Ok(Outcome::WaitForOperator { question });
+        }
+        pending("a recovery point that is cut after the job began")
     }
 
     fn no_hurry(&mut self, world: &mut World, _: &Moment) -> Step {

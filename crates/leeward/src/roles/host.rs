@@ -179,6 +179,11 @@ impl Host {
         state.assignment.duties.iter().find(|duty| duty.item == item).and_then(part)
     }
 
+    /// Whether this host has anything to do for the item.
+    pub fn has_duty(&self, item: ItemId) -> bool {
+        self.duty(item, |_| Some(())).is_some()
+    }
+
     /// This host's duty as the item's target.
     pub fn target_duty(&self, item: ItemId) -> Option<TargetDuty> {
         self.duty(item, |duty| duty.target.clone())

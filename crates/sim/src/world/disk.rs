@@ -1,4 +1,4 @@
-//! The recovery site's disk, which loses what was not flushed, and the exports that read from it.
+//! A site's disk, which loses what was not flushed and can be full, and the exports that read it.
 
 use super::ledger::Ledger;
 use async_trait::async_trait;
@@ -13,7 +13,10 @@ use std::{
     collections::BTreeMap,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// States that a power cut may leave and one of which is drawn.
@@ -23,6 +26,7 @@ const CUT_STATES: usize = 6;
 #[derive(Clone, Default)]
 pub struct SiteDisk {
     now: Arc<Mutex<CrashDisk>>,
+    full: Arc<AtomicBool>,
 }
 
 impl SiteDisk {
@@ -33,6 +37,16 @@ impl SiteDisk {
 
     fn lock(&self) -> MutexGuard<'_, CrashDisk> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::now`], and nothing more can be written while the disk is full.
+    pub fn process(&self) -> Arc<dyn BlobStore> {
+        Arc::new(ProcessDisk { inner: self.now(), full: Arc::clone(&self.full) })
+    }
+
+    /// Lets the disk be full, or gives it space again.
+    pub fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
     }
 
     /// The process that writes it is killed.
@@ -87,11 +101,90 @@ impl BlobStore for SiteDisk {
     }
 }
 
+/// The disk as one process has it.
+struct ProcessDisk {
+    inner: CrashDisk,
+    full: Arc<AtomicBool>,
+}
+
+fn check_space(full: &AtomicBool, name: &str) -> Result<(), StorageError> {
+    if !full.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let source = io::Error::from(io::ErrorKind::StorageFull);
+    Err(StorageError::Io { action: "write", name: name.to_owned(), source })
+}
+
+impl BlobStore for ProcessDisk {
+    fn create_new(&self, name: &str) -> Result<Box<dyn Appender>, StorageError> {
+        check_space(&self.full, name)?;
+        let (inner, full) = (self.inner.create_new(name)?, Arc::clone(&self.full));
+        Ok(Box::new(ProcessAppender { inner, full, name: name.to_owned(), poisoned: false }))
+    }
+    fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StorageError> {
+        check_space(&self.full, name)?;
+        self.inner.put_new(name, bytes)
+    }
+    fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
+        self.inner.read_at(name, offset, len)
+    }
+    fn len(&self, name: &str) -> Result<Option<u64>, StorageError> {
+        self.inner.len(name)
+    }
+    fn list(&self, folder: &str) -> Result<Vec<String>, StorageError> {
+        self.inner.list(folder)
+    }
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        self.inner.delete(name)
+    }
+    fn sync_dir(&self, folder: &str) -> Result<(), StorageError> {
+        self.inner.sync_dir(folder)
+    }
+    fn lock(&self, name: &str) -> Result<StoreLock, StorageError> {
+        self.inner.lock(name)
+    }
+    fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
+        match self.full.load(Ordering::Relaxed) {
+            true => Ok(Some(0)),
+            false => Ok(Some(SPACE_BYTES)),
+        }
+    }
+}
+
+struct ProcessAppender {
+    inner: Box<dyn Appender>,
+    full: Arc<AtomicBool>,
+    name: String,
+    poisoned: bool,
+}
+
+impl Appender for ProcessAppender {
+    fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
+        if self.poisoned {
+            return Err(StorageError::Poisoned { name: self.name.clone() });
+        }
+        let space = check_space(&self.full, &self.name);
+        self.poisoned = space.is_err();
+        space?;
+        self.inner.append(bytes)
+    }
+    fn sync_data(&mut self) -> Result<(), StorageError> {
+        match self.poisoned {
+            true => Err(StorageError::Poisoned { name: self.name.clone() }),
+            false => self.inner.sync_data(),
+        }
+    }
+}
+
+/// What a disk that is not full has left, in bytes.
+const SPACE_BYTES: u64 = 1 << 40;
+
 type Served = BTreeMap<PathBuf, Vec<String>>;
 
 /// Serves points to instances: the exports live on when the role dies, and die with the power.
 #[derive(Clone)]
 pub struct WorldExports {
+    site: Site,
     disk: SiteDisk,
     world: Arc<MemoryWorld>,
     ledger: Ledger,
@@ -99,9 +192,14 @@ pub struct WorldExports {
 }
 
 impl WorldExports {
-    /// Exports of points on `disk`.
-    pub fn new(disk: SiteDisk, world: Arc<MemoryWorld>, ledger: Ledger) -> WorldExports {
-        WorldExports { disk, world, ledger, served: Arc::default() }
+    /// Exports of points on `disk`, which is a site's.
+    pub fn new(
+        site: Site,
+        disk: SiteDisk,
+        world: Arc<MemoryWorld>,
+        ledger: Ledger,
+    ) -> WorldExports {
+        WorldExports { site, disk, world, ledger, served: Arc::default() }
     }
 
     fn served(&self) -> MutexGuard<'_, Served> {
@@ -120,7 +218,7 @@ impl WorldExports {
         reader.refresh().map_err(|error| error.to_string())?;
         let at = reader.position_of(plan.point).map_err(|error| error.to_string())?;
         let view = View::open(&reader, at).map_err(|error| error.to_string())?;
-        let point = reader.point(plan.point, Site::Recovery).map_err(|error| error.to_string())?;
+        let point = reader.point(plan.point, self.site).map_err(|error| error.to_string())?;
         if let Some((info, _)) = point {
             self.ledger.exported(&plan.socket, info.cut_at);
         }

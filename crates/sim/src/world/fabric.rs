@@ -1,14 +1,15 @@
 //! A site's machines as the host role sees them: the fabric double, watched by the oracle.
 
 use super::{
+    Mistakes,
     ledger::{Image, Ledger},
     link::{Link, LinkState},
+    other,
     time::{SiteWall, WorldTime},
 };
 use async_trait::async_trait;
 use leeward_capture::{
     Attached, CaptureError, ChangeSource, Cut, CutEnd, LiveRead, MemoryMachine, MutantSource,
-    Mutation,
 };
 use leeward_fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, InstancePlan, InstanceStatus, MachineRef,
@@ -16,7 +17,8 @@ use leeward_fabric::{
     memory::{MemoryFabric, MemoryWorld},
 };
 use leeward_model::{
-    DiscoveredMachine, DiskEntry, InstanceId, ItemId, MachineState, Position, UnixMillis,
+    DiscoveredMachine, DiskEntry, DiskNumber, InstanceId, ItemId, MachineSpec, MachineState,
+    Position, Site, UnixMillis,
 };
 use std::{
     sync::{
@@ -26,25 +28,30 @@ use std::{
     time::Duration,
 };
 
+/// What a guest that was said to be off writes before it is ended.
+const LAST_BYTES: usize = 4096;
+
 /// What the oracle needs to judge what a host does with its machines.
 #[derive(Clone)]
 pub struct Watch {
+    /// The site.
+    pub site: Site,
     /// The oracle.
     pub ledger: Ledger,
     /// The world's time.
     pub time: WorldTime,
     /// The machines of all sites.
     pub machines: Arc<MemoryWorld>,
-    /// Name of the protected machine.
-    pub name: String,
+    /// The machines of the other site.
+    pub others: MemoryFabric,
     /// The site's wall clock.
     pub wall: SiteWall,
     /// The link that breaks at the next cut, once the trap is set.
     pub link: Link,
     /// The trap.
     pub trap: Arc<AtomicBool>,
-    /// A deliberate mistake of the capture.
-    pub mutation: Option<Mutation>,
+    /// Deliberate mistakes.
+    pub mistakes: Mistakes,
 }
 
 /// See the module.
@@ -53,24 +60,58 @@ pub struct WatchedFabric {
     watch: Watch,
 }
 
+/// The content of all disks of a machine that are there.
+pub fn image_of(disks: &MemoryMachine) -> Image {
+    let content = |disk: &DiskEntry| (disk.number, Arc::new(disks.content(disk.number)));
+    disks.disks().iter().map(content).collect()
+}
+
 impl WatchedFabric {
     /// Watches a site's machines.
     pub fn new(inner: MemoryFabric, watch: Watch) -> WatchedFabric {
         WatchedFabric { inner, watch }
     }
 
+    fn writers(&self) -> usize {
+        self.watch.ledger.writers(&self.watch.machines)
+    }
+
     /// Invariant I4: our own doing never makes two machines of an item run, unless the other
     /// site could not be asked and the operator was told so.
     fn started(&self, before: usize, what: &MachineRef) {
-        let now = self.watch.machines.writers(&self.watch.name);
-        if now > before && now > 1 {
-            let ms = self.watch.time.ms();
-            let excused = matches!(what, MachineRef::Instance(_)) && !self.watch.ledger.is_sure(ms);
-            if excused {
-                return;
-            }
-            self.watch.ledger.violated(format!("I4: {what} was started beside another at {ms} ms"));
+        let Watch { site, ledger, time, .. } = &self.watch;
+        let (now, ms) = (self.writers(), time.ms());
+        if now <= before {
+            return;
         }
+        ledger.moved(*site);
+        // Where it is live it may be started anew, whatever the other site does unasked.
+        let may = matches!(what, MachineRef::Instance(_)) || ledger.live_at() == Some(*site);
+        let excused = may && !ledger.is_sure(other(*site), ms);
+        if now > 1 && !excused {
+            ledger.violated(format!("I4: {what} was started beside another at {ms} ms"));
+        }
+        ledger.lives_at(*site);
+    }
+
+    fn watched(
+        &self,
+        inner: Box<dyn ChangeSource>,
+        machine: &MachineRef,
+        to: Site,
+    ) -> Result<Box<dyn ChangeSource>, FabricError> {
+        let disks = self.inner.disks(machine);
+        let disks = disks.ok_or_else(|| FabricError::Unknown(machine.clone()))?;
+        let watch = self.watch.clone();
+        Ok(Box::new(WatchedSource { inner, disks, watch, to, pending: None }))
+    }
+}
+
+/// The double does not write a grown disk into its machine's description.
+fn sizes_set(spec: &mut MachineSpec, disks: &[DiskEntry]) {
+    for disk in &mut spec.disks {
+        let entry = disks.iter().find(|entry| entry.number == disk.number);
+        disk.size = entry.map_or(disk.size, |entry| entry.size);
     }
 }
 
@@ -78,7 +119,26 @@ struct WatchedSource {
     inner: Box<dyn ChangeSource>,
     disks: MemoryMachine,
     watch: Watch,
+    /// The site whose store is promised what is cut.
+    to: Site,
     pending: Option<UnixMillis>,
+}
+
+impl WatchedSource {
+    fn image(&self) -> Image {
+        if self.to == self.watch.site {
+            // Disks that lie still never change, so there is nothing else to read.
+            let there = self.inner.disks();
+            let mut image = image_of(&self.disks);
+            image.retain(|number, _| there.iter().any(|disk| disk.number == *number));
+            return image;
+        }
+        let content = |disk: &DiskEntry| {
+            let bytes = self.disks.cut_content(disk.number)?;
+            Some((disk.number, Arc::new(bytes)))
+        };
+        self.inner.disks().iter().filter_map(content).collect()
+    }
 }
 
 #[async_trait]
@@ -105,12 +165,7 @@ impl ChangeSource for WatchedSource {
         // The source reads its clock just before it cuts, and the marker carries that reading.
         let at = self.watch.wall.last();
         let cut = self.inner.cut().await?;
-        let content = |disk: &DiskEntry| {
-            let bytes = self.disks.cut_content(disk.number)?;
-            Some((disk.number, Arc::new(bytes)))
-        };
-        let image: Image = self.inner.disks().iter().filter_map(content).collect();
-        self.watch.ledger.cut(at, image, self.watch.time.ms());
+        self.watch.ledger.cut(at, self.image(), self.watch.time.ms());
         self.pending = Some(at);
         if self.watch.trap.swap(false, Ordering::Relaxed) {
             self.watch.link.set(LinkState::Refuses);
@@ -119,7 +174,7 @@ impl ChangeSource for WatchedSource {
     }
     async fn close_cut(&mut self, end: CutEnd) -> Result<(), CaptureError> {
         if let (CutEnd::Committed(position), Some(at)) = (end, self.pending.take()) {
-            self.watch.ledger.promised(position, at);
+            self.watch.ledger.promised(self.to, position, at);
         }
         self.inner.close_cut(end).await
     }
@@ -133,13 +188,8 @@ impl Fabric for WatchedFabric {
     async fn discover(&self) -> Result<Vec<DiscoveredMachine>, FabricError> {
         let mut found = self.inner.discover().await?;
         for machine in &mut found {
-            // The double does not write a grown disk into its machine's description.
             let disks = self.inner.disks(&MachineRef::Owned(machine.spec.name.clone()));
-            let entries = disks.map(|disks| disks.disks()).unwrap_or_default();
-            for disk in &mut machine.spec.disks {
-                let entry = entries.iter().find(|entry| entry.number == disk.number);
-                disk.size = entry.map_or(disk.size, |entry| entry.size);
-            }
+            sizes_set(&mut machine.spec, &disks.map(|disks| disks.disks()).unwrap_or_default());
         }
         Ok(found)
     }
@@ -153,7 +203,7 @@ impl Fabric for WatchedFabric {
         self.inner.machine_state(machine).await
     }
     async fn machine_start(&self, name: &str) -> Result<(), FabricError> {
-        let before = self.watch.machines.writers(&self.watch.name);
+        let before = self.writers();
         let started = self.inner.machine_start(name).await;
         self.started(before, &MachineRef::Owned(name.to_owned()));
         started
@@ -163,9 +213,17 @@ impl Fabric for WatchedFabric {
         machine: &MachineRef,
         timeout: Duration,
     ) -> Result<Shutdown, FabricError> {
+        if self.watch.mistakes.shutdown_lies {
+            return Ok(Shutdown::Done);
+        }
         self.inner.machine_shutdown(machine, timeout).await
     }
     async fn machine_quit(&self, machine: &MachineRef) -> Result<(), FabricError> {
+        if self.watch.mistakes.shutdown_lies {
+            let last = [0xfe; LAST_BYTES];
+            // A guest that does not run writes nothing.
+            let _ = self.inner.guest_write(machine, DiskNumber(0), 0, &last);
+        }
         self.inner.machine_quit(machine).await
     }
     async fn machine_fence(&self, machine: &MachineRef) -> Result<FencedChanges, FabricError> {
@@ -187,17 +245,20 @@ impl Fabric for WatchedFabric {
         self.inner.machine_disclaim(name).await
     }
     async fn still(&self, name: &str) -> Result<Still, FabricError> {
-        self.inner.still(name).await
+        let Still { spec, source } = self.inner.still(name).await?;
+        let machine = MachineRef::Owned(name.to_owned());
+        let source = self.watched(source, &machine, self.watch.site)?;
+        Ok(Still { spec, source })
     }
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
         let plain = self.inner.capture(machine).await?;
-        let disks = self.inner.disks(machine);
-        let disks = disks.ok_or_else(|| FabricError::Unknown(machine.clone()))?;
-        let inner = match self.watch.mutation {
-            Some(mutation) => Box::new(MutantSource::new(disks.clone(), mutation)),
-            None => plain,
+        let Mistakes { capture, capture_at, .. } = self.watch.mistakes;
+        let here = capture_at.is_none_or(|site| site == self.watch.site);
+        let inner = match (capture.filter(|_| here), self.inner.disks(machine)) {
+            (Some(mutation), Some(disks)) => Box::new(MutantSource::new(disks, mutation)),
+            _ => plain,
         };
-        Ok(Box::new(WatchedSource { inner, disks, watch: self.watch.clone(), pending: None }))
+        self.watched(inner, machine, other(self.watch.site))
     }
     async fn machine_screenshot(&self, machine: &MachineRef) -> Result<Vec<u8>, FabricError> {
         self.inner.machine_screenshot(machine).await
@@ -212,7 +273,7 @@ impl Fabric for WatchedFabric {
     async fn overlay_create(&self, plan: &InstancePlan) -> Result<(), FabricError> {
         self.inner.overlay_create(plan).await?;
         if let Some(disk) = plan.disks.first() {
-            self.watch.ledger.instance_made(plan.instance, &disk.socket);
+            self.watch.ledger.instance_made(plan.instance, self.watch.site, &disk.socket);
         }
         Ok(())
     }
@@ -220,13 +281,18 @@ impl Fabric for WatchedFabric {
         self.inner.instance_prepare(instance).await
     }
     async fn instance_run(&self, instance: InstanceId) -> Result<(), FabricError> {
-        let before = self.watch.machines.writers(&self.watch.name);
+        let before = self.writers();
         self.inner.instance_run(instance).await?;
         let machine = MachineRef::Instance(instance);
-        let now = self.watch.machines.writers(&self.watch.name);
+        let now = self.writers();
         self.started(before, &machine);
         // An isolated machine is nobody's second writer, and so it is not counted.
-        self.watch.ledger.instance_ran(instance, now == before);
+        if now > before {
+            let machine = self.watch.ledger.machine(other(self.watch.site));
+            let left = self.watch.others.disks(&machine);
+            let left = left.as_ref().map(image_of);
+            self.watch.ledger.instance_ran(instance, left, self.watch.time.ms());
+        }
         self.inner.say(&machine, super::READY);
         Ok(())
     }
@@ -249,13 +315,21 @@ impl Fabric for WatchedFabric {
         name: &str,
         item: ItemId,
     ) -> Result<(), FabricError> {
-        self.inner.instance_settle(instance, name, item).await
+        self.inner.instance_settle(instance, name, item).await?;
+        self.watch.ledger.settled(self.watch.site, instance);
+        Ok(())
     }
     async fn instance_unsettle(&self, instance: InstanceId) -> Result<(), FabricError> {
-        self.inner.instance_unsettle(instance).await
+        self.inner.instance_unsettle(instance).await?;
+        self.watch.ledger.unsettled(self.watch.site, instance);
+        Ok(())
     }
     async fn instance_hand_over(&self, instance: InstanceId) -> Result<(), FabricError> {
-        self.inner.instance_hand_over(instance).await
+        self.inner.instance_hand_over(instance).await?;
+        let owned = self.watch.ledger.machine(self.watch.site);
+        let image = self.inner.disks(&owned).as_ref().map(image_of);
+        self.watch.ledger.handed_over(self.watch.site, instance, image.as_ref());
+        Ok(())
     }
     async fn instance_delete(&self, instance: InstanceId) -> Result<(), FabricError> {
         self.inner.instance_delete(instance).await?;

@@ -1,7 +1,9 @@
 //! The oracle: what every disk held at every cut, byte by byte, what was promised, and what was
 //! found to be otherwise. It knows nothing of how the product does it.
 
-use leeward_model::{DiskNumber, InstanceId, Position, UnixMillis};
+use super::{MACHINE, differs};
+use leeward_fabric::{MachineRef, memory::MemoryWorld};
+use leeward_model::{DiskNumber, InstanceId, Position, Site, UnixMillis};
 use leeward_replica::{ItemReader, View};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,23 +23,69 @@ pub struct CutImage {
     pub at_ms: u64,
 }
 
+/// A machine made from a point.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Where.
+    pub site: Site,
+    /// What its disks must hold now.
+    pub image: Image,
+    /// What they held before its guest wrote.
+    base: Image,
+}
+
+/// The first start of a machine made from a point that is nobody's test.
+#[derive(Clone, Debug)]
+struct Start {
+    at_ms: u64,
+    base: Image,
+    /// What the machine at the other site held then, if there was one.
+    left: Option<Image>,
+}
+
+/// What is known of the machine of a site, whoever it belongs to.
+#[derive(Default)]
+struct SiteState {
+    /// Its name there, once it is known to have another one.
+    name: Option<String>,
+    /// Until then a machine may be started at the other site although this one's may still run:
+    /// nobody could be asked.
+    unsure_until_ms: u64,
+    /// The instances that became the host's machine, in order; some were handed over.
+    settled: Vec<InstanceId>,
+    /// Counts what makes its disks other disks, or lets a guest write them.
+    moves: u64,
+    /// What its disks held when they were last looked at, and the count then.
+    still: Option<(u64, Image)>,
+}
+
 /// The present life of a replica: a new one begins when protection has ended.
 #[derive(Default)]
 struct State {
     /// By the source's clock, which never shows a time twice.
     cuts: BTreeMap<UnixMillis, CutImage>,
-    /// Commits that the source was told of.
-    promised: Vec<(Position, UnixMillis)>,
+    /// Commits that the source was told of, and the site of the store.
+    promised: Vec<(Site, Position, UnixMillis)>,
     exported: BTreeMap<PathBuf, UnixMillis>,
-    instances: BTreeMap<InstanceId, Image>,
+    instances: BTreeMap<InstanceId, Made>,
     /// Instances that ran for a failover: their work must be kept.
     worked: BTreeSet<InstanceId>,
+    starts: Vec<Start>,
+    live_at: Option<Site>,
+    primary: SiteState,
+    recovery: SiteState,
     may_delete: bool,
-    /// Until then a machine may be started although the other side may still run: nobody could
-    /// be asked.
-    unsure_until_ms: u64,
     violations: Vec<String>,
     points_checked: u64,
+}
+
+impl State {
+    fn site(&mut self, site: Site) -> &mut SiteState {
+        match site {
+            Site::Primary => &mut self.primary,
+            Site::Recovery => &mut self.recovery,
+        }
+    }
 }
 
 /// See the module. Clones are the same ledger.
@@ -67,8 +115,17 @@ impl Ledger {
     }
 
     /// A machine was cut.
-    pub fn cut(&self, at: UnixMillis, image: Image, at_ms: u64) {
-        self.state().cuts.insert(at, CutImage { image, at_ms });
+    pub fn cut(&self, at: UnixMillis, mut image: Image, at_ms: u64) {
+        let mut state = self.state();
+        let before = state.cuts.range(..at).next_back();
+        for (number, bytes) in &mut image {
+            // What did not change is kept once.
+            let same = before.and_then(|(_, cut)| cut.image.get(number));
+            if let Some(same) = same.filter(|same| *same == bytes) {
+                *bytes = Arc::clone(same);
+            }
+        }
+        state.cuts.insert(at, CutImage { image, at_ms });
     }
 
     /// When a cut was, in milliseconds of the world's time.
@@ -76,9 +133,14 @@ impl Ledger {
         self.state().cuts.get(&at).map(|cut| cut.at_ms)
     }
 
-    /// The source was told that its cut is a committed point.
-    pub fn promised(&self, position: Position, cut_at: UnixMillis) {
-        self.state().promised.push((position, cut_at));
+    /// The source was told that its cut is a committed point of the store of `site`.
+    pub fn promised(&self, site: Site, position: Position, cut_at: UnixMillis) {
+        self.state().promised.push((site, position, cut_at));
+    }
+
+    /// Whether the store of `site` must have points.
+    pub fn has_promised(&self, site: Site) -> bool {
+        self.state().promised.iter().any(|(to, ..)| *to == site)
     }
 
     /// The replica was deleted as wanted: its points are no longer promised.
@@ -93,15 +155,79 @@ impl Ledger {
         self.state().may_delete = true;
     }
 
-    /// Until `ms` of the world's time it cannot be known what runs at the other site.
-    pub fn unsure_until(&self, ms: u64) {
+    /// The machine has this name at `site` from now on.
+    pub fn name_set(&self, site: Site, name: &str) {
         let mut state = self.state();
-        state.unsure_until_ms = state.unsure_until_ms.max(ms);
+        let known = state.site(site);
+        if known.name.as_deref().unwrap_or(MACHINE) != name {
+            known.name = Some(name.to_owned());
+            (known.moves, known.settled) = (known.moves + 1, Vec::new());
+        }
     }
 
-    /// Whether it can be known at `ms` what runs at the other site.
-    pub fn is_sure(&self, ms: u64) -> bool {
-        self.state().unsure_until_ms <= ms
+    /// The name of the machine at `site`.
+    pub fn name(&self, site: Site) -> String {
+        let name = self.state().site(site).name.clone();
+        name.unwrap_or_else(|| MACHINE.to_owned())
+    }
+
+    /// The machine of `site`.
+    pub fn machine(&self, site: Site) -> MachineRef {
+        MachineRef::Owned(self.name(site))
+    }
+
+    /// How many machines of the item run, on all hosts and under all its names.
+    pub fn writers(&self, machines: &MemoryWorld) -> usize {
+        let state = self.state();
+        let names = [&state.primary, &state.recovery].map(|known| known.name.as_deref());
+        let names: BTreeSet<&str> = names.into_iter().flatten().chain([MACHINE]).collect();
+        names.into_iter().map(|name| machines.writers(name)).sum()
+    }
+
+    /// Until `ms` of the world's time it cannot be known what runs at `site`.
+    pub fn unsure_until(&self, site: Site, ms: u64) {
+        let mut state = self.state();
+        let known = state.site(site);
+        known.unsure_until_ms = known.unsure_until_ms.max(ms);
+    }
+
+    /// Whether it can be known at `ms` what runs at `site`.
+    pub fn is_sure(&self, site: Site, ms: u64) -> bool {
+        self.state().site(site).unsure_until_ms <= ms
+    }
+
+    /// The site where a machine was started last.
+    pub fn live_at(&self) -> Option<Site> {
+        self.state().live_at
+    }
+
+    /// A machine was started there.
+    pub fn lives_at(&self, site: Site) {
+        self.state().live_at = Some(site);
+    }
+
+    /// The disks of the machine of `site` may change from now on, or are others.
+    pub fn moved(&self, site: Site) {
+        self.state().site(site).moves += 1;
+    }
+
+    /// The disks of the machine of `site`, which is off, hold this: it must be what they held
+    /// when it was looked at before, if nothing has happened to them in between.
+    pub fn lies_still(&self, site: Site, image: Image) {
+        let mut state = self.state();
+        let known = state.site(site);
+        let now = known.moves;
+        let before = known.still.replace((now, image.clone()));
+        let before = before.filter(|(then, _)| *then == now);
+        if let Some(what) = before.and_then(|(_, before)| image_differs(&image, &before)) {
+            let what = format!("the stale disks at {site:?} were changed: {what}");
+            state.violations.push(what);
+        }
+    }
+
+    /// Whether an instance stands for the machine of `site`, handed over or not.
+    pub fn is_superseded(&self, site: Site) -> bool {
+        !self.state().site(site).settled.is_empty()
     }
 
     /// A point is served at a socket.
@@ -109,8 +235,8 @@ impl Ledger {
         self.state().exported.insert(socket.into(), cut_at);
     }
 
-    /// Overlays of an instance were made above what is served at a socket.
-    pub fn instance_made(&self, instance: InstanceId, socket: &Path) {
+    /// Overlays of an instance were made at `site` above what is served at a socket.
+    pub fn instance_made(&self, instance: InstanceId, site: Site, socket: &Path) {
         let mut state = self.state();
         if state.instances.contains_key(&instance) {
             return;
@@ -118,7 +244,8 @@ impl Ledger {
         let cut_at = state.exported.get(socket).copied();
         match cut_at.and_then(|at| state.cuts.get(&at)).map(|cut| cut.image.clone()) {
             Some(image) => {
-                state.instances.insert(instance, image);
+                let made = Made { site, base: image.clone(), image };
+                state.instances.insert(instance, made);
             }
             None => {
                 let what = format!("I1: instance {instance} is made from a point nobody cut");
@@ -127,23 +254,81 @@ impl Ledger {
         }
     }
 
-    /// An instance began to run.
-    pub fn instance_ran(&self, instance: InstanceId, isolated: bool) {
-        if !isolated {
-            self.state().worked.insert(instance);
+    /// An instance that is nobody's test began to run, while the machine at the other site held
+    /// `left`.
+    pub fn instance_ran(&self, instance: InstanceId, left: Option<Image>, at_ms: u64) {
+        let mut state = self.state();
+        if !state.worked.insert(instance) {
+            return;
+        }
+        if let Some(base) = state.instances.get(&instance).map(|made| made.base.clone()) {
+            state.starts.push(Start { at_ms, base, left });
+        }
+    }
+
+    /// A planned failover has started its machine, at the latest at `until_ms`: it must hold what
+    /// the machine that it replaced held at its end.
+    pub fn nothing_lost(&self, until_ms: u64) {
+        let mut state = self.state();
+        let start = state.starts.iter().rev().find(|start| start.at_ms <= until_ms);
+        let Some(Start { base, left, at_ms }) = start else {
+            state.violations.push("a planned failover has started nothing".to_owned());
+            return;
+        };
+        let what = match left {
+            None => Some("there is no machine that was left".to_owned()),
+            Some(left) => image_differs(base, left),
+        };
+        if let Some(what) = what {
+            let what = format!("lost by the planned failover at {at_ms} ms: {what}");
+            state.violations.push(what);
         }
     }
 
     /// A guest of an instance wrote.
     pub fn instance_wrote(&self, instance: InstanceId, disk: DiskNumber, offset: u64, data: &[u8]) {
         let mut state = self.state();
-        let image = state.instances.get_mut(&instance).and_then(|image| image.get_mut(&disk));
-        if let Some(image) = image {
+        let made = state.instances.get_mut(&instance);
+        if let Some(image) = made.and_then(|made| made.image.get_mut(&disk)) {
             let image = Arc::make_mut(image);
             let from = offset as usize;
             if let Some(part) = image.get_mut(from..from + data.len()) {
                 part.copy_from_slice(data);
             }
+        }
+    }
+
+    /// An instance became the machine of its host.
+    pub fn settled(&self, site: Site, instance: InstanceId) {
+        let mut state = self.state();
+        let known = state.site(site);
+        if !known.settled.contains(&instance) {
+            known.settled.push(instance);
+            known.moves += 1;
+        }
+    }
+
+    /// The machine of the host is the former one again.
+    pub fn unsettled(&self, site: Site, instance: InstanceId) {
+        let mut state = self.state();
+        let known = state.site(site);
+        known.settled.retain(|settled| *settled != instance);
+        known.moves += 1;
+    }
+
+    /// From now on the instance is its host's machine alone, whose disks hold `image`.
+    pub fn handed_over(&self, site: Site, instance: InstanceId, image: Option<&Image>) {
+        let mut state = self.state();
+        state.site(site).moves += 1;
+        state.worked.remove(&instance);
+        // Asked again after a crash, it was noted before.
+        let Some(made) = state.instances.remove(&instance) else { return };
+        let what = match image {
+            None => Some("the host has no such machine".to_owned()),
+            Some(image) => image_differs(image, &made.image),
+        };
+        if let Some(what) = what {
+            state.violations.push(format!("I1: instance {instance} is not handed over: {what}"));
         }
     }
 
@@ -158,19 +343,27 @@ impl Ledger {
     }
 
     /// What every instance's disks must hold.
-    pub fn instances(&self) -> BTreeMap<InstanceId, Image> {
+    pub fn instances(&self) -> BTreeMap<InstanceId, Made> {
         self.state().instances.clone()
     }
 
-    /// Compares every point of a replica with what was cut (I1), and looks for every point that
-    /// was promised (I3).
-    pub fn check_replica(&self, reader: &ItemReader) {
-        let (cuts, promised) = {
+    /// Whether the machine of `site` is an instance that was not handed over.
+    pub fn has_instance(&self, site: Site) -> bool {
+        let mut state = self.state();
+        let last = state.site(site).settled.last().copied();
+        last.is_some_and(|instance| state.instances.contains_key(&instance))
+    }
+
+    /// Compares every point of a site's replica with what was cut (I1), and looks for every point
+    /// that was promised (I3).
+    pub fn check_replica(&self, site: Site, reader: &ItemReader) {
+        let (cuts, mut promised) = {
             let state = self.state();
             (state.cuts.clone(), state.promised.clone())
         };
+        promised.retain(|(to, ..)| *to == site);
         let points = &reader.state().points;
-        for (position, cut_at) in &promised {
+        for (_, position, cut_at) in &promised {
             if !points.iter().any(|point| point.position == *position && point.cut_at == *cut_at) {
                 self.violated(format!("I3: the committed point at {position:?} is gone"));
             }
@@ -190,27 +383,26 @@ impl Ledger {
 
 fn compare(reader: &ItemReader, at: Position, image: &Image) -> Result<(), String> {
     let view = View::open(reader, at).map_err(|error| format!("cannot be opened: {error}"))?;
-    let sizes: BTreeMap<_, _> = view.disks().iter().map(|disk| (disk.number, disk.size)).collect();
-    let wanted: BTreeMap<_, _> =
-        image.iter().map(|(number, bytes)| (*number, bytes.len() as u64)).collect();
-    if sizes != wanted {
-        return Err(format!("its disks are {sizes:?}, they were {wanted:?}"));
+    let mut seen = Image::new();
+    for disk in view.disks() {
+        let read = view.read(disk.number, 0, disk.size as usize);
+        let read = read.map_err(|error| format!("disk {} cannot be read: {error}", disk.number))?;
+        seen.insert(disk.number, Arc::new(read));
     }
-    for (number, bytes) in image {
-        let read = view.read(*number, 0, bytes.len());
-        let read = read.map_err(|error| format!("disk {number} cannot be read: {error}"))?;
-        if let Some(offset) = differs(&read, bytes) {
-            return Err(format!("disk {number} differs at byte {offset}"));
-        }
-    }
-    Ok(())
+    image_differs(&seen, image).map_or(Ok(()), Err)
 }
 
-/// The first byte that differs, if one does.
-pub fn differs(seen: &[u8], wanted: &[u8]) -> Option<usize> {
-    if seen == wanted {
-        return None;
+/// Where `seen` is not `wanted`, in words.
+fn image_differs(seen: &Image, wanted: &Image) -> Option<String> {
+    let sizes = |image: &Image| -> BTreeMap<DiskNumber, usize> {
+        image.iter().map(|(number, bytes)| (*number, bytes.len())).collect()
+    };
+    let (are, were) = (sizes(seen), sizes(wanted));
+    if are != were {
+        return Some(format!("its disks are {are:?}, they were {were:?}"));
     }
-    let common = seen.iter().zip(wanted).position(|(seen, wanted)| seen != wanted);
-    Some(common.unwrap_or(seen.len().min(wanted.len())))
+    wanted.iter().find_map(|(number, bytes)| {
+        let offset = differs(&seen[number], bytes)?;
+        Some(format!("disk {number} differs at byte {offset}"))
+    })
 }

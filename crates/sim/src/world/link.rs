@@ -5,7 +5,7 @@ use leeward::roles::{
     host::{
         Host,
         dial::{BoxStream, Dialer},
-        target,
+        door,
     },
     session::{FrameReader, FrameWriter},
     up::sessions,
@@ -27,7 +27,7 @@ use tokio::{
 
 /// Where hosts dial the config server.
 pub const SERVER: &str = "config-server:1";
-/// Where sources dial the recovery site's store.
+/// Where the recovery host is dialled for data, by whoever sends or receives them.
 pub const STORE: &str = "replica-store:1";
 /// What a connection holds in flight, in bytes.
 const IN_FLIGHT: usize = 1 << 20;
@@ -207,7 +207,7 @@ async fn serve_data(host: Arc<Host>, peer: HostId, stream: LinkStream) {
     let (mut reader, writer) = (FrameReader::new(read), FrameWriter::new(write));
     let first = reader.next().await.ok().and_then(|frame| DataMessage::from_frame(frame).ok());
     if let Some(DataMessage::Hello(hello)) = first {
-        target::serve(host, peer, hello, reader, writer).await;
+        door::serve(host, peer, hello, reader, writer).await;
     }
 }
 

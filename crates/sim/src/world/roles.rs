@@ -1,8 +1,8 @@
 //! The roles of the world: they start on their files, die where they stand, and come back.
 
 use super::{
-    SKEWS_MS, World,
-    disk::WorldExports,
+    SITES, SKEWS_MS, World,
+    disk::{SiteDisk, WorldExports},
     fabric::{Watch, WatchedFabric},
     link::{Link, LinkState, Net, SERVER, STORE, WorldDialer},
     settle,
@@ -22,10 +22,7 @@ use leeward_control::{
 };
 use leeward_fabric::memory::MemoryFabric;
 use leeward_model::{HostId, Site};
-use leeward_replica::{
-    Store, StoreIdentity, SystemRandom, Unlock,
-    storage::{BlobStore, Seeded},
-};
+use leeward_replica::{Store, StoreIdentity, SystemRandom, Unlock, storage::Seeded};
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
@@ -36,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 /// A role that runs.
 pub(super) struct Role {
     pub(super) host: Arc<Host>,
-    pub(super) store: Option<Arc<SiteStore>>,
+    pub(super) store: Arc<SiteStore>,
     pub(super) tasks: JoinSet<()>,
     pub(super) stop: CancellationToken,
 }
@@ -48,6 +45,8 @@ pub(super) struct SiteFiles {
     pub(super) folder: PathBuf,
     pub(super) machines: MemoryFabric,
     pub(super) watch: Watch,
+    pub(super) disk: SiteDisk,
+    pub(super) exports: WorldExports,
     pub(super) link: Link,
     pub(super) boots: u32,
     pub(super) role: Option<Role>,
@@ -84,113 +83,121 @@ impl World {
         }
     }
 
-    /// Starts the primary host's role on its files.
-    pub fn primary_start(&mut self) {
-        let role = role_start(&self.primary, None, &self.net, &self.exports);
-        self.primary.role = Some(role);
+    pub(super) fn files(&self, site: Site) -> &SiteFiles {
+        match site {
+            Site::Primary => &self.primary,
+            Site::Recovery => &self.recovery,
+        }
     }
 
-    /// Starts the recovery host's role on its files.
+    fn files_mut(&mut self, site: Site) -> &mut SiteFiles {
+        match site {
+            Site::Primary => &mut self.primary,
+            Site::Recovery => &mut self.recovery,
+        }
+    }
+
+    /// Starts the role of a site's host on its files.
     ///
     /// A store that cannot be opened is noted as a violation.
-    pub fn recovery_start(&mut self) {
-        let owner = uuid::Uuid::from(self.recovery.id);
-        let blobs: Arc<dyn BlobStore> = Arc::new(self.disk.now());
-        if !Store::exists(blobs.as_ref()).unwrap_or(false) {
-            let identity = StoreIdentity { store: uuid::Uuid::from_u128(5), owner, generation: 1 };
-            if let Err(error) = Store::init(blobs.as_ref(), identity, &SystemRandom) {
-                self.ledger.violated(format!("I3: the store cannot be made: {error}"));
-            }
-        }
-        let random = Arc::new(SystemRandom);
-        let store = match Store::open_writer(blobs, owner, &Unlock::KeyFile, random) {
+    pub fn role_start(&mut self, site: Site) {
+        let files = self.files(site);
+        let store = match store_open(files) {
             Ok(store) => store,
-            Err(error) => {
-                self.ledger.violated(format!("I3: the store cannot be opened: {error}"));
+            Err(what) => {
+                self.ledger.violated(format!("I3: the store {what}"));
                 return;
             }
         };
-        let wall = self.recovery.watch.wall.clone();
-        let store = SiteStore::new(store, Site::Recovery, WallClock::new(move || wall.read()));
-        let role = role_start(&self.recovery, Some(Arc::new(store)), &self.net, &self.exports);
-        self.net.store_set(Some(Arc::clone(&role.host)));
-        self.recovery.role = Some(role);
+        let wall = files.watch.wall.clone();
+        let store = SiteStore::new(store, site, WallClock::new(move || wall.read()));
+        let role = role_run(files, Arc::new(store), &self.net);
+        if site == Site::Recovery {
+            self.net.store_set(Some(Arc::clone(&role.host)));
+        }
+        self.files_mut(site).role = Some(role);
     }
 
-    /// The primary host's role dies; its machines run on.
-    pub async fn primary_kill(&mut self) {
-        self.unsure();
-        role_kill(&mut self.primary).await;
+    async fn role_end(&mut self, site: Site) {
+        self.unsure(site);
+        if site == Site::Recovery {
+            self.net.store_set(None);
+        }
+        role_abort(self.files_mut(site)).await;
     }
 
-    /// The recovery host's role dies; its machines and exports run on.
-    pub async fn recovery_kill(&mut self) {
-        self.net.store_set(None);
-        role_kill(&mut self.recovery).await;
-        self.disk.kill();
+    /// The role of a site's host dies; its machines and exports run on.
+    pub async fn role_kill(&mut self, site: Site) {
+        self.role_end(site).await;
+        self.files(site).disk.kill();
     }
 
-    /// The recovery host loses its power: machines, exports and what was not flushed.
-    pub async fn recovery_power_cut(&mut self, random: &mut Seeded) {
-        self.net.store_set(None);
-        role_kill(&mut self.recovery).await;
-        self.disk.power_cut(random);
-        self.exports.end_all();
-        self.recovery.machines.power_cut();
-        self.recovery.boots += 1;
+    /// A site's host loses its power: machines, exports and what was not flushed. It boots again,
+    /// and its role is to be started.
+    pub async fn power_cut(&mut self, site: Site, random: &mut Seeded) {
+        self.role_end(site).await;
+        let files = self.files_mut(site);
+        files.disk.power_cut(random);
+        files.exports.end_all();
+        files.machines.power_cut();
+        files.boots += 1;
     }
 
-    /// The primary host loses its power and boots again; its role is to be started.
-    pub async fn primary_power_cut(&mut self) {
-        self.unsure();
-        role_kill(&mut self.primary).await;
-        self.primary.machines.power_cut();
-        self.primary.boots += 1;
-    }
-
-    /// Starts every role that is dead and repairs the link.
+    /// Starts every role that is dead and repairs the link and the disks.
     pub async fn heal(&mut self) {
         self.link_set(LinkState::Open);
         if self.server.is_none() {
             self.server_start().await;
         }
-        if self.recovery.role.is_none() {
-            self.recovery_start();
-        }
-        if self.primary.role.is_none() {
-            self.primary_start();
+        for site in SITES {
+            self.disk(site).set_full(false);
+            if self.files(site).role.is_none() {
+                self.role_start(site);
+            }
         }
     }
 
     /// Changes the link between the sites.
     pub fn link_set(&mut self, state: LinkState) {
-        self.unsure();
-        self.primary.watch.trap.store(false, Ordering::Relaxed);
+        self.unsure(Site::Primary);
+        for site in SITES {
+            self.files(site).watch.trap.store(false, Ordering::Relaxed);
+        }
         self.link.set(state);
     }
 
     /// Lets the link break in the middle of the next cut.
     pub fn link_breaks_at_cut(&self) {
-        self.primary.watch.trap.store(true, Ordering::Relaxed);
+        for site in SITES {
+            self.files(site).watch.trap.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// Whoever asks the primary host now, or did a little before, may get no answer.
-    pub(super) fn unsure(&self) {
-        self.ledger.unsure_until(self.time.ms() + settle::UNSURE_MS);
+    /// Whoever asks the host of a site now, or did a little before, may get no answer.
+    pub(super) fn unsure(&self, site: Site) {
+        self.ledger.unsure_until(site, self.time.ms() + settle::UNSURE_MS);
     }
 
-    /// Whether the primary host can be asked.
-    pub fn primary_answers(&self) -> bool {
-        self.primary.role.is_some() && self.link.state() == LinkState::Open
+    /// Whether the host of a site can be asked.
+    pub fn answers(&self, site: Site) -> bool {
+        let reached = site == Site::Recovery || self.link.state() == LinkState::Open;
+        self.files(site).role.is_some() && reached
     }
 }
 
-fn role_start(
-    site: &SiteFiles,
-    store: Option<Arc<SiteStore>>,
-    net: &Net,
-    exports: &WorldExports,
-) -> Role {
+fn store_open(files: &SiteFiles) -> Result<Store, String> {
+    let owner = uuid::Uuid::from(files.id);
+    let blobs = files.disk.process();
+    if !Store::exists(blobs.as_ref()).unwrap_or(false) {
+        let identity = StoreIdentity { store: owner, owner, generation: 1 };
+        let made = Store::init(blobs.as_ref(), identity, &SystemRandom);
+        made.map_err(|error| format!("cannot be made: {error}"))?;
+    }
+    let opened = Store::open_writer(blobs, owner, &Unlock::KeyFile, Arc::new(SystemRandom));
+    opened.map_err(|error| format!("cannot be opened: {error}"))
+}
+
+fn role_run(site: &SiteFiles, store: Arc<SiteStore>, net: &Net) -> Role {
     folders_make(&site.folder).expect("a folder of our own");
     let dialer = WorldDialer { net: net.clone(), link: site.link.clone(), peer: site.id };
     let wall = site.watch.wall.clone();
@@ -202,9 +209,9 @@ fn role_start(
         run_folder: PathBuf::from("/run").join(site.name),
         accelerator: "tcg".to_owned(),
         fabric: Arc::new(WatchedFabric::new(site.machines.clone(), site.watch.clone())),
-        store: store.clone(),
+        store: Some(Arc::clone(&store)),
         dialer: Arc::new(dialer),
-        exports: Arc::new(exports.clone()),
+        exports: Arc::new(site.exports.clone()),
         wall: WallClock::new(move || wall.read()),
     });
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
@@ -215,7 +222,7 @@ fn role_start(
     Role { host, store, tasks, stop }
 }
 
-async fn role_kill(site: &mut SiteFiles) {
+async fn role_abort(site: &mut SiteFiles) {
     let Some(mut role) = site.role.take() else { return };
     role.tasks.abort_all();
     role.host.abort();

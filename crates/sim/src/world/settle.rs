@@ -1,16 +1,13 @@
-//! What must hold once nothing disturbs the world any more, and while it is disturbed.
+//! How the world comes to rest once nothing disturbs it any more, and what must hold then.
 
-use super::{
-    MACHINE, World,
-    ledger::{Image, differs},
-    owned,
-};
+use super::{SITES, World};
 use leeward_control::{
     items::{ItemView, LiveAt},
     jobs::{JobAnswer, RunState},
 };
-use leeward_fabric::{Fabric as _, MachineRef};
+use leeward_fabric::{Fabric as _, memory::OnShutdown};
 use leeward_model::{MachineState, Protection, Site};
+use std::collections::BTreeSet;
 
 /// Steps within which everything comes to rest: over three minutes of the world's time, longer
 /// than every limit that a step of a job has.
@@ -22,6 +19,7 @@ impl World {
     /// Repairs everything, waits until the world is at rest, and checks all that must hold then.
     pub async fn settle(&mut self) {
         self.heal().await;
+        self.guests_answer(OnShutdown::Obeys);
         self.strike = None;
         self.halted = None;
         self.owner_cares().await;
@@ -31,8 +29,7 @@ impl World {
             None => true,
             Some(view) => match view.state.protection {
                 Protection::FailedOver { .. } | Protection::Committed { .. } => {
-                    matches!(view.live_at, LiveAt::Site(Site::Recovery))
-                        && world.all_machines().writers(MACHINE) == 1
+                    view.live_at == LiveAt::Site(view.state.active) && world.writers() == 1
                 }
                 Protection::Protected => true,
                 _ => false,
@@ -50,35 +47,43 @@ impl World {
         self.check().await;
     }
 
-    /// Whether the item, if it is one, is live at the primary site.
-    pub async fn is_live_at_primary(&self) -> bool {
+    /// The site where the item, if it is one, is live; the owner's machine is at the primary site.
+    pub async fn active(&self) -> Option<Site> {
         match self.view().await {
-            None => self.item.is_none(),
-            Some(view) => view.state.active == Site::Primary,
+            Some(view) => Some(view.state.active),
+            None => self.item.is_none().then_some(Site::Primary),
         }
     }
 
     /// The owner starts a machine that is off and that nobody is at work on.
     pub async fn owner_cares(&mut self) {
-        let state = self.primary_machines().machine_state(&owned()).await;
         let view = self.view().await;
-        let idle = view.is_none_or(|view| {
-            view.state.active == Site::Primary
-                && matches!(
-                    view.state.protection,
-                    Protection::InitialReplication { .. }
-                        | Protection::Protected
-                        | Protection::Resynchronizing { .. }
-                )
+        let idle = view.as_ref().is_none_or(|view| {
+            matches!(
+                view.state.protection,
+                Protection::InitialReplication { .. }
+                    | Protection::Protected
+                    | Protection::Resynchronizing { .. }
+                    | Protection::Committed { .. }
+                    | Protection::Reprotecting { .. }
+            )
         });
-        if idle && matches!(state, Ok(MachineState::Off)) {
-            self.owner_starts().await;
+        let site = match &view {
+            Some(view) => view.state.active,
+            None => self.ledger.live_at().unwrap_or(Site::Primary),
+        };
+        let state = self.machines(site).machine_state(&self.owned(site)).await;
+        if idle && !self.ledger.has_instance(site) && matches!(state, Ok(MachineState::Off)) {
+            self.ledger.moved(site);
+            self.owner_starts(site).await;
         }
     }
 
-    /// Every job ends; what waits for a person gets the answer that all is well again (I6).
+    /// Every job ends; what waits for a person gets the answer that all is well again, and is
+    /// cancelled when it asks once more (I6).
     async fn jobs_end(&mut self) {
         let steps = 500;
+        let mut answered = BTreeSet::new();
         for _ in 0..STEPS_MAX / steps {
             let running = self.jobs_running().await;
             if running.is_empty() {
@@ -86,8 +91,11 @@ impl World {
             }
             for job in running.iter().filter(|job| job.state == RunState::Suspended) {
                 let control = self.control();
-                let resumed = control.job_resume(self.vault, job.id, JobAnswer::Retry);
-                if let Err(error) = resumed.await {
+                let answer = match answered.insert(job.id) {
+                    true => control.job_resume(self.vault, job.id, JobAnswer::Retry).await,
+                    false => control.job_cancel(self.vault, job.id).await,
+                };
+                if let Err(error) = answer {
                     self.ledger.violated(format!("I6: a suspended job takes no answer: {error}"));
                 }
             }
@@ -105,15 +113,16 @@ impl World {
     }
 
     async fn check_item(&mut self, view: &ItemView) {
-        let writers = self.all_machines().writers(MACHINE);
+        let writers = self.writers();
         if writers != 1 {
             self.ledger.violated(format!("{writers} machines run at rest: {}", brief(Some(view))));
         }
-        let primary = self.primary_machines().machine_state(&owned()).await;
-        let runs = matches!(primary, Ok(MachineState::Running));
-        if runs != (view.state.active == Site::Primary) {
-            let view = brief(Some(view));
-            self.ledger.violated(format!("the machine does not run where it is live: {view}"));
+        for site in SITES {
+            let runs = self.is_running(site).await;
+            if runs != (view.state.active == site) {
+                let view = brief(Some(view));
+                self.ledger.violated(format!("the machine does not run where it is live: {view}"));
+            }
         }
         if view.state.protection != Protection::Protected {
             return;
@@ -126,49 +135,6 @@ impl World {
         if !self.reaches(STEPS_MAX, replicates).await {
             let view = self.view().await;
             self.ledger.violated(format!("no new point is made at rest: {}", brief(view.as_ref())));
-        }
-    }
-
-    /// Checks what must hold at any time: points, promises, instances, the RPO.
-    pub async fn check(&mut self) {
-        self.check_rpo().await;
-        if let Some(item) = self.item {
-            match self.disk().item(item) {
-                Some(reader) => self.ledger.check_replica(&reader),
-                None if self.view().await.is_some_and(|view| view.newest.is_some()) => {
-                    self.ledger.violated("I3: the replica cannot be opened");
-                }
-                None => {}
-            }
-        }
-        for (instance, image) in self.ledger.instances() {
-            self.check_instance(MachineRef::Instance(instance), &image).await;
-        }
-    }
-
-    async fn check_instance(&self, machine: MachineRef, image: &Image) {
-        let machines = self.recovery_machines();
-        let MachineRef::Instance(id) = &machine else { return };
-        let status = machines.instance_status(*id).await;
-        let whole = status.is_ok_and(|status| status.hydrated_percent == 100);
-        let Some(disks) = machines.disks(&machine).filter(|_| whole) else { return };
-        for (number, bytes) in image {
-            if let Some(offset) = differs(&disks.content(*number), bytes) {
-                let what = format!("I1: disk {number} of {machine} differs at byte {offset}");
-                self.ledger.violated(what);
-            }
-        }
-    }
-
-    /// The RPO that is shown is never below the truth (I8).
-    pub async fn check_rpo(&self) {
-        let now = self.time.ms();
-        let Some(view) = self.view().await else { return };
-        let (Some(newest), Some(rpo)) = (view.newest, view.rpo_seconds) else { return };
-        let Some(cut) = self.ledger.cut_ms(newest.cut_at) else { return };
-        let truth = now.saturating_sub(cut);
-        if rpo * 1000 < truth {
-            self.ledger.violated(format!("I8: the RPO is shown as {rpo} s and is {truth} ms"));
         }
     }
 }

@@ -18,7 +18,7 @@ pub const STEP: Duration = Duration::from_millis(20);
 /// What passes outside with each step, at least: some transactions of the database.
 const STEP_OUTSIDE: Duration = Duration::from_micros(150);
 /// Wall time at the world's beginning.
-const BEGIN_WALL_MS: i64 = 1_790_000_000_000;
+pub(super) const BEGIN_WALL_MS: i64 = 1_790_000_000_000;
 /// Boot time of the config server at the world's beginning, in milliseconds.
 const BEGIN_BOOT_MS: u64 = 1_000_000;
 

@@ -72,7 +72,7 @@ fn every_run_of_a_source_is_told_by_its_name() {
         ("fenced", SourceRun::Fenced),
         ("seed", SourceRun::Seed { job, base: Some(place()) }),
         ("seed", SourceRun::Seed { job, base: None }),
-        ("live", SourceRun::Live { permit: None }),
+        ("live", SourceRun::Live { permit: None, start: None }),
         ("release", SourceRun::Release),
     ];
     for (name, run) in named {

@@ -29,6 +29,13 @@ impl SourceWorker {
             let (machine, owner) = (Self::machine(work), "its owner".to_owned());
             return Err(FabricError::Foreign { machine, owner }.into());
         }
+        // An item that ended while this host was away has left its mark.
+        if let Some(former) = fabric.machine_claimed(name).await?
+            && former != self.item
+            && !self.host.has_duty(former)
+        {
+            fabric.machine_disclaim(name).await?;
+        }
         fabric.machine_claim(name, self.item).await?;
         self.note_marked()?;
         self.claimed = true;
