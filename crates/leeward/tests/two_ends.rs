@@ -24,13 +24,13 @@ use leeward_fabric::{
     memory::{MemoryFabric, MemoryWorld},
 };
 use leeward_model::{
-    Branch, DiskFormat, DiskNumber, DiskSpec, Epoch, Firmware, HostId, ItemId, JobId, MachineSpec,
-    PointOrigin, Position, Probe, Site, TimelineId, VaultId,
+    Branch, Code, DiskFormat, DiskNumber, DiskSpec, Epoch, Firmware, HostId, ItemId, JobId,
+    MachineSpec, PointOrigin, Position, Probe, Site, TimelineId, VaultId,
 };
 use leeward_replica::{Store, SystemRandom, Unlock, View, storage::LocalStore};
 use leeward_wire::{
     data::{DataHello, DataMessage, Role},
-    message::{Assignment, ItemDuty, Seeded, SourceDuty, SourceRun, TargetDuty},
+    message::{Assignment, CapturePhase, ItemDuty, Seeded, SourceDuty, SourceRun, TargetDuty},
 };
 use std::{
     io,
@@ -38,6 +38,7 @@ use std::{
     time::Duration,
 };
 use tempfile::TempDir;
+use tokio::{io::AsyncReadExt as _, time::Instant};
 
 const ITEM: ItemId = ItemId::from_u128(1);
 const NAME: &str = "web01";
@@ -52,16 +53,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Connects to the door of another host; which one comes later.
 #[derive(Default)]
-struct Way(Mutex<Option<(HostId, Arc<Host>)>>);
+struct Way {
+    to: Mutex<Option<(HostId, Arc<Host>)>>,
+    /// A connection breaks after this many bytes.
+    breaks_after: Mutex<Option<u64>>,
+    /// When a connection was asked for.
+    dials: Mutex<Vec<Instant>>,
+}
 
 #[async_trait]
 impl Dialer for Way {
     async fn dial(&self, _: &str) -> io::Result<BoxStream> {
-        let to = self.0.lock().unwrap().clone();
+        self.dials.lock().unwrap().push(Instant::now());
+        let breaks_after = *self.breaks_after.lock().unwrap();
+        let to = self.to.lock().unwrap().clone();
         let (peer, host) = to.ok_or(io::ErrorKind::ConnectionRefused)?;
         let (near, far) = tokio::io::duplex(1 << 20);
         tokio::spawn(async move {
             let (read, write) = tokio::io::split(far);
+            let read = read.take(breaks_after.unwrap_or(u64::MAX));
             let (mut reader, writer) = (FrameReader::new(read), FrameWriter::new(write));
             if let Ok(DataMessage::Hello(hello)) = reader.message(PATIENCE).await {
                 door::serve(host, peer, hello, reader, writer).await;
@@ -149,6 +159,10 @@ impl End {
 
     /// Waits until the board shows what is looked for.
     async fn seen<T>(&self, look: impl Fn(&Host) -> Option<T>) -> T {
+        self.seen_within(PATIENCE, look).await
+    }
+
+    async fn seen_within<T>(&self, limit: Duration, look: impl Fn(&Host) -> Option<T>) -> T {
         let seen = async {
             loop {
                 if let Some(found) = look(&self.host) {
@@ -157,7 +171,7 @@ impl End {
                 self.host.board.wait().await;
             }
         };
-        let seen = tokio::time::timeout(PATIENCE, seen).await;
+        let seen = tokio::time::timeout(limit, seen).await;
         seen.unwrap_or_else(|_| panic!("never seen: {:#?}", self.host.board.items_seen()))
     }
 
@@ -231,7 +245,7 @@ async fn seeded(home: &End) -> Position {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stale_disks_are_sealed_where_they_lie_and_only_blocks_that_differ_are_sent() {
     let (home, away) = (end(HOME, Site::Primary), end(AWAY, Site::Recovery));
-    *home.way.0.lock().unwrap() = Some((HOME, Arc::clone(&away.host)));
+    *home.way.to.lock().unwrap() = Some((HOME, Arc::clone(&away.host)));
     let machine = MachineRef::Owned(NAME.into());
     home.machines.disks(&machine).unwrap().write(DISK, 0, &old_disk());
     home.machines.machine_claim(NAME, ITEM).await.unwrap();
@@ -317,4 +331,101 @@ async fn a_store_that_is_not_the_duties_is_refused_at_the_door() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Two hosts whose away machine, full of noise, is to be replicated home; the source dials.
+async fn replicating() -> (End, End, SourceDuty) {
+    let (home, away) = (end(HOME, Site::Primary), end(AWAY, Site::Recovery));
+    *away.way.to.lock().unwrap() = Some((AWAY, Arc::clone(&home.host)));
+    let machine = MachineRef::Owned(NAME.into());
+    away.machines.disks(&machine).unwrap().write(DISK, 0, &noise(SIZE as usize));
+    away.machines.machine_start(NAME).await.unwrap();
+    let run = SourceRun::Replicate { permit: None, start: None };
+    let duty = SourceDuty {
+        target_address: Some("home:1".into()),
+        point_interval_ms: 1_000,
+        ..duty(branch(21, None), HOME, run)
+    };
+    let target = TargetDuty { source_address: None, ..receives(duty.branch) };
+    home.assign(1, None, Some(target));
+    (home, away, duty)
+}
+
+/// Bytes that no compression makes smaller.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(&mut next).flatten().take(bytes).collect()
+}
+
+fn newest(host: &Host) -> Option<leeward_wire::message::NewestPoint> {
+    host.board.items_seen().iter().find_map(|seen| seen.target.clone()?.newest)
+}
+
+/// F-152, F-154: the threshold asks for a comparison, which waits until it may begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_changes_than_a_delta_may_carry_are_compared_when_that_is_allowed() {
+    let (home, away, allowed) = replicating().await;
+    let closed = SourceDuty { resync_allowed: false, ..allowed.clone() };
+    let machine = MachineRef::Owned(NAME.into());
+    away.assign(1, Some(allowed.clone()), None);
+    home.seen(newest).await;
+    away.assign(2, Some(closed), None);
+
+    let half = vec![0x77; (SIZE / 2 + BLOCK) as usize];
+    away.machines.guest_write(&machine, DISK, 0, &half).unwrap();
+    let waits = away.seen(|host| {
+        let seen = host.board.source_seen(ITEM)?;
+        seen.problem.filter(|_| seen.phase == CapturePhase::Paused)
+    });
+    let problem = waits.await;
+    assert_eq!(problem.code, Code::RESYNC_NEEDED.code);
+    assert!(problem.cause.contains("more than 50 %"), "{problem}");
+    away.machines.guest_write(&machine, DISK, SIZE - BLOCK, &noise(BLOCK as usize)).unwrap();
+    let before = newest(&home.host).unwrap();
+
+    away.assign(3, Some(allowed), None);
+    let after = home.seen(|host| newest(host).filter(|point| point.point != before.point)).await;
+
+    assert!(home.stored(after.position) == away.content(), "the replica is not the source");
+    let ends = |host: &Host| {
+        let seen = host.board.source_seen(ITEM)?;
+        (seen.resync_reason.is_none() && seen.problem.is_none()).then_some(())
+    };
+    away.seen(ends).await;
+    away.machines.guest_write(&machine, DISK, 0, &noise(BLOCK as usize)).unwrap();
+    let next = home.seen(|host| newest(host).filter(|point| point.point != after.point)).await;
+    assert!(home.stored(next.position).len() as u64 == SIZE, "deltas go on");
+}
+
+/// F-156: a first copy whose link breaks again and again.
+#[tokio::test(start_paused = true)]
+async fn a_broken_copy_climbs_the_ladder_until_the_link_is_back() {
+    let (home, away, duty) = replicating().await;
+    *away.way.breaks_after.lock().unwrap() = Some(SIZE / 4);
+
+    away.assign(1, Some(duty), None);
+    let pauses = || {
+        let dials = away.way.dials.lock().unwrap();
+        let pauses = dials.windows(2).map(|pair| (pair[1] - pair[0]).as_secs());
+        // Those at the very beginning, while the other end may be coming up, are short.
+        pauses.skip_while(|seconds| *seconds < 60).collect::<Vec<_>>()
+    };
+    let hours = Duration::from_secs(6 * 3600);
+    away.seen_within(hours, |_| (pauses().len() == 7).then_some(())).await;
+    for (seconds, minutes) in pauses().into_iter().zip([1, 2, 4, 8, 10, 30, 30]) {
+        assert!((minutes * 60..minutes * 60 + 5).contains(&seconds), "{:?}", pauses());
+    }
+
+    *away.way.breaks_after.lock().unwrap() = None;
+    let back = Instant::now();
+    away.host.board.session_began();
+    home.seen(newest).await;
+
+    assert!(back.elapsed() < Duration::from_secs(10), "it went on at once");
 }
