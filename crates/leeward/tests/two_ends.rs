@@ -6,6 +6,9 @@
     reason = "a test ends at the first thing that is not as it should be"
 )]
 
+#[path = "two_ends/life.rs"]
+mod life;
+
 use async_trait::async_trait;
 use leeward::roles::{
     host::{
@@ -15,25 +18,32 @@ use leeward::roles::{
         door,
         exports::{ExportLauncher, ExportPlan},
         folders_make,
+        site_store::SiteStore,
     },
     session::{FrameReader, FrameWriter},
     site,
 };
+use leeward::trust::permits::PermitKey;
 use leeward_fabric::{
     Fabric as _, MachineRef,
     memory::{MemoryFabric, MemoryWorld},
 };
 use leeward_model::{
     Branch, Code, DiskFormat, DiskNumber, DiskSpec, Epoch, Firmware, HostId, ItemId, JobId,
-    MachineSpec, PointOrigin, Position, Probe, Site, TimelineId, VaultId,
+    MachineSpec, MachineState, PermitTerms, PointOrigin, Position, Probe, Site, StartPermit,
+    TimelineId, VaultId,
 };
 use leeward_replica::{Store, SystemRandom, Unlock, View, storage::LocalStore};
 use leeward_wire::{
     data::{DataHello, DataMessage, Role},
-    message::{Assignment, CapturePhase, ItemDuty, Seeded, SourceDuty, SourceRun, TargetDuty},
+    message::{
+        Assignment, CapturePhase, InstanceDuty, ItemDuty, Seeded, SourceDuty, SourceRun, TargetDuty,
+    },
 };
 use std::{
+    collections::BTreeSet,
     io,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -81,26 +91,46 @@ impl Dialer for Way {
     }
 }
 
-/// No machine here runs from a point.
-struct NoExports;
+/// Serves points of a store to machines in memory.
+struct Exports {
+    world: Arc<MemoryWorld>,
+    store: PathBuf,
+    served: Mutex<BTreeSet<PathBuf>>,
+}
 
 #[async_trait]
-impl ExportLauncher for NoExports {
-    async fn start(&self, _: &ExportPlan) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+impl ExportLauncher for Exports {
+    async fn start(&self, plan: &ExportPlan) -> io::Result<()> {
+        let blobs = Arc::new(LocalStore::open_reading(&self.store));
+        let store = Store::open(blobs, None, &Unlock::KeyFile, Arc::new(SystemRandom)).unwrap();
+        let reader = store.item_read(plan.item).unwrap();
+        let point = reader.state().points.iter().find(|point| point.id == plan.point).unwrap();
+        let view = View::open(&reader, point.position).unwrap();
+        let read = move |disk, offset, len: u64| {
+            Ok(view.read(disk, offset, len as usize).map_err(io::Error::other)?.into())
+        };
+        self.world.serve(&plan.socket, "disk-0", Arc::new(read));
+        self.served.lock().unwrap().insert(plan.socket.clone());
+        Ok(())
     }
-    async fn answers(&self, _: &ExportPlan) -> bool {
-        false
+    async fn answers(&self, plan: &ExportPlan) -> bool {
+        self.served.lock().unwrap().contains(&plan.socket)
     }
-    async fn stop(&self, _: &ExportPlan) -> io::Result<()> {
+    async fn stop(&self, plan: &ExportPlan) -> io::Result<()> {
+        self.world.stop_serving(&plan.socket, "disk-0");
+        self.served.lock().unwrap().remove(&plan.socket);
         Ok(())
     }
 }
 
 struct End {
+    id: HostId,
     host: Arc<Host>,
     machines: MemoryFabric,
+    world: Arc<MemoryWorld>,
+    store: Arc<SiteStore>,
     way: Arc<Way>,
+    key: PermitKey,
     folder: TempDir,
 }
 
@@ -108,23 +138,43 @@ fn end(id: HostId, at: Site) -> End {
     let folder = tempfile::tempdir().unwrap();
     folders_make(folder.path()).unwrap();
     let (store, _) = site::store_open(folder.path(), id).unwrap();
-    let machines = MemoryFabric::new(MemoryWorld::new());
+    let store = site::site_store(store, at);
+    let world = MemoryWorld::new();
+    let machines = MemoryFabric::new(Arc::clone(&world));
     machines.add_machine(spec());
     let way = Arc::new(Way::default());
-    let host = Host::new(HostParts {
+    let key = PermitKey::open_or_create(folder.path()).unwrap();
+    let host = host(id, "boot", &folder, (&machines, &world), &store, &way);
+    host.permit_key_set(&key.public_hex());
+    End { id, host, machines, world, store, way, key, folder }
+}
+
+fn host(
+    id: HostId,
+    boot: &str,
+    folder: &TempDir,
+    (machines, world): (&MemoryFabric, &Arc<MemoryWorld>),
+    store: &Arc<SiteStore>,
+    way: &Arc<Way>,
+) -> Arc<Host> {
+    let exports = Exports {
+        world: Arc::clone(world),
+        store: folder.path().join("store"),
+        served: Mutex::default(),
+    };
+    Host::new(HostParts {
         id,
         name: "host".into(),
-        boot: "boot".into(),
+        boot: boot.into(),
         folder: folder.path().to_owned(),
         run_folder: folder.path().join("run"),
         accelerator: "tcg".into(),
         fabric: Arc::new(machines.clone()),
-        store: Some(site::site_store(store, at)),
-        dialer: Arc::clone(&way) as Arc<dyn Dialer>,
-        exports: Arc::new(NoExports),
+        store: Some(Arc::clone(store)),
+        dialer: Arc::clone(way) as Arc<dyn Dialer>,
+        exports: Arc::new(exports),
         wall: WallClock::system(),
-    });
-    End { host, machines, way, folder }
+    })
 }
 
 fn spec() -> MachineSpec {
@@ -150,8 +200,40 @@ fn spec() -> MachineSpec {
 }
 
 impl End {
+    /// The role's process ends and starts anew; the machines run on.
+    fn restart(&mut self, boot: &str) {
+        self.host.abort();
+        let machines = (&self.machines, &self.world);
+        self.host = host(self.id, boot, &self.folder, machines, &self.store, &self.way);
+    }
+
+    fn permit(&self, machine: &str, boot: &str) -> Option<StartPermit> {
+        Some(self.key.sign(PermitTerms {
+            item: ITEM,
+            timeline: TimelineId::from_u128(21),
+            epoch: EPOCH,
+            machine: machine.into(),
+            host: self.id,
+            host_boot: boot.into(),
+        }))
+    }
+
+    async fn state(&self) -> MachineState {
+        self.machines.machine_state(&MachineRef::Owned(NAME.into())).await.unwrap()
+    }
+
     fn assign(&self, generation: u64, source: Option<SourceDuty>, target: Option<TargetDuty>) {
-        let (name, instances) = (NAME.to_owned(), Vec::new());
+        self.assign_all(generation, source, target, Vec::new());
+    }
+
+    fn assign_all(
+        &self,
+        generation: u64,
+        source: Option<SourceDuty>,
+        target: Option<TargetDuty>,
+        instances: Vec<InstanceDuty>,
+    ) {
+        let name = NAME.to_owned();
         let vault = VaultId::from_u128(1);
         let duty = ItemDuty { item: ITEM, vault, name, epoch: EPOCH, source, target, instances };
         self.host.assign(Assignment { generation, duties: vec![duty] });
@@ -297,6 +379,8 @@ async fn a_machine_of_the_same_name_that_is_not_the_items_is_no_seed() {
 
     let seen = home.seen(|host| host.board.source_seen(ITEM)?.seeded).await;
     assert_eq!(seen, (job, Ok(Seeded::Nothing)));
+    let problem = home.host.board.source_seen(ITEM).unwrap().problem.unwrap();
+    assert_eq!(problem.code, "LW-0211");
 }
 
 /// A store that no duty of this host expects does not get the item's data.
