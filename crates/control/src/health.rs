@@ -53,13 +53,7 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
     if replicating && let Some(problem) = world.source_now().and_then(|s| s.problem.as_ref()) {
         add(Level::Warning, problem.clone());
     }
-    // Said of an end that has no machine of the item any more, whichever end that is.
-    let foreign = noted.iter().flatten().filter_map(|seen| seen.problem.as_ref());
-    for problem in foreign.filter(|problem| problem.code == Code::MACHINE_FOREIGN.code) {
-        if !found.iter().any(|error| error.problem == *problem) {
-            found.push(HealthError { level: Level::Warning, problem: problem.clone() });
-        }
-    }
+    found.extend(foreign(world, replicating));
     let mut add = |level, problem: Problem| found.push(HealthError { level, problem });
     for site in [Site::Primary, Site::Recovery] {
         let seen = world.replica_now(site).and_then(|seen| seen.problem.as_ref());
@@ -80,4 +74,15 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
     }
     found.sort_by_key(|error| std::cmp::Reverse(error.level));
     found
+}
+
+/// What an end says that has another machine by the name of the item's. A replicating source
+/// says so among its other problems.
+fn foreign(world: &World, replicating: bool) -> impl Iterator<Item = HealthError> + '_ {
+    let said = replicating.then(|| world.source_site());
+    let ends = [Site::Primary, Site::Recovery].into_iter().filter(move |site| Some(*site) != said);
+    let ends = ends.filter_map(|site| world.machine_now(site));
+    let problems = ends.filter_map(|seen| seen.problem.clone());
+    let foreign = problems.filter(|problem| problem.code == Code::MACHINE_FOREIGN.code);
+    foreign.map(|problem| HealthError { level: Level::Warning, problem })
 }
