@@ -68,13 +68,14 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
         let level = if problem.is_final() { Level::Critical } else { Level::Warning };
         add(level, problem.clone());
     }
-    // Said of an end that has no machine of the item any more, whichever end that is.
-    let foreign = noted.iter().flatten().filter_map(|seen| seen.problem.as_ref());
-    for problem in foreign.filter(|problem| problem.code == Code::MACHINE_FOREIGN.code) {
-        if !found.iter().any(|error| error.problem == *problem) {
-            found.push(HealthError { level: Level::Warning, problem: problem.clone() });
-        }
-    }
+    found.extend(foreign(world, replicating));
+    of_replicas_and_instances(world, &mut found);
+    found.sort_by_key(|error| std::cmp::Reverse(error.level));
+    found
+}
+
+/// What is wrong with the replicas, with the seed, and with machines made from points.
+fn of_replicas_and_instances(world: &World, found: &mut Vec<HealthError>) {
     let mut add = |level, problem: Problem| found.push(HealthError { level, problem });
     for site in [Site::Primary, Site::Recovery] {
         let seen = world.replica_now(site).and_then(|seen| seen.problem.as_ref());
@@ -88,13 +89,11 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
     {
         add(Level::Warning, problem);
     }
-    for plan in &item.plan.instances {
+    for plan in world.item.iter().flat_map(|item| &item.plan.instances) {
         if let Some(problem) = world.instance_now(plan.id).and_then(|seen| seen.problem.as_ref()) {
             add(Level::Warning, problem.clone());
         }
     }
-    found.sort_by_key(|error| std::cmp::Reverse(error.level));
-    found
 }
 
 /// The window that a comparison waits for, if it does.
@@ -102,4 +101,15 @@ fn waits_for(world: &World) -> Option<ResyncWindow> {
     let waits = world.item.as_ref().is_some_and(|item| item.plan.resync_waits);
     let paused = world.source_now().is_some_and(|seen| seen.phase == CapturePhase::Paused);
     world.policy.resync_window.filter(|_| waits && paused)
+}
+
+/// What an end says that has another machine by the name of the item's. A replicating source
+/// says so among its other problems.
+fn foreign(world: &World, replicating: bool) -> impl Iterator<Item = HealthError> + '_ {
+    let said = replicating.then(|| world.source_site());
+    let ends = [Site::Primary, Site::Recovery].into_iter().filter(move |site| Some(*site) != said);
+    let ends = ends.filter_map(|site| world.machine_now(site));
+    let problems = ends.filter_map(|seen| seen.problem.clone());
+    let foreign = problems.filter(|problem| problem.code == Code::MACHINE_FOREIGN.code);
+    foreign.map(|problem| HealthError { level: Level::Warning, problem })
 }
