@@ -134,7 +134,7 @@ async fn a_machine_that_lives_here_is_started_with_a_permit_only() {
 /// A source whose store has its first point.
 async fn replicating() -> (End, End) {
     let (home, away) = (end(HOME, Site::Primary), end(AWAY, Site::Recovery));
-    *home.way.0.lock().unwrap() = Some((HOME, Arc::clone(&away.host)));
+    *home.way.to.lock().unwrap() = Some((HOME, Arc::clone(&away.host)));
     away.machines.disks(&machine()).unwrap().write(DISK, 0, &old_disk());
     away.machines.machine_start(NAME).await.unwrap();
     let goes = branch(21, None);
