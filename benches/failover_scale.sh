@@ -21,7 +21,7 @@ command -v jq > /dev/null || { echo "failover_scale.sh: not installed: jq" >&2; 
 for ((round = 1; round <= ROUNDS; round++)); do
   for size in 64M 64G; do
     report=$WORK/$size-$round.json
-    if ! "$PROGRAM" --data-size "$size" --report "$report" > "$WORK/log" 2>&1; then
+    if ! "$PROGRAM" --outward-only --data-size "$size" --report "$report" > "$WORK/log" 2>&1; then
       echo "failover_scale.sh: the demo failed with a data disk of $size:" >&2
       tail -n 40 "$WORK/log" >&2
       exit 1

@@ -89,7 +89,18 @@ async fn another_items_machine_is_not_replicated() {
     home.machines.machine_claim(NAME, OTHER).await.unwrap();
     home.machines.machine_start(NAME).await.unwrap();
 
-    home.assign(1, stays(SourceRun::Replicate { permit: None, start: None }), None);
+    let duty = |item, source| ItemDuty {
+        item,
+        vault: VaultId::from_u128(1),
+        name: NAME.to_owned(),
+        epoch: EPOCH,
+        source,
+        target: None,
+        instances: Vec::new(),
+    };
+    let run = SourceRun::Replicate { permit: None, start: None };
+    let duties = vec![duty(ITEM, stays(run)), duty(OTHER, None)];
+    home.host.assign(Assignment { generation: 1, duties });
 
     let problem = home.seen(|host| host.board.source_seen(ITEM)?.problem).await;
     assert_eq!(problem.code, "LW-0211");

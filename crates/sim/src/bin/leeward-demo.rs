@@ -25,6 +25,9 @@ struct Arguments {
     /// Milliseconds between the last recovery point and the disaster.
     #[arg(long, default_value_t = 1_000)]
     kill_after_ms: u64,
+    /// End after the commit, without the way home.
+    #[arg(long)]
+    outward_only: bool,
 }
 
 #[tokio::main]
@@ -55,6 +58,7 @@ async fn main() -> ExitCode {
         folder,
         data_size: arguments.data_size,
         kill_after_ms: arguments.kill_after_ms,
+        outward_only: arguments.outward_only,
     };
     let mut story = Story::new(options);
     let ok = tokio::select! {

@@ -38,6 +38,8 @@ pub struct Options {
     pub data_size: String,
     /// Milliseconds to wait, after the last point before the disaster, until the kill.
     pub kill_after_ms: u64,
+    /// End after the commit: the way home is not told.
+    pub outward_only: bool,
 }
 
 /// Runs the story.
@@ -110,6 +112,9 @@ impl Story {
         let step = self.step("Commit");
         let outcome = self.commit().await;
         self.ended(step, "commit", outcome)?;
+        if self.options.outward_only {
+            return Ok(());
+        }
         self.home_again().await
     }
 

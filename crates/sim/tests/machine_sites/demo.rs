@@ -50,6 +50,7 @@ async fn the_demo_tells_its_story_reports_every_figure_and_leaves_nothing_behind
         folder: folder.clone(),
         data_size: "64M".into(),
         kill_after_ms: 1_000,
+        outward_only: false,
     });
 
     let ok = story.run().await;

@@ -25,15 +25,16 @@ impl SourceWorker {
             return Ok(());
         }
         let (fabric, name) = (&self.host.fabric, &work.duty.machine);
-        if self.state.marked && fabric.machine_claimed(name).await?.is_none() {
-            let (machine, owner) = (Self::machine(work), "its owner".to_owned());
-            return Err(FabricError::Foreign { machine, owner }.into());
+        let mark = fabric.machine_claimed(name).await?;
+        if self.state.marked && mark != Some(self.item) {
+            let owner = mark.map_or("its owner".to_owned(), |item| format!("item {item}"));
+            return Err(FabricError::Foreign { machine: Self::machine(work), owner }.into());
         }
-        // An item that ended while this host was away has left its mark.
-        if let Some(former) = fabric.machine_claimed(name).await?
-            && former != self.item
+        if let Some(former) = mark.filter(|former| *former != self.item)
             && !self.host.has_duty(former)
         {
+            // Left by an item that ended while this host was away. This item, which is new here,
+            // was enabled for this very machine.
             fabric.machine_disclaim(name).await?;
         }
         fabric.machine_claim(name, self.item).await?;
