@@ -1,7 +1,7 @@
 //! What a job that waits for a person asks, and what can be answered. The answers' meaning is the
 //! business of the job's step; here they are only named, so that no client has to guess.
 
-use crate::jobs::{JobAction, JobAnswer, JobView, RunState, Scenario};
+use crate::jobs::{JobAction, JobAnswer, JobView, RunState, Scenario, waits_to_complete};
 use leeward_model::{Code, Problem};
 use serde_json::{Value, json};
 
@@ -9,9 +9,6 @@ use serde_json::{Value, json};
 const COMPLETE: &str = "complete";
 /// The reply by which a source that does not shut down is switched off.
 const POWER_OFF: &str = "power-off";
-
-/// The task of a planned failover in which it waits for "Complete failover".
-const COMPLETE_TASK: &str = "VmWaitForCompleteFailover";
 
 /// What a suspended job waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,20 +34,13 @@ pub(super) fn waits(job: &JobView) -> Option<Waits> {
     let question = job.question.as_deref().unwrap_or_default();
     Some(match Code::parse(first_line(question)) {
         Some((code, _)) => Waits::Coded(code),
-        None if is_completion(job) => Waits::Completion,
+        None if waits_to_complete(job) => Waits::Completion,
         None => Waits::Other,
     })
 }
 
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
-}
-
-fn is_completion(job: &JobView) -> bool {
-    let waits = |name: &str| {
-        job.tasks.iter().any(|task| task.state == RunState::Suspended && task.name == name)
-    };
-    job.scenario == Scenario::PlannedFailover && waits(COMPLETE_TASK)
 }
 
 /// The description of a suspended job.
@@ -152,7 +142,11 @@ mod tests {
     /// F-098, F-110.
     #[test]
     fn a_job_that_waits_for_complete_failover_says_so_and_goes_on_without_a_comment() {
-        let job = job(Scenario::PlannedFailover, COMPLETE_TASK, "Complete failover: web01 runs on");
+        let job = job(
+            Scenario::PlannedFailover,
+            "VmWaitForCompleteFailover",
+            "Complete failover: web01 runs on",
+        );
 
         assert_eq!(waits(&job), Some(Waits::Completion));
         assert_eq!(description(Waits::Completion), "WaitingForFinalizeFailback");

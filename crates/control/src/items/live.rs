@@ -1,7 +1,7 @@
 //! Says what can be done with an item now, and where its machine is live. Changes nothing.
 
 use super::{LiveAt, Operation};
-use crate::jobs::{self, Scenario};
+use crate::jobs;
 use crate::plan::RunPlan;
 use crate::store::items::ItemRow;
 use crate::store::jobs::{JobRow, Lane};
@@ -51,9 +51,7 @@ pub(super) fn allowed(row: &ItemRow, running: &[JobRow], world: &World) -> Vec<O
     };
     if matches!(row.state.protection, Protection::FailingOver { .. }) {
         allowed.push(O::CancelFailover);
-        let waits = running.iter().any(|job| {
-            job.facts.scenario == Scenario::PlannedFailover && jobs::waits_to_complete(job)
-        });
+        let waits = running.iter().any(|job| jobs::waits_to_complete(&jobs::job_view(job)));
         allowed.extend(waits.then_some(O::FinalizeFailback));
     }
     if matches!(row.state.test, TestState::Active { .. }) && !testing {

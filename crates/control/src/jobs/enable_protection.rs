@@ -31,18 +31,25 @@ impl Job for EnableProtection {
     const ABANDON: &'static [Forward<Self>] = &[];
 }
 
+/// Waits a moment for both hosts, then refuses: nothing has been done yet.
+pub(super) fn need_hosts(world: &World, moment: &Moment) -> Result<Option<Outcome>, StepError> {
+    for (host, code) in [(world.source(), Code::ROLE_AWAY), (world.target(), Code::TARGET_AWAY)] {
+        if host.sight.connected && host.sight.observed.is_some() {
+            continue;
+        }
+        let what = format!("host {} is not connected", host.name);
+        if moment.step_elapsed_ms() > HOSTS_WAIT_MS {
+            return Err(permanent(code, what));
+        }
+        return pending(what).map(Some);
+    }
+    Ok(None)
+}
+
 impl EnableProtection {
     fn check(&mut self, world: &mut World, moment: &Moment) -> Step {
-        for (host, code) in [(world.source(), Code::ROLE_AWAY), (world.target(), Code::TARGET_AWAY)]
-        {
-            if host.sight.connected && host.sight.observed.is_some() {
-                continue;
-            }
-            let what = format!("host {} is not connected", host.name);
-            if moment.step_elapsed_ms() > HOSTS_WAIT_MS {
-                return Err(permanent(code, what));
-            }
-            return pending(what);
+        if let Some(wait) = need_hosts(world, moment)? {
+            return Ok(wait);
         }
         if world.target().data_address.is_none() && world.source().data_address.is_none() {
             let what =

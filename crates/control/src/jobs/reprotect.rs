@@ -1,21 +1,19 @@
 //! Reprotect: the machine that was failed over is replicated the other way. The machine that was
 //! left is fenced, its disks become the base, and the live machine never stops.
 
+use super::enable_protection::need_hosts;
 use super::finalize_reprotect::FinalizeReprotect;
 use super::{NewJob, Scenario};
 use crate::events::Severity;
 use crate::plan::{RunPlan, TargetRun, other};
 use crate::store::jobs::Lane;
-use crate::world::{Step, World, pending, permanent};
+use crate::world::{Step, World, pending};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
 use leeward_model::{
     Branch, Code, Event, InstanceId, JobId, MachineState, Position, Protection, TimelineId,
 };
 use leeward_wire::message::{Seeded, Stage};
 use serde::{Deserialize, Serialize};
-
-/// How long hosts that are away may take to come back before the job is refused.
-const HOSTS_WAIT_MS: u64 = 10_000;
 
 /// Is the job's memory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -114,24 +112,16 @@ impl Reprotect {
         if !self.is_ours(world) {
             return Self::given_up();
         }
-        for (host, code) in [(world.source(), Code::ROLE_AWAY), (world.target(), Code::TARGET_AWAY)]
-        {
-            if host.sight.connected && host.sight.observed.is_some() {
-                continue;
-            }
-            let what = format!("host {} is not connected", host.name);
-            if moment.step_elapsed_ms() > HOSTS_WAIT_MS {
-                return Err(permanent(code, what));
-            }
-            return pending(what);
+        if let Some(wait) = need_hosts(world, moment)? {
+            return Ok(wait);
         }
-        let Some(seen) = world.item()?.plan.instance(self.machine).map(|plan| plan.id) else {
+        if world.item()?.plan.instance(self.machine).is_none() {
             return match world.source_machine() {
                 MachineState::Running => Ok(Outcome::Done),
                 _ => pending(format!("the machine on host {} to run", world.source().name)),
             };
-        };
-        match hydrated(world, seen) {
+        }
+        match hydrated(world, self.machine) {
             Ok(()) => Ok(Outcome::Done),
             Err(waiting_for) => pending(waiting_for),
         }

@@ -1,6 +1,6 @@
 //! Shows a job's record in the API's words: scenarios, tasks, states.
 
-use super::{JobAction, JobView, RunState, TaskView};
+use super::{JobAction, JobView, RunState, Scenario, TaskView};
 use crate::store::jobs::JobRow;
 use crate::world::model_problem;
 use leeward_durable::{List, Phase, Question, Reason, Record, StepLog, StepState};
@@ -14,10 +14,11 @@ fn millis(ms: u64) -> UnixMillis {
 const COMPLETE_TASK: &str = "VmWaitForCompleteFailover";
 
 /// Whether a planned failover waits for a person to complete it (F-098).
-pub(crate) fn waits_to_complete(row: &JobRow) -> bool {
-    let job = view(row);
+pub(crate) fn waits_to_complete(job: &JobView) -> bool {
     let waits = |task: &TaskView| task.name == COMPLETE_TASK && task.state == RunState::Suspended;
-    job.state == RunState::Suspended && job.tasks.iter().any(waits)
+    job.scenario == Scenario::PlannedFailover
+        && job.state == RunState::Suspended
+        && job.tasks.iter().any(waits)
 }
 
 /// The API's name of a step, and its name for people.
