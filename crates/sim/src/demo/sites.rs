@@ -1,7 +1,8 @@
 //! The two sites of the demo: real processes of the product on this machine, in one folder.
 
 use super::{guest::GuestImages, progress::wait_for};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use leeward_fabric::process::ProcessIdentity;
 use std::{
     fs::File,
     os::unix::process::CommandExt as _,
@@ -255,10 +256,7 @@ impl Sites {
             bail!("no QEMU of the primary site was found");
         }
         self.host_kill()?;
-        for pid in qemus {
-            kill(pid);
-        }
-        Ok(())
+        kill(qemus)
     }
 
     /// Kills the host's process with SIGKILL.
@@ -307,8 +305,8 @@ impl Sites {
             if left.is_empty() || begun.elapsed() > END_TIMEOUT {
                 break;
             }
-            left.into_iter().for_each(kill);
-            std::thread::sleep(Duration::from_millis(20));
+            // What cannot be ended is seen by whoever asks what was left behind.
+            let _ = kill(left);
         }
         if let Some(folder) = self.mounted.take() {
             // What cannot be unmounted is seen by whoever asks what was left behind.
@@ -386,10 +384,26 @@ fn pid_of(number: u32) -> anyhow::Result<rustix::process::Pid> {
     rustix::process::Pid::from_raw(number as i32).context("no process has the number 0")
 }
 
-/// Kills a process with SIGKILL.
-pub fn kill(pid: u32) {
-    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+/// Kills processes with SIGKILL, all before the first is waited for, and waits until each has ended
+/// and let go of its files: a dying QEMU has no command line any more while it still holds the
+/// locks of its images.
+///
+/// # Errors
+/// When one has not ended after 10 s.
+pub fn kill(pids: impl IntoIterator<Item = u32>) -> anyhow::Result<()> {
+    let mut ending = Vec::new();
+    for pid in pids {
         // One that has ended meanwhile is fine.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let Some(process) = ProcessIdentity::of(pid)? else { continue };
+        process.signal_kill()?;
+        ending.push(process);
     }
+    let begun = Instant::now();
+    for process in ending {
+        while process.is_alive()? {
+            ensure!(begun.elapsed() < END_TIMEOUT, "process {} does not end", process.pid);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
 }

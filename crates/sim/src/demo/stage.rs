@@ -266,9 +266,12 @@ impl Stage {
             .with_context(|| format!("{:?} run", self.running()))
     }
 
-    /// Kills the source machine's QEMU with SIGKILL.
-    pub fn source_kill(&self) {
-        processes_below(&self.sites.host_folder(), "qemu-system").into_iter().for_each(kill);
+    /// Kills the source machine's QEMU with SIGKILL and waits for its end.
+    ///
+    /// # Errors
+    /// As [`kill`].
+    pub fn source_kill(&self) -> anyhow::Result<()> {
+        kill(processes_below(&self.sites.host_folder(), "qemu-system"))
     }
 
     /// Accepts a failover to Latest, with the source shut down first or left; returns its job.

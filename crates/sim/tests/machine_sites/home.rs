@@ -93,7 +93,7 @@ async fn a_second_disaster_during_a_reprotect_is_answered_from_the_points_of_bot
         let instance = away(stage).await?;
         stage.site.start("reProtect", json!({})).await?;
         copying(stage).await?;
-        processes_below(&stage.sites.up_folder(), "qemu-system").into_iter().for_each(kill);
+        kill(processes_below(&stage.sites.up_folder(), "qemu-system"))?;
         let overlays = stage.sites.up_folder().join("instances").join(&instance);
         std::fs::remove_dir_all(overlays)?;
 

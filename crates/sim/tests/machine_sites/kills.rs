@@ -208,7 +208,7 @@ async fn kill_exports(stage: &Stage) -> anyhow::Result<u32> {
     while begun.elapsed() < EXPORT_KILLS {
         let exports = processes_below(&stage.sites.up_folder().join("run"), "leeward");
         kills += exports.len() as u32;
-        exports.into_iter().for_each(kill);
+        kill(exports)?;
         // Long enough for the machine to get on a little before the next one.
         tokio::time::sleep(Duration::from_millis(1_200)).await;
     }
@@ -226,8 +226,7 @@ fn no_error(console: &std::path::Path) -> anyhow::Result<()> {
 fn kill_everything(stage: &mut Stage) -> anyhow::Result<()> {
     stage.sites.host_kill()?;
     stage.sites.up_kill()?;
-    processes_below(&stage.sites.folder, "").into_iter().for_each(kill);
-    Ok(())
+    kill(processes_below(&stage.sites.folder, ""))
 }
 
 /// The first new record of a boot that goes on after record `before`.
