@@ -8,7 +8,7 @@ use leeward_model::{
     StartPermit, TimelineId,
 };
 use leeward_wire::message::{
-    Assignment, InstanceDuty, ItemDuty, Purpose, SourceDuty, SourceRun, TargetDuty,
+    Assignment, InstanceDuty, ItemDuty, OtherStore, Purpose, SourceDuty, SourceRun, TargetDuty,
 };
 
 /// Points of a failed-over item do not age until it is committed: a century.
@@ -201,7 +201,20 @@ impl Duty<'_> {
             receive,
             retention_seconds: self.retention_seconds(site),
             delete,
+            other_store: self.other_store(site),
         })
+    }
+
+    /// The store of the other end than `site`, from which the item's hash key comes, or to which
+    /// it goes. Keys go between hosts only.
+    fn other_store(&self, site: Site) -> Option<OtherStore> {
+        let end = self.end(other(site));
+        if !end.has_store() || end.host == self.host.id {
+            return None;
+        }
+        // A seed comes before any session between the two. Later the data's session does it.
+        let waits = matches!(end.run, RunPlan::Seed { .. }) && self.address(site).is_none();
+        Some(OtherStore { host: end.host, address: self.address(other(site)).cloned(), waits })
     }
 
     fn retention_seconds(&self, site: Site) -> u64 {

@@ -294,6 +294,7 @@ fn receives(branch: Branch) -> TargetDuty {
         receive: true,
         retention_seconds: 3600,
         delete: false,
+        other_store: None,
     }
 }
 

@@ -25,6 +25,9 @@ pub enum Role {
     DialerSends,
     /// The end that dialled has the store; it sends the welcome after the other end's hello.
     DialerReceives,
+    /// No data are sent: both ends have a store of the item, and see to it that both parts have
+    /// the same hash key.
+    HashKey,
 }
 
 /// The first message of a data session.
@@ -68,6 +71,23 @@ pub struct DataWelcome {
     pub newest_point: Option<(PointId, Position)>,
     /// The window: bytes of records that may be unacknowledged at once.
     pub credit_bytes: u64,
+}
+
+/// What an end says of the item's hash key in its own store. The key goes out only as the answer to
+/// [`HashKeyWord::Missing`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "word", rename_all = "kebab-case")]
+pub enum HashKeyWord {
+    /// It has none: its store has no part for the item yet.
+    Missing,
+    /// It has one and needs no other.
+    Held,
+    /// It has this one. In memory only.
+    Key {
+        /// The key; hidden in `Debug`.
+        #[serde(with = "hash_key_base64")]
+        hash_key: HashKey,
+    },
 }
 
 /// Everything up to `lsn` is to become durable.
@@ -208,6 +228,9 @@ pub enum DataMessage {
     BlockHashesRequest(BlockHashesRequest),
     /// From the store's end.
     BlockHashes(BlockHashes),
+    /// From the store's end in place of the welcome, answered by the sender; or from either end of
+    /// a session of [`Role::HashKey`].
+    HashKey(HashKeyWord),
     /// From either end.
     Ping(u64),
     /// The answer, with the ping's number.
@@ -271,6 +294,7 @@ impl DataMessage {
             DataMessage::BlockHashes(hashes) => encode(Kind::BlockHashes, &hashes.encode()),
             DataMessage::Ping(number) => encode(Kind::Ping, &number.to_le_bytes()),
             DataMessage::Pong(number) => encode(Kind::Pong, &number.to_le_bytes()),
+            DataMessage::HashKey(word) => encode_json(Kind::HashKey, word),
             DataMessage::JoinRequest(message) => encode_json(Kind::JoinRequest, message),
             DataMessage::JoinAnswer(message) => encode_json(Kind::JoinAnswer, message),
         }
@@ -306,6 +330,7 @@ impl DataMessage {
             }
             Kind::Ping => DataMessage::Ping(number(&frame).ok_or(shape)?),
             Kind::Pong => DataMessage::Pong(number(&frame).ok_or(shape)?),
+            Kind::HashKey => DataMessage::HashKey(decode_json(&frame)?),
             Kind::JoinRequest => DataMessage::JoinRequest(decode_json(&frame)?),
             Kind::JoinAnswer => DataMessage::JoinAnswer(decode_json(&frame)?),
         })

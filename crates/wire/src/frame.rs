@@ -94,6 +94,8 @@ kinds! {
     BlockHashesRequest = 28, 8 + 4, 8 + 4 * BLOCK_HASHES_MAX as usize;
     /// The block hashes: 8 bytes and 256 for each extent.
     BlockHashes = 29, 8 + BLOCK_HASHES_BYTES, 8 + BLOCK_HASHES_BYTES * BLOCK_HASHES_MAX as usize;
+    /// What an end says of the item's hash key: JSON.
+    HashKey = 30, 2, JSON_MAX;
     /// A host asks to be taken into the fabric: JSON.
     JoinRequest = 32, 2, JSON_MAX;
     /// The answer to a join request: JSON.

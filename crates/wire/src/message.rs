@@ -221,6 +221,22 @@ pub struct TargetDuty {
     pub retention_seconds: u64,
     /// Delete the item's replica: protection was ended without keeping points.
     pub delete: bool,
+    /// The item's store at its other end, if there is or may be one: then the hash key of a part
+    /// that this store has not made yet comes from there. None: this store is the first.
+    #[serde(default)]
+    pub other_store: Option<OtherStore>,
+}
+
+/// The item's store at the other end, seen from this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherStore {
+    /// Its host.
+    pub host: HostId,
+    /// Where that host is dialled; none when it cannot be: then it dials this one.
+    pub address: Option<String>,
+    /// Whether it may wait for the hash key and cannot dial this host: then it is dialled and
+    /// offered it.
+    pub waits: bool,
 }
 
 /// How far a machine that is made from a recovery point has to be, or is.

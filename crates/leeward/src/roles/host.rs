@@ -13,6 +13,7 @@ pub mod data_link;
 pub mod dial;
 pub mod door;
 pub mod exports;
+pub mod hash_key;
 pub mod head_view;
 pub mod instances;
 pub mod link;
@@ -31,7 +32,7 @@ pub use autostart::start_allowed;
 use board::Board;
 use clock::{ServerClock, WallClock};
 use leeward_fabric::Fabric;
-use leeward_model::{DiscoveredMachine, HostId, InstanceId, ItemId};
+use leeward_model::{DiscoveredMachine, HostId, InstanceId, ItemId, VaultId};
 use leeward_wire::message::{Assignment, ItemDuty, Observed, SourceDuty, TargetDuty};
 use lobby::Lobby;
 use site_store::SiteStore;
@@ -182,6 +183,11 @@ impl Host {
     /// Whether this host has anything to do for the item.
     pub fn has_duty(&self, item: ItemId) -> bool {
         self.duty(item, |_| Some(())).is_some()
+    }
+
+    /// The vault of an item that this host has a duty for.
+    pub fn vault(&self, item: ItemId) -> Option<VaultId> {
+        self.duty(item, |duty| Some(duty.vault))
     }
 
     /// This host's duty as the item's target.

@@ -9,8 +9,8 @@ use leeward_model::{
 use leeward_wire::{
     data::{
         Ack, BlockHashes, BlockHashesRequest, Commit, Committed, DataError, DataHello, DataMessage,
-        DataWelcome, Hashes, HashesRequest, JoinAnswer, JoinRequest, Role, decode_control,
-        encode_control,
+        DataWelcome, HashKeyWord, Hashes, HashesRequest, JoinAnswer, JoinRequest, Role,
+        decode_control, encode_control,
     },
     frame::{BLOCK_HASHES_MAX, Decoder, Frame, HASHES_MAX, Kind},
     hash::{EXTENT_ABSENT, block_hash},
@@ -112,6 +112,7 @@ pub fn every_message() -> Vec<(&'static str, DataMessage)> {
         ("pong", DataMessage::Pong(0x0102_0304_0506_0708)),
         ("block-hashes-request", DataMessage::BlockHashesRequest(block_request)),
         ("block-hashes", DataMessage::BlockHashes(blocks)),
+        ("hash-key", DataMessage::HashKey(HashKeyWord::Key { hash_key: hash_key() })),
         ("join-request", DataMessage::JoinRequest(join)),
         ("join-answer", DataMessage::JoinAnswer(Box::new(answer))),
     ]
@@ -178,11 +179,52 @@ fn no_secret_of_a_message_shows_in_a_log() {
     let shown: String =
         every_message().iter().map(|(_, message)| format!("{message:?}\n")).collect();
     let key_base64 = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let hash_key_base64 = "gIGCg4SFhoeIiYqLjI2Oj5CRkpOUlZaXmJmam5ydnp8=";
     let welcome = every_message().remove(1).1.to_frame();
+    let word = DataMessage::HashKey(HashKeyWord::Key { hash_key: hash_key() });
 
     assert!(String::from_utf8_lossy(&welcome).contains(key_base64), "it is in the frame");
+    assert!(String::from_utf8_lossy(&word.to_frame()).contains(hash_key_base64));
     assert!(shown.contains("data_key: DataKey(hidden)"));
+    assert!(shown.contains("HashKey(Key { hash_key: HashKey(hidden) })"));
     assert!(!shown.contains(key_base64) && !shown.contains("lwk1-secret"));
+    assert!(!shown.contains(hash_key_base64) && !shown.contains("128, 129, 130"));
+}
+
+/// Decision 27: a key is 32 bytes, and words that hold none have a form of their own.
+#[test]
+fn words_on_the_hash_key_are_read_and_garbled_ones_refused() {
+    let read = |json: &str| {
+        let payload = Bytes::copy_from_slice(json.as_bytes());
+        DataMessage::from_frame(Frame { kind: Kind::HashKey, payload })
+    };
+    let key = "gIGCg4SFhoeIiYqLjI2Oj5CRkpOUlZaXmJmam5ydnp8=";
+    let whole = format!(r#"{{"word":"key","hash_key":"{key}"}}"#);
+    let hash_key = hash_key();
+
+    for (json, word) in [
+        (r#"{"word":"missing"}"#, HashKeyWord::Missing),
+        (r#"{"word":"held","later":1}"#, HashKeyWord::Held),
+        (&whole, HashKeyWord::Key { hash_key }),
+    ] {
+        assert_eq!(read(json), Ok(DataMessage::HashKey(word)), "{json}");
+    }
+    for json in [
+        r#"{}"#.to_owned(),
+        r#"{"word":"other"}"#.to_owned(),
+        r#"{"word":"key"}"#.to_owned(),
+        r#"{"word":"key","hash_key":null}"#.to_owned(),
+        r#"{"word":"key","hash_key":""}"#.to_owned(),
+        whole.replace("np8=", ""),
+        whole.replace(key, &format!("gIGC{key}")),
+        whole.replace("np8=", "n*8="),
+        format!(r#"{{"word":"key","hash_key":"{key}","hash_key":"{key}"}}"#),
+        whole[..whole.len() - 1].to_owned(),
+    ] {
+        let error = read(&json).expect_err(&json);
+        assert!(matches!(error, DataError::Json { kind: Kind::HashKey, .. }), "{json}");
+        assert!(!error.to_string().contains("gIGC"), "{error}");
+    }
 }
 
 #[test]
@@ -318,7 +360,7 @@ proptest! {
 
     #[test]
     fn changed_messages_never_panic(
-        which in 0..16_usize,
+        which in 0..17_usize,
         at in any::<prop::sample::Index>(),
         byte in any::<u8>(),
     ) {

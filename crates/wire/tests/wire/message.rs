@@ -4,8 +4,8 @@ use leeward_model::{
     Branch, Epoch, HostId, InstanceId, JobId, Lsn, PointId, Position, Problem, Site, TimelineId,
 };
 use leeward_wire::message::{
-    CapturePhase, InstanceDuty, Purpose, Seeded, SourceDuty, SourceObserved, SourceRun, Stage,
-    TargetDuty,
+    CapturePhase, InstanceDuty, OtherStore, Purpose, Seeded, SourceDuty, SourceObserved, SourceRun,
+    Stage, TargetDuty,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -105,10 +105,13 @@ fn a_target_from_before_sources_were_dialled_is_dialled() {
         receive: true,
         retention_seconds: 86_400,
         delete: false,
+        other_store: Some(OtherStore { host: HostId::from_u128(0x62), address: None, waits: true }),
     };
 
     let read = read_without(&duty, "source_address");
+    let alone = read_without(&duty, "other_store");
 
+    assert_eq!(alone, TargetDuty { other_store: None, ..duty.clone() });
     assert_eq!(read, TargetDuty { source_address: None, ..duty });
 }
 

@@ -4,7 +4,7 @@
 use super::{
     Host,
     dial::{BoxStream, connection_problem},
-    door,
+    door, hash_key,
     lobby::Wanted,
     source::SourceWork,
 };
@@ -13,11 +13,12 @@ use leeward_capture::Hasher;
 use leeward_model::{
     Branch, Change, Code, ExtentHash, HostId, Lsn, Marker, PointId, Position, Problem, SegmentId,
 };
+use leeward_replica::StoreError;
 use leeward_wire::{
     credits::{CreditError, SendWindow},
     data::{
         BlockHashesRequest, Commit, DataHello, DataMessage, DataWelcome, ExtentBlockHashes,
-        HashesRequest, Role,
+        HashKeyWord, HashesRequest, Role,
     },
     hash,
     keys::{DataKey, HashKey},
@@ -93,6 +94,9 @@ pub enum LinkError {
     /// The store broke the rules of the window.
     #[error("the replica store acknowledged what it cannot have")]
     Credit(#[from] CreditError),
+    /// This host's own store, which may have the item's hash key, failed.
+    #[error("this host's own replica store could not be read")]
+    OwnStore(#[source] StoreError),
     /// The store refused.
     #[error("the replica store refused: {0}")]
     Refused(Box<Problem>),
@@ -103,6 +107,9 @@ impl LinkError {
     pub fn problem(&self, store: &StoreEnd) -> Problem {
         match self {
             LinkError::Refused(problem) => (**problem).clone(),
+            LinkError::OwnStore(error) => {
+                error.problem("the item's hash key could not be read from this host's own store")
+            }
             LinkError::Dial(error) | LinkError::Session(SessionError::Io(error)) => {
                 let what = format!("{store} cannot be reached");
                 let problem = connection_problem(what.clone(), error);
@@ -175,10 +182,18 @@ impl Connection {
         }
     }
 
-    /// Says hello and waits for the welcome.
-    async fn greet(&mut self, hello: DataHello) -> Result<DataWelcome, LinkError> {
+    /// Says hello and waits for the welcome. A store that has no part of the item yet is given the
+    /// hash key of this host's own part, if there is one; once.
+    async fn greet(&mut self, host: &Host, hello: DataHello) -> Result<DataWelcome, LinkError> {
+        let item = hello.item;
         self.writer.message(&DataMessage::Hello(hello)).await?;
-        match self.message(WELCOME_TIMEOUT).await? {
+        let mut message = self.message(WELCOME_TIMEOUT).await?;
+        if message == DataMessage::HashKey(HashKeyWord::Missing) {
+            let word = hash_key::answer(host, item).await.map_err(LinkError::OwnStore)?;
+            self.writer.message(&DataMessage::HashKey(word)).await?;
+            message = self.message(WELCOME_TIMEOUT).await?;
+        }
+        match message {
             DataMessage::Welcome(welcome) => Ok(*welcome),
             DataMessage::Refused(problem) => Err(LinkError::Refused(Box::new(problem))),
             _ => Err(SessionError::OutOfTurn("something else than a welcome").into()),
@@ -201,7 +216,7 @@ async fn greet_guest(
         let guest = guest.ok_or(LinkError::NotDialled)?;
         let super::lobby::Guest { reader, writer, replaced, over } = guest;
         let mut connection = Connection { reader, writer, replaced, _over: Some(over) };
-        match connection.greet(hello.clone()).await {
+        match connection.greet(host, hello.clone()).await {
             Ok(welcome) => return Ok((connection, welcome)),
             Err(LinkError::Session(_) | LinkError::Replaced) => {}
             Err(error) => return Err(error),
@@ -243,7 +258,7 @@ impl DataLink {
             }
         };
         let mut connection = Connection::over(stream);
-        let welcome = connection.greet(hello).await?;
+        let welcome = connection.greet(host, hello).await?;
         Self::welcomed(connection, welcome, work, branch)
     }
 

@@ -1,10 +1,11 @@
 //! Where data sessions come into a host: a source that dialled goes to the store, a store that
-//! dialled waits in the lobby for its source. And the way from a host's source to its own store,
+//! dialled waits in the lobby for its source; stores that share a hash key do so. And the way from a host's source to its own store,
 //! which needs no network.
 
 use super::{
     Host,
     dial::BoxStream,
+    hash_key,
     lobby::{Lobby, Wanted},
     target,
 };
@@ -41,6 +42,7 @@ pub async fn serve<R, W>(
 {
     match hello.role {
         Role::DialerSends => target::serve(host, peer, hello, reader, writer).await,
+        Role::HashKey => hash_key::serve(&host, peer, hello, reader, writer).await,
         Role::DialerReceives => match check_store(&host, peer, &hello) {
             Ok(()) => {
                 let (item, wanted) = (hello.item, Wanted::of(&hello));

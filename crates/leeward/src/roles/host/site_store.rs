@@ -14,6 +14,7 @@ use leeward_replica::{
 };
 use leeward_wire::{
     data::DataWelcome,
+    keys::HashKey,
     message::{Answer, KeepAs, NewestPoint, ProbeResult, Query, ServerStamp},
     segment::SegmentHeader,
 };
@@ -128,17 +129,34 @@ impl SiteStore {
         self.with(item, work).await.map_err(|error| error.problem(what))
     }
 
-    /// Makes sure that the item has a replica here.
+    /// The item's hash key; none when it has no part here.
+    ///
+    /// # Errors
+    /// Those of the store: a part that cannot be read is there all the same.
+    pub async fn hash_key(self: &Arc<Self>, item: ItemId) -> Result<Option<HashKey>, StoreError> {
+        match self.with(item, |store| Ok(store.reader().keys().hash.clone())).await {
+            Err(StoreError::NoItem { .. }) => Ok(None),
+            key => key.map(Some),
+        }
+    }
+
+    /// Makes sure that the item has a part here: a new one with the hash key `hash` that it has
+    /// in another store, or with a key of its own. One that is there stays as it is.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn ensure(self: &Arc<Self>, vault: VaultId, item: ItemId) -> Result<(), StoreError> {
+    pub async fn ensure(
+        self: &Arc<Self>,
+        vault: VaultId,
+        item: ItemId,
+        hash: Option<HashKey>,
+    ) -> Result<(), StoreError> {
         let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             let mut items = this.items.lock().unwrap_or_else(PoisonError::into_inner);
             if let Entry::Vacant(place) = items.entry(item) {
                 let opened = match this.store.item_open(item) {
-                    Err(StoreError::NoItem { .. }) => this.store.item_create(vault, item, None)?,
+                    Err(StoreError::NoItem { .. }) => this.store.item_create(vault, item, hash)?,
                     opened => opened?,
                 };
                 place.insert(Arc::new(Mutex::new(opened)));
@@ -498,6 +516,11 @@ impl SiteStore {
         .await
     }
 
+    async fn is_absent(self: &Arc<Self>, item: ItemId, what: &str) -> Result<bool, Problem> {
+        let key = self.hash_key(item).await.map_err(|error| error.problem(what))?;
+        Ok(key.is_none())
+    }
+
     /// Answers a question of the config server.
     ///
     /// # Errors
@@ -505,6 +528,16 @@ impl SiteStore {
     pub async fn answer(self: &Arc<Self>, query: Query) -> Result<Answer, Problem> {
         let site = self.site;
         let what = "the replica store could not be asked";
+        // A part that waits for its hash key holds nothing yet.
+        match &query {
+            Query::Points { item, .. } if self.is_absent(*item, what).await? => {
+                return Ok(Answer::Points { points: Vec::new(), total: 0 });
+            }
+            Query::Point { item, .. } if self.is_absent(*item, what).await? => {
+                return Ok(Answer::Point { point: None, machine: None });
+            }
+            Query::Points { .. } | Query::Point { .. } | Query::Picture { .. } => {}
+        }
         match query {
             Query::Points { item, skip, limit } => {
                 let page = self.ask(item, what, move |store| {

@@ -3,13 +3,13 @@
 //! It holds every session to its item's duty: the host, the timeline and the epoch must be those
 //! that the config server named, and nothing below the fence is taken.
 
-use super::{Host, board::Board, head_view::HeadView, site_store::SiteStore};
+use super::{Host, board::Board, hash_key, head_view::HeadView, site_store::SiteStore};
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
 use leeward_model::{Code, HostId, ItemId, Lsn, PointOrigin, Position, Problem, TimelineId};
 use leeward_replica::StoreError;
 use leeward_wire::{
     credits::{CreditError, ReceiveWindow},
-    data::{BlockHashes, Committed, DataHello, DataMessage, Hashes},
+    data::{BlockHashes, Committed, DataHello, DataMessage, HashKeyWord, Hashes},
     message::{PROTOCOL_VERSION, SourceRun, TargetObserved},
     record::{RECORD_HEADER_BYTES, RecordHeader},
 };
@@ -178,6 +178,9 @@ where
 {
     let origin = check(host, peer, &hello)?;
     let item = hello.item;
+    if origin == PointOrigin::Replicated {
+        need_part(host, store, peer, &hello, &mut reader, writer).await?;
+    }
     let welcome = store.welcome(item, hello.branch, CREDIT_BYTES).await?;
     let base = welcome.durable.or(hello.branch.parent).map_or(Lsn(0), |position| position.lsn);
     writer.message(&DataMessage::Welcome(Box::new(welcome))).await?;
@@ -193,6 +196,37 @@ where
         check(host, peer, &session.hello)?;
         session.take(message, writer).await?;
     }
+}
+
+/// Makes the item's part of the store if there is none: with the hash key that the source has in
+/// its own store, or with one drawn here if it has none.
+async fn need_part<R, W>(
+    host: &Host,
+    store: &Arc<SiteStore>,
+    peer: HostId,
+    hello: &DataHello,
+    reader: &mut FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+) -> Result<(), TargetError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let item = hello.item;
+    if store.hash_key(item).await?.is_some() {
+        return Ok(());
+    }
+    writer.message(&DataMessage::HashKey(HashKeyWord::Missing)).await?;
+    let hash = match reader.message(hash_key::WORD_TIMEOUT).await? {
+        DataMessage::HashKey(HashKeyWord::Key { hash_key }) => Some(hash_key),
+        DataMessage::HashKey(HashKeyWord::Missing) => None,
+        _ => return Err(SessionError::OutOfTurn("no answer on the item's hash key").into()),
+    };
+    check(host, peer, hello)?;
+    let Some(vault) = host.vault(item) else {
+        return Err(refuse(Code::NOT_FOUND, "this host holds no replica of the item"));
+    };
+    Ok(hash_key::make_part(host, store, vault, item, hash).await?)
 }
 
 impl Session<'_> {

@@ -4,6 +4,7 @@
 use super::{Goes, LOOK, Open, RETRY, SourceError, SourceWork, SourceWorker, Whose};
 use crate::roles::host::{
     data_link::DataLink,
+    hash_key,
     site_store::{OwnBranch, SiteStore},
 };
 use leeward_capture::{CaptureError, ChangeSource, LiveRead};
@@ -125,7 +126,12 @@ impl SourceWorker {
             let what = format!("the seed of {} cannot be stored", work.duty.machine);
             SourceError::Problem(Box::new(error.problem(what)))
         };
-        store.ensure(work.vault, self.item).await.map_err(failed)?;
+        hash_key::ensure_part(&self.host, store, work.vault, self.item).await.map_err(|error| {
+            let name = &work.duty.machine;
+            let what =
+                format!("the seed of {name} waits for the hash key of the item's other store");
+            SourceError::Problem(Box::new(error.problem(what)))
+        })?;
         let wanted = Branch { parent: base, ..work.duty.branch };
         // It asks for a full read and has nothing else to say.
         source.attach(None).await?;
