@@ -6,6 +6,8 @@
     reason = "a test ends at the first thing that is not as it should be"
 )]
 
+#[path = "two_ends/keys.rs"]
+mod keys;
 #[path = "two_ends/life.rs"]
 mod life;
 

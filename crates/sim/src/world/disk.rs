@@ -55,6 +55,11 @@ impl SiteDisk {
         *now = now.after_kill(now.steps());
     }
 
+    /// The disk is replaced by an empty one.
+    pub fn replace(&self) {
+        *self.lock() = CrashDisk::new();
+    }
+
     /// The power is cut.
     pub fn power_cut(&self, random: &mut Seeded) {
         let mut now = self.lock();

@@ -132,6 +132,13 @@ impl World {
         self.files(site).disk.kill();
     }
 
+    /// A site's host loses its store and begins with an empty one.
+    pub async fn store_lost(&mut self, site: Site) {
+        self.role_kill(site).await;
+        self.files(site).disk.replace();
+        self.role_start(site);
+    }
+
     /// A site's host loses its power: machines, exports and what was not flushed. It boots again,
     /// and its role is to be started.
     pub async fn power_cut(&mut self, site: Site, random: &mut Seeded) {

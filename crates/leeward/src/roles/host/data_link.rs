@@ -155,6 +155,9 @@ pub struct DataLink {
     pub base: Position,
     /// The newest complete point that the branch can see.
     pub newest_point: Option<(PointId, Position)>,
+    /// Whether the store has nothing that the branch can see, also not what `base` names: as one
+    /// that was lost and begins anew.
+    pub is_blank: bool,
 }
 
 /// A connection to a store, whoever dialled.
@@ -291,6 +294,7 @@ impl DataLink {
             data_key: welcome.data_key,
             hasher: Arc::new(KeyedHasher(welcome.hash_key)),
             base,
+            is_blank: welcome.durable.is_none() && welcome.newest_point.is_none(),
             newest_point: welcome.newest_point,
         })
     }

@@ -49,7 +49,11 @@ impl SourceWorker {
         let hashes = Arc::new(HashFiles::new(Arc::new(DiskFolder::new(folder)), self.item));
         let base = link.base;
         let judged = Arc::clone(&hashes);
-        let trust = blocking(move || judged.reconcile(base)).await?;
+        let trust = match link.is_blank {
+            // A store that was lost has the same hash key and timeline, but no data at the label.
+            true => Trust::Untrusted("the store has nothing of the item's branch".to_owned()),
+            false => blocking(move || judged.reconcile(base)).await?,
+        };
         if let Trust::Untrusted(reason) = trust {
             tracing::info!(item = %self.item, %reason, "rebuilding the hash files from the store");
             rebuild(link, &hashes, base, spec).await?;
