@@ -12,7 +12,8 @@ use leeward_model::{
     PointId, PointKind, Probe,
 };
 use leeward_wire::message::{
-    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, Observed, Purpose, SourceRun,
+    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, Observed, OtherStore, Purpose,
+    SourceRun,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -152,6 +153,12 @@ impl ScriptedHost {
     pub fn report_problem(&mut self, item: ItemId, problem: leeward_model::Problem) {
         let source = self.items.get_mut(&item).and_then(|known| known.source.as_mut());
         source.expect("the test names an item of this host").problem = Some(problem);
+    }
+
+    /// What it was told of the item's other store, in the assignment that it holds.
+    pub fn other_store(&self, item: ItemId) -> Option<OtherStore> {
+        let duty = self.assignment.duties.iter().find(|duty| duty.item == item)?;
+        duty.target.as_ref()?.other_store.clone()
     }
 
     /// The generation of the assignment that it holds.

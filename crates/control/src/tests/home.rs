@@ -3,6 +3,7 @@
 use super::*;
 use crate::items::SyncOption;
 use crate::jobs::JobAnswer;
+use leeward_wire::message::OtherStore;
 
 /// F-098, F-110.
 #[tokio::test]
@@ -169,6 +170,40 @@ async fn a_test_failover_at_the_primary_site_does_not_hold_up_a_failover_home() 
 
     assert_eq!(pair.view().await.live_at, LiveAt::Site(Site::Primary));
     assert_eq!(pair.live().len(), 1);
+}
+
+/// Decision 27: the item's hash key goes from host to host, so each is told of the other's store.
+#[tokio::test]
+async fn each_end_is_told_of_the_others_store_and_who_has_to_dial() {
+    let mut pair = Pair::protected().await;
+    let (home, item) = (pair.source, pair.item);
+    let away = pair.view().await.ends[1].host;
+    let told = |pair: &mut Pair| [home, away].map(|host| pair.fleet.host(host).other_store(item));
+    assert_eq!(told(&mut pair), [None, None], "there is one store");
+    let at_away =
+        OtherStore { host: away, address: Some("127.0.0.1:4300".to_owned()), waits: false };
+    let at_home = OtherStore { host: home, address: None, waits: false };
+
+    let job = pair.failover(Shutdown::First).await;
+    pair.succeeds(job).await;
+    pair.commit().await;
+    let job = pair.reprotect().await;
+    pair.until("the seed", |view| view.ends[0].run == RunView::Seed).await;
+    pair.fleet.turn().await;
+    assert_eq!(told(&mut pair), [Some(at_away.clone()), Some(at_home.clone())]);
+    pair.succeeds(job).await;
+    pair.is_protected().await;
+    let job = pair.planned().await;
+    pair.succeeds(job).await;
+    pair.commit().await;
+    let job = pair.reprotect().await;
+    pair.until("the seed", |view| view.ends[1].run == RunView::Seed).await;
+    pair.fleet.turn().await;
+    let waits = OtherStore { waits: true, ..at_away.clone() };
+    assert_eq!(told(&mut pair), [Some(waits), Some(at_home.clone())], "it cannot dial home");
+    pair.succeeds(job).await;
+    pair.is_protected().await;
+    assert_eq!(told(&mut pair), [Some(at_away), Some(at_home)]);
 }
 
 /// F-111, F-125: to a host that never had the machine.
