@@ -1,6 +1,6 @@
 //! Where data sessions come into a host: a source that dialled goes to the store, a store that
-//! dialled waits in the lobby for its source; stores that share a hash key do so. And the way from a host's source to its own store,
-//! which needs no network.
+//! dialled waits in the lobby for its source; stores that share a hash key do so. And the way from
+//! a host's source to its own store, which needs no network.
 
 use super::{
     Host,
