@@ -79,12 +79,13 @@ pub enum SyncOption {
     /// What differs, while the machine runs; the rest while it is down.
     #[default]
     ForDownTime,
-    /// All of it in one go, without a comparison: not supported yet.
+    /// Nothing: all of it is sent while the machine is down. Of a machine that is not replicated
+    /// that is everything, without a comparison with what the other site has (F-109).
     ForSynchronization,
 }
 
 /// How to fail over without losing anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedSpec {
     /// Which point; none means the final one, which is what all but a chosen point mean.
     pub point: Option<PointChoice>,
@@ -92,6 +93,10 @@ pub struct PlannedSpec {
     pub wait_to_complete: bool,
     /// What is sent before.
     pub sync: SyncOption,
+    /// Id or name of the host to go to, of a machine that is not replicated: none means the one
+    /// that was left (F-111).
+    #[serde(default)]
+    pub host: Option<String>,
 }
 
 /// How to protect a failed-over machine in the other direction.

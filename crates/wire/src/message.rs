@@ -177,6 +177,10 @@ pub enum SourceRun {
         /// What it has written is still in the final point.
         #[serde(default)]
         power_off: bool,
+        /// Whether everything is copied, with the guest off, when the change map does not reach
+        /// back to a point. Else there is no final point then.
+        #[serde(default)]
+        copy: bool,
     },
     /// The machine was failed over: stop it at once, note what it wrote, end it, never start it.
     Fenced,
