@@ -1,11 +1,13 @@
 //! Protected items: use cases, views, and `record`, the only writer of protection state.
 
+mod estimate;
 mod live;
 mod record;
 mod start;
 mod turn;
 mod view;
 
+pub use estimate::{DataSync, SyncEstimate};
 pub(crate) use live::live_at;
 pub(crate) use record::{no_item, record};
 
@@ -311,6 +313,8 @@ pub struct ItemView {
     /// What it has at the primary and at the recovery site, in this order. The fields above that
     /// speak of a source and a target host mean the primary and the recovery host all the same.
     pub ends: [EndView; 2],
+    /// What bringing it home would cost, while nothing replicates it and that can be told.
+    pub data_sync: Option<DataSync>,
     /// Machines made from its points.
     pub instances: Vec<InstanceView>,
     /// The job that changes its state now: scenario, job, begin.

@@ -5,9 +5,9 @@
 //! sides just send the whole again. Queries only read.
 
 use leeward_model::{
-    Branch, DiscoveredMachine, Epoch, Evidence, HostId, InstanceId, ItemId, JobId, MachineSpec,
-    MachineState, PointId, PointInfo, PointKind, Position, Problem, Site, StartPermit, TimelineId,
-    UnixMillis, VaultId,
+    Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId, JobId,
+    MachineSpec, MachineState, PointId, PointInfo, PointKind, Position, Problem, Site, StartPermit,
+    TimelineId, UnixMillis, VaultId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -505,6 +505,9 @@ pub struct InstanceObserved {
     pub evidence: Option<ProbeResult>,
     /// The point that keeps its work, once it is stopped.
     pub kept: Option<PointId>,
+    /// What its disks hold, while it runs and that is known; refreshed every few seconds.
+    #[serde(default)]
+    pub disk_use: Option<DiskUse>,
     /// What is wrong; the host tries again by itself.
     pub problem: Option<Problem>,
 }

@@ -1,5 +1,6 @@
 //! Starts what turns an item round or ends it: planned failover, reprotect, disable.
 
+use super::estimate;
 use super::start::{begin, failover, item, machine_name, start};
 use super::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption};
 use crate::error::Result;
@@ -40,6 +41,9 @@ impl Control {
                 Err(ControlError::not_now(format!("{} is {state}: {what}", row.name)))
             };
             let full = spec.sync == SyncOption::ForSynchronization;
+            let comments = estimate::data_sync(world, row, None)
+                .map(|found| format!("{:?}; proposed was {:?}", spec.sync, found.proposed))
+                .unwrap_or_default();
             let (job, mut reprotect) = (world.new_id(), None);
             match row.state.protection {
                 Protection::Protected => {
@@ -74,7 +78,7 @@ impl Control {
             };
             let request = Request::PlannedFailover { spec };
             let new = NewJob::asked(job, Lane::Main, Scenario::PlannedFailover, request);
-            start(world, new, &memory)
+            start(world, NewJob { comments, ..new }, &memory)
         })
         .await
     }

@@ -202,3 +202,27 @@ async fn a_planned_failover_may_go_to_another_host_with_either_option() {
         assert_eq!(pair.view().await.live_at, LiveAt::Site(Site::Primary));
     }
 }
+
+/// F-108, F-109: what it costs is shown while nothing replicates the machine, and the job says
+/// what was proposed.
+#[tokio::test]
+async fn both_options_are_estimated_until_the_machine_is_replicated() {
+    let mut pair = Pair::failed_over().await;
+    let early = pair.view().await.data_sync;
+    pair.commit().await;
+    let found = pair.view().await.data_sync.unwrap();
+    assert_eq!(early, Some(found.clone()));
+    assert_eq!(found.options.clone().map(|one| one.bytes >> 30), [1, 8]);
+    assert_eq!(found.proposed, SyncOption::ForDownTime);
+
+    let source = pair.source;
+    pair.fleet.host(source).machines.remove("web01");
+    pair.fleet.turn().await;
+    let gone = pair.view().await.data_sync.unwrap();
+    assert_eq!(gone.options.map(|one| one.bytes >> 30), [8, 8]);
+
+    let job = pair.straight(SyncOption::ForSynchronization).await;
+    assert_eq!(pair.job(job).await.comments, "ForSynchronization; proposed was ForDownTime");
+    assert_eq!(pair.view().await.data_sync, None);
+    pair.succeeds(job).await;
+}
