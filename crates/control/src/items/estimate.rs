@@ -89,7 +89,9 @@ pub(super) fn data_sync(
     let seen = world.host(left).sight.item(row.id).and_then(|seen| seen.source.as_ref());
     let divergent = seen.and_then(|seen| seen.divergent.as_ref()?.dirty_bytes).unwrap_or(0);
     let gone = world.host(left).sight.observed.as_ref().is_some_and(|seen| {
-        !seen.machines.iter().any(|machine| machine.spec.name == row.plan.end(left).machine)
+        // One with an obstacle lacks an image, or cannot be read.
+        let mut whole = seen.machines.iter().filter(|machine| machine.obstacles.is_empty());
+        !whole.any(|machine| machine.spec.name == row.plan.end(left).machine)
     });
     let measured = seen.and_then(|seen| rate(&seen.cycles));
     let old_disks = row.plan.end(left).stale && !gone;
