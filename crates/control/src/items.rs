@@ -1,11 +1,13 @@
 //! Protected items: use cases, views, and `record`, the only writer of protection state.
 
+mod estimate;
 mod live;
 mod record;
 mod start;
 mod turn;
 mod view;
 
+pub use estimate::{DataSync, SyncEstimate};
 pub(crate) use live::live_at;
 pub(crate) use record::{no_item, record};
 
@@ -79,12 +81,13 @@ pub enum SyncOption {
     /// What differs, while the machine runs; the rest while it is down.
     #[default]
     ForDownTime,
-    /// All of it in one go, without a comparison: not supported yet.
+    /// Nothing: all of it is sent while the machine is down. Of a machine that is not replicated
+    /// that is everything, without a comparison with what the other site has (F-109).
     ForSynchronization,
 }
 
 /// How to fail over without losing anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedSpec {
     /// Which point; none means the final one, which is what all but a chosen point mean.
     pub point: Option<PointChoice>,
@@ -92,6 +95,10 @@ pub struct PlannedSpec {
     pub wait_to_complete: bool,
     /// What is sent before.
     pub sync: SyncOption,
+    /// Id or name of the host to go to, of a machine that is not replicated: none means the one
+    /// that was left (F-111).
+    #[serde(default)]
+    pub host: Option<String>,
 }
 
 /// How to protect a failed-over machine in the other direction.
@@ -306,6 +313,8 @@ pub struct ItemView {
     /// What it has at the primary and at the recovery site, in this order. The fields above that
     /// speak of a source and a target host mean the primary and the recovery host all the same.
     pub ends: [EndView; 2],
+    /// What bringing it home would cost, while nothing replicates it and that can be told.
+    pub data_sync: Option<DataSync>,
     /// Machines made from its points.
     pub instances: Vec<InstanceView>,
     /// The job that changes its state now: scenario, job, begin.

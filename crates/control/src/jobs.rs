@@ -31,6 +31,7 @@ pub(crate) mod kinds {
     pub(crate) use super::failover::{Chosen, Failover};
     pub(crate) use super::planned_failover::PlannedFailover;
     pub(crate) use super::replaced::Replaced;
+    pub(crate) use super::reprotect::Reprotect;
     pub(crate) use super::resync::Resync;
     pub(crate) use super::test_failover::TestFailover;
     pub(crate) use super::way_back::WayBack;

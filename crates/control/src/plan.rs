@@ -80,7 +80,14 @@ pub(crate) enum RunPlan {
         start: Option<JobId>,
     },
     /// Shut down and send the last delta.
-    ShutDown { job: JobId, timeout_ms: u64, power_off: bool },
+    ShutDown {
+        job: JobId,
+        timeout_ms: u64,
+        power_off: bool,
+        /// Whether everything is copied then, if the change map does not reach back to a point.
+        #[serde(default)]
+        copy: bool,
+    },
     /// Never run again.
     Fenced,
     /// Never run again; its disks become a point of this end's own store.

@@ -6,10 +6,11 @@ mod home;
 mod resync;
 mod rules;
 mod story;
+mod straight;
 
 use crate::items::{
     DisableReason, EnableSpec, ItemView, KeepPoints, LiveAt, Operation, PlannedSpec, ReprotectSpec,
-    RunView, Shutdown,
+    RunView, Shutdown, SyncOption,
 };
 use crate::jobs::{JobView, RunState};
 use crate::mappings::MappingSpec;
@@ -152,6 +153,13 @@ impl Pair {
         control.item_planned_failover(self.item, PlannedSpec::default()).await.unwrap()
     }
 
+    /// A planned failover with this option, of a machine that need not be replicated.
+    async fn straight(&mut self, sync: SyncOption) -> JobId {
+        let control = self.fleet.control.clone();
+        let spec = PlannedSpec { sync, ..PlannedSpec::default() };
+        control.item_planned_failover(self.item, spec).await.unwrap()
+    }
+
     async fn commit(&mut self) {
         let control = self.fleet.control.clone();
         let job = control.item_commit(self.item).await.unwrap();
@@ -180,6 +188,18 @@ impl Pair {
         pair.succeeds(job).await;
         pair.is_protected().await;
         pair
+    }
+
+    /// Host `kvm-b` joins the primary site.
+    async fn another_host(&mut self) -> HostId {
+        let control = self.fleet.control.clone();
+        let ttl = Duration::from_secs(3600);
+        let key = control.registration_key_create(self.vault, "site-a", ttl, "ab12").await.unwrap();
+        let join = JoinRequest { name: "kvm-b".to_owned(), data_address: None };
+        let other = control.registration_key_redeem(&key, join).await.unwrap().host;
+        self.fleet.hosts.push(ScriptedHost::new(other, "kvm-b", &[]));
+        self.fleet.turn().await;
+        other
     }
 
     /// What the one live machine has written so far.

@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     pub(crate) primary: HostFacts,
     pub(crate) recovery: HostFacts,
+    /// The item's newest job of the other direction, for a job of the main lane that waits for it.
+    pub(crate) reverse: Option<JobRow>,
     /// Effects: what was applied to the item.
     pub(crate) events: Vec<Event>,
     /// Effects: what operators read.

@@ -5,7 +5,8 @@
 use async_trait::async_trait;
 use leeward_capture::{ByteRange, ChangeSource};
 use leeward_model::{
-    Code, DiscoveredMachine, DiskNumber, InstanceId, ItemId, MachineSpec, MachineState, Problem,
+    Code, DiscoveredMachine, DiskNumber, DiskUse, InstanceId, ItemId, MachineSpec, MachineState,
+    Problem,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -137,6 +138,8 @@ pub struct InstanceStatus {
     pub guest_off: bool,
     /// How much of its disks it holds itself, in percent; at 100 it needs no export.
     pub hydrated_percent: u8,
+    /// What its disks hold; none while that cannot be told.
+    pub disk_use: Option<DiskUse>,
 }
 
 /// Whether the export that a machine runs from answers now.

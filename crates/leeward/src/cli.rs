@@ -225,6 +225,8 @@ mod tests {
             "leeward item reprotect web01 --host kvm-b --vault v --wait",
             "leeward item planned-failover web01 --wait-to-complete --wait --vault v",
             "leeward item planned-failover web01 --point p --sync for-synchronization --vault v",
+            "leeward item planned-failover web01 --data-sync for-down-time --dry-run --vault v",
+            "leeward item planned-failover web01 --host kvm-b --vault v",
             "leeward item complete-failover web01 --vault v --comment now",
             "leeward job resume 7 --comment power-off --vault v",
             "leeward job complete-failover 7 --vault v",

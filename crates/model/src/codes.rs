@@ -226,6 +226,10 @@ codes! {
         cause "they cannot be read, or the host's own store cannot take them"
         now "the old disks are unchanged and the machine goes on where it runs"
         todo "correct the cause; the job goes on by itself, or cancel it"
+    REPROTECT_GIVEN_UP = "LW-0312" "the reprotect that the planned failover began with was given up"
+        cause "somebody cancelled it, or a failover from a recovery point took its place"
+        now "the machine runs where it ran; it was not shut down"
+        todo "look at the reprotect's job; start the planned failover again when you want it"
 
     STORE_NO_SPACE = "LW-0401" "the replica store has no space left"
         cause "its file system or its quota is full"

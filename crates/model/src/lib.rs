@@ -20,7 +20,8 @@ pub use ids::{
     FabricId, HostId, InstanceId, ItemId, JobId, PointId, SegmentId, TimelineId, VaultId,
 };
 pub use machine::{
-    DiscoveredMachine, DiskFormat, DiskSpec, Firmware, MachineSpec, MachineState, NicSpec, Probe,
+    DiscoveredMachine, DiskFormat, DiskSpec, DiskUse, Firmware, MachineSpec, MachineState, NicSpec,
+    Probe,
 };
 pub use permit::{PermitTerms, StartPermit};
 pub use point::{

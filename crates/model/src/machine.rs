@@ -82,6 +82,15 @@ pub struct MachineSpec {
     pub probe: Probe,
 }
 
+/// How much the disks of a machine hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// Bytes that the images of its disks take: at least the blocks that hold anything.
+    pub allocated_bytes: u64,
+    /// Bytes that its guest changed since a failover started it; none when no map tells.
+    pub changed_bytes: Option<u64>,
+}
+
 /// What a host knows of a machine's run state. Unknown is not absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -102,6 +102,11 @@ pub enum FailoverOrigin {
         /// Its machine.
         machine: InstanceId,
     },
+    /// [`Protection::Reprotecting`]: everything is copied while the machine is off.
+    Reprotecting {
+        /// Its job.
+        job: JobId,
+    },
 }
 
 /// Whether a failover's job has fenced the source.
@@ -261,6 +266,7 @@ pub enum Event {
     Seeded,
     ResyncNeeded { job: JobId, reason: String },
     FailoverStarted { job: JobId, choice: PointChoice, target: Site },
+    FullFailoverStarted { job: JobId },
     PointChosen { point: PointId },
     SourceFenced,
     SourceUnfenced { job: JobId },
@@ -325,6 +331,7 @@ impl ProtectedItem {
                 next.protection != Protection::Removed
             }
             Event::FailoverStarted { .. }
+            | Event::FullFailoverStarted { .. }
             | Event::PointChosen { .. }
             | Event::SourceFenced
             | Event::SourceUnfenced { .. }
@@ -380,6 +387,9 @@ impl ProtectedItem {
         if let Event::FailoverStarted { job, choice, target } = event {
             return self.start_failover(*job, *choice, *target);
         }
+        if let Event::FullFailoverStarted { job } = event {
+            return self.start_full_failover(*job);
+        }
         if let (Protection::FailedOver { .. }, Event::FailoverAbandoned { job }) =
             (&self.protection, event)
         {
@@ -419,9 +429,9 @@ impl ProtectedItem {
                     self.direction = before;
                     self.epoch = self.epoch.next();
                 }
-                FailoverOrigin::Protected | FailoverOrigin::Resynchronizing { .. } => {
-                    self.abandon(*job);
-                }
+                FailoverOrigin::Protected
+                | FailoverOrigin::Resynchronizing { .. }
+                | FailoverOrigin::Reprotecting { .. } => self.abandon(*job),
             },
             _ => return false,
         }
@@ -447,6 +457,17 @@ impl ProtectedItem {
             PointChoice::Latest | PointChoice::LatestProcessed => None,
         };
         let fence = Fence::Open;
+        self.protection = Protection::FailingOver { job, choice, point, target, from, fence };
+        true
+    }
+
+    /// A planned failover that waits for no point: all data are copied while the machine is off.
+    /// Its final point is the first one, so no other failover may begin here.
+    fn start_full_failover(&mut self, job: JobId) -> bool {
+        let Protection::Reprotecting { job: reprotect } = self.protection else { return false };
+        let from = FailoverOrigin::Reprotecting { job: reprotect };
+        let (choice, target) = (PointChoice::Latest, self.direction.target());
+        let (point, fence) = (None, Fence::Open);
         self.protection = Protection::FailingOver { job, choice, point, target, from, fence };
         true
     }
@@ -533,6 +554,7 @@ impl FailoverOrigin {
                 Protection::Resynchronizing { job, reason }
             }
             FailoverOrigin::Committed { machine } => Protection::Committed { machine },
+            FailoverOrigin::Reprotecting { job } => Protection::Reprotecting { job },
         }
     }
 }

@@ -58,6 +58,10 @@ pub(crate) fn sample_items() -> Vec<ProtectedItem> {
     let from = FailoverOrigin::Committed { machine: MACHINE };
     let choice = PointChoice::Custom(POINT);
     items.push(failing(choice, Some(POINT), from, Fence::Fenced { before }));
+    for fence in [Fence::Open, Fence::Fenced { before }] {
+        let from = FailoverOrigin::Reprotecting { job: JOB };
+        items.push(failing(PointChoice::Latest, None, from, fence));
+    }
     items
 }
 
@@ -75,6 +79,7 @@ pub(crate) fn sample_events() -> Vec<Event> {
             choice: PointChoice::Custom(POINT),
             target: Site::Recovery,
         },
+        Event::FullFailoverStarted { job: JOB },
         Event::PointChosen { point: POINT },
         Event::SourceFenced,
         Event::SourceUnfenced { job: JOB },
@@ -108,8 +113,11 @@ fn label(item: &ProtectedItem) -> String {
             Fence::Lifted => "lifted",
         };
         let known = if point.is_some() { "point known" } else { "point not known" };
-        let committed = matches!(from, FailoverOrigin::Committed { .. });
-        let from = if committed { ", from committed" } else { "" };
+        let from = match from {
+            FailoverOrigin::Protected | FailoverOrigin::Resynchronizing { .. } => "",
+            FailoverOrigin::Committed { .. } => ", from committed",
+            FailoverOrigin::Reprotecting { .. } => ", from reprotecting",
+        };
         let _ = write!(text, " ({fence}, {known}{from})");
     }
     match item.test {

@@ -5,7 +5,7 @@
 
 use leeward_control::{
     ControlError,
-    items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown},
+    items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption},
     jobs::RunState,
     testing::steps::steps,
 };
@@ -63,6 +63,10 @@ enum Way {
     Out,
     /// To it.
     Home,
+    /// To it, from a machine that nothing replicates (F-108).
+    Straight,
+    /// The same with all of it copied while it is off (F-109).
+    Whole,
 }
 
 /// A step, the way of its job, and what falls on it.
@@ -76,7 +80,7 @@ struct Case {
 /// Every blow that is due at a step.
 fn cases(step: &StepId) -> Vec<Case> {
     let (ways, more) = match step.kind {
-        "planned-failover" => (vec![Way::Out, Way::Home], true),
+        "planned-failover" => (vec![Way::Out, Way::Home, Way::Straight, Way::Whole], true),
         // The way of the machine that it protects.
         "reprotect" | "finalize-reprotect" => (vec![Way::Home], true),
         "complete-migration" => (vec![Way::Home], false),
@@ -131,7 +135,7 @@ async fn base(kind: &str, way: Way) -> World {
     world.write(random);
     world.wait(2_500).await;
     let (control, item) = (world.control(), world.item.expect("it was protected just now"));
-    if way == Way::Home {
+    if way != Way::Out {
         committed(&mut world, random).await;
     }
     match kind {
@@ -158,7 +162,7 @@ async fn base(kind: &str, way: Way) -> World {
 }
 
 /// Starts a job of the kind; none when it will be started by another one.
-async fn start(world: &mut World, kind: &str) -> Option<JobId> {
+async fn start(world: &mut World, kind: &str, way: Way) -> Option<JobId> {
     if matches!(kind, "enable-protection" | "finalize-protection") {
         let enabling = world.enable().await;
         return enabling.filter(|_| kind == "enable-protection");
@@ -166,7 +170,14 @@ async fn start(world: &mut World, kind: &str) -> Option<JobId> {
     let (control, item) = (world.control(), world.item.expect("it was protected before"));
     let started = match kind {
         "failover" => control.item_failover(item, PointChoice::Latest, Shutdown::First).await,
-        "planned-failover" => control.item_planned_failover(item, PlannedSpec::default()).await,
+        "planned-failover" => {
+            let sync = match way {
+                Way::Whole => SyncOption::ForSynchronization,
+                Way::Out | Way::Home | Way::Straight => SyncOption::ForDownTime,
+            };
+            let spec = PlannedSpec { sync, ..PlannedSpec::default() };
+            control.item_planned_failover(item, spec).await
+        }
         "reprotect" | "finalize-reprotect" => {
             control.item_reprotect(item, ReprotectSpec::default()).await
         }
@@ -259,7 +270,7 @@ async fn interrupt(all: &[StepId], case: &Case) -> Vec<String> {
     world.must_run = step.kind.ends_with("reprotect").then_some(Site::Recovery);
     let lead = lead(all, step);
     world.strike = Some(Strike { kind: step.kind.to_owned(), place: lead.unwrap_or(step.place) });
-    start(&mut world, step.kind).await;
+    start(&mut world, step.kind, *way).await;
     if let Some(lead) = lead {
         let Some(job) = halt_at(&mut world, step.kind, lead).await else {
             return vec!["it never came to where it is led from".to_owned()];
@@ -296,7 +307,7 @@ async fn interrupt(all: &[StepId], case: &Case) -> Vec<String> {
     world.ledger.violations()
 }
 
-/// F-079, F-112.
+/// F-079, F-108, F-109, F-112.
 #[test]
 fn every_job_survives_every_interruption_at_every_step() {
     let all = steps();

@@ -5,9 +5,9 @@
 //! sides just send the whole again. Queries only read.
 
 use leeward_model::{
-    Branch, DiscoveredMachine, Epoch, Evidence, HostId, InstanceId, ItemId, JobId, MachineSpec,
-    MachineState, PointId, PointInfo, PointKind, Position, Problem, Site, StartPermit, TimelineId,
-    UnixMillis, VaultId,
+    Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId, JobId,
+    MachineSpec, MachineState, PointId, PointInfo, PointKind, Position, Problem, Site, StartPermit,
+    TimelineId, UnixMillis, VaultId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +177,10 @@ pub enum SourceRun {
         /// What it has written is still in the final point.
         #[serde(default)]
         power_off: bool,
+        /// Whether everything is copied, with the guest off, when the change map does not reach
+        /// back to a point. Else there is no final point then.
+        #[serde(default)]
+        copy: bool,
     },
     /// The machine was failed over: stop it at once, note what it wrote, end it, never start it.
     Fenced,
@@ -517,6 +521,9 @@ pub struct InstanceObserved {
     pub evidence: Option<ProbeResult>,
     /// The point that keeps its work, once it is stopped.
     pub kept: Option<PointId>,
+    /// What its disks hold, while it runs and that is known; refreshed every few seconds.
+    #[serde(default)]
+    pub disk_use: Option<DiskUse>,
     /// What is wrong; the host tries again by itself.
     pub problem: Option<Problem>,
 }

@@ -112,25 +112,24 @@ fn check_reverse(properties: Fields<'_>, item: &ItemView) -> Result<(), ControlE
 /// the job waits for "Complete failover" between them. `leewardWaitToComplete` says it outright.
 ///
 /// # Errors
-/// BadRequest naming the field; NotFound for a host; Conflict for a host that does not hold the
-/// replica; NotSupported for application-consistent points.
+/// BadRequest naming the field; NotFound for a host; NotSupported for application-consistent
+/// points.
 pub(super) async fn planned(
     below: &Below<'_>,
     properties: Fields<'_>,
     item: &ItemView,
 ) -> Result<PlannedSpec, ControlError> {
-    check(properties, item)?;
+    match item.state.protection {
+        // It begins with a reprotect, whose direction is the failover's.
+        Protection::Committed { .. } | Protection::FailedOver { .. } => {
+            check_reverse(properties, item)?;
+        }
+        _ => check(properties, item)?,
+    }
     let details = properties.object("providerSpecificDetails")?;
     let spec = planned_spec(properties, details)?;
-    if let Some(host) = host(below, properties, details, item).await?
-        && host.id != item.target_host
-    {
-        return Err(ControlError::not_now(format!(
-            "the replica of {} is on host {}: reprotect to host {} first, then fail over",
-            item.name, item.target_host_name, host.name
-        )));
-    }
-    Ok(spec)
+    let host = host(below, properties, details, item).await?;
+    Ok(PlannedSpec { host: host.map(|host| host.name), ..spec })
 }
 
 fn planned_spec(properties: Fields<'_>, details: Fields<'_>) -> Result<PlannedSpec, ControlError> {
@@ -149,6 +148,7 @@ fn planned_spec(properties: Fields<'_>, details: Fields<'_>) -> Result<PlannedSp
         point: planned_point(properties, details)?,
         wait_to_complete: wait.unwrap_or(sync == Some(SyncOption::ForDownTime)),
         sync: sync.unwrap_or_default(),
+        host: None,
     })
 }
 

@@ -7,7 +7,10 @@ use super::{
     ids::{self, Ids, resource, time, time_or_null},
 };
 use crate::{
-    items::{EndView, HealthError, InstanceView, ItemView, Level, LiveAt, Operation},
+    items::{
+        DataSync, EndView, HealthError, InstanceView, ItemView, Level, LiveAt, Operation,
+        SyncEstimate,
+    },
     jobs::Scenario,
 };
 use leeward_model::{Code, Direction, Protection, Site, SourceState, TestState};
@@ -265,6 +268,7 @@ fn extensions(ids: &Ids, item: &ItemView) -> Value {
             "sentBytes": copy.sent_bytes,
         })),
         "leewardEstimateSeconds": item.copy.and_then(|copy| copy.seconds_left),
+        "leewardDataSync": item.data_sync.as_ref().map(data_sync_view),
         "leewardResyncReason": item.resync_reason,
         "leewardDivergent": item.divergent.as_ref().map(|note| json!({
             "recoveryPointId": ids.point(item, note.point),
@@ -277,6 +281,21 @@ fn extensions(ids: &Ids, item: &ItemView) -> Value {
             "lsn": position.lsn,
         })),
     })
+}
+
+/// The estimates of a planned failover from here, by the contract's words for its options.
+fn data_sync_view(found: &DataSync) -> Value {
+    let option = |one: &SyncEstimate| {
+        json!({
+            "option": format!("{:?}", one.option),
+            "bytes": one.bytes,
+            "seconds": one.seconds,
+            "downtimeSeconds": one.downtime_seconds,
+            "basis": one.basis,
+        })
+    };
+    let options: Vec<_> = found.options.iter().map(option).collect();
+    json!({ "proposed": format!("{:?}", found.proposed), "options": options })
 }
 
 fn details(ids: &Ids, item: &ItemView) -> Value {

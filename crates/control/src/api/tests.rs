@@ -97,6 +97,7 @@ pub(super) fn item() -> ItemView {
         sent_bytes: None,
         stored_bytes: None,
         divergent: None,
+        data_sync: None,
         ends: [end(Site::Primary), end(Site::Recovery)],
         instances: Vec::new(),
         running: None,

@@ -1,7 +1,7 @@
 //! Says what can be done with an item now, and where its machine is live. Changes nothing.
 
 use super::{LiveAt, Operation};
-use crate::jobs;
+use crate::jobs::{self, Scenario};
 use crate::plan::RunPlan;
 use crate::store::items::ItemRow;
 use crate::store::jobs::{JobRow, Lane};
@@ -30,13 +30,14 @@ pub(super) fn allowed(row: &ItemRow, running: &[JobRow], world: &World) -> Vec<O
         }
         Protection::FailedOver { .. } => {
             let back = (!row.plan.one_way).then_some(O::CancelFailover);
-            let reverse = world.policy.auto_reverse_planned.then_some(O::ReverseReplicate);
+            let turn = [O::ReverseReplicate, O::PlannedFailover];
+            let turn = turn.into_iter().filter(|_| world.policy.auto_reverse_planned);
             let main = [O::Commit, O::ChangePit, O::CompleteMigration];
-            main.into_iter().chain(back).chain(reverse).chain(disable).collect()
+            main.into_iter().chain(back).chain(turn).chain(disable).collect()
         }
         Protection::Committed { .. } if reversing => Vec::new(),
         Protection::Committed { .. } => {
-            let main = [O::ReverseReplicate, O::CompleteMigration];
+            let main = [O::ReverseReplicate, O::PlannedFailover, O::CompleteMigration];
             main.into_iter().chain(retained(row, world)).chain(disable).chain(pending).collect()
         }
         Protection::Reprotecting { .. } => {
@@ -53,6 +54,11 @@ pub(super) fn allowed(row: &ItemRow, running: &[JobRow], world: &World) -> Vec<O
         allowed.push(O::CancelFailover);
         let waits = running.iter().any(|job| jobs::waits_to_complete(&jobs::job_view(job)));
         allowed.extend(waits.then_some(O::FinalizeFailback));
+    }
+    let planned = |job: &&JobRow| job.facts.scenario == Scenario::PlannedFailover;
+    if allowed.is_empty() && running.iter().any(|job| planned(&job)) {
+        // It waits for the reprotect that it began with.
+        allowed.push(O::CancelFailover);
     }
     if matches!(row.state.test, TestState::Active { .. }) && !testing {
         allowed.push(O::TestFailoverCleanup);

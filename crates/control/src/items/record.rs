@@ -29,6 +29,7 @@ impl Control {
             jobs: Vec::new(),
             cancels: Vec::new(),
             migrated: false,
+            reverse: None,
         })
     }
 
@@ -60,6 +61,7 @@ impl Control {
             jobs: Vec::new(),
             cancels: Vec::new(),
             migrated: false,
+            reverse: None,
         })
     }
 
@@ -107,6 +109,9 @@ impl Control {
             return Ok(None);
         }
         let mut world = self.world(&mut tx, row.facts.item).await?;
+        if let Some(item) = row.facts.item.filter(|_| row.facts.lane == store::jobs::Lane::Main) {
+            world.reverse = store::jobs::newest_reverse(&mut tx, item).await?;
+        }
         let before = world.item.clone();
         let now_ms = world.now.wall_ms();
         let revision = row.record.revision;

@@ -233,10 +233,15 @@ impl Control {
     pub async fn item_failover_cancel(&self, id: ItemId) -> Result<JobId> {
         let mut tx = self.store().read().await?;
         let row = store::items::find(&mut tx, id).await?;
+        let running = store::jobs::running(&mut tx, id).await?;
         drop(tx);
-        if let Some(row) = row
-            && let Protection::FailingOver { job, .. } = row.state.protection
-        {
+        // One that waits for its reprotect has not changed the state yet.
+        let planned = running.iter().find(|job| job.facts.scenario == Scenario::PlannedFailover);
+        let job = match row.as_ref().map(|row| &row.state.protection) {
+            Some(Protection::FailingOver { job, .. }) => Some(*job),
+            _ => planned.map(|job| job.facts.id),
+        };
+        if let Some((row, job)) = row.zip(job) {
             return Ok(self.job_cancel(row.vault, job).await?.id);
         }
         self.item_change(id, |world, running| {

@@ -1,14 +1,17 @@
 //! Starts what turns an item round or ends it: planned failover, reprotect, disable.
 
+use super::estimate;
 use super::start::{begin, failover, item, machine_name, start};
 use super::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption};
 use crate::error::Result;
-use crate::jobs::kinds::{Chosen, CompleteMigration, DisableProtection, PlannedFailover};
+use crate::jobs::kinds::{
+    Chosen, CompleteMigration, DisableProtection, PlannedFailover, Reprotect,
+};
 use crate::jobs::{NewJob, Request, Scenario, reprotect};
 use crate::plan::{End, Left, RunPlan, other};
 use crate::store::{self, Conn, items::ItemRow, jobs::Lane};
 use crate::world::{HostFacts, World};
-use crate::{Control, ControlError, ErrorKind};
+use crate::{Control, ControlError, ErrorKind, items::record::Running};
 use leeward_model::{
     Code, Event, InstanceId, ItemId, JobId, PointChoice, Protection, Site, TestState,
 };
@@ -19,16 +22,17 @@ impl Control {
     /// and started at the other site from its final point (F-086, F-108). Out or home.
     ///
     /// # Errors
-    /// Conflict while another job runs, or unless the item is protected; BadRequest for a chosen
-    /// point; NotSupported for a full copy beforehand.
+    /// Conflict while another job runs, or unless the item is protected, or can be reprotected,
+    /// with which the job begins then; BadRequest for a chosen point.
     pub async fn item_planned_failover(&self, id: ItemId, spec: PlannedSpec) -> Result<JobId> {
-        if spec.sync == SyncOption::ForSynchronization {
-            return Err(ControlError::not_supported("a full copy before a planned failover"));
-        }
         if matches!(spec.point, Some(PointChoice::Custom(_))) {
             let what = "a planned failover starts from its final point: use a failover for another";
             return Err(ControlError::bad_request(what));
         }
+        let to = match &spec.host {
+            Some(name) => Some(self.reprotect_host(id, name).await?),
+            None => None,
+        };
         self.item_change(id, |world, running| {
             let row = item(world)?;
             running.refuse(&row.name, &[Lane::Main])?;
@@ -36,17 +40,30 @@ impl Control {
                 let state = row.state.protection.name();
                 Err(ControlError::not_now(format!("{} is {state}: {what}", row.name)))
             };
+            let full = spec.sync == SyncOption::ForSynchronization;
+            let comments = estimate::data_sync(world, row, None)
+                .map(|found| format!("{:?}; proposed was {:?}", spec.sync, found.proposed))
+                .unwrap_or_default();
+            let (job, mut reprotect) = (world.new_id(), None);
             match row.state.protection {
-                Protection::Protected => {}
-                Protection::Committed { .. } => return refuse("reprotect it first"),
+                Protection::Protected => {
+                    is_there(row, to.as_ref(), world.target())?;
+                    let (choice, target) = (PointChoice::Latest, world.target_site());
+                    begin(world, &Event::FailoverStarted { job, choice, target })?;
+                }
+                Protection::Committed { .. } | Protection::FailedOver { .. } => {
+                    reprotect = Some(turn(world, running, to, full)?);
+                }
                 Protection::Reprotecting { .. } | Protection::Resynchronizing { .. } => {
                     return refuse("wait until it is protected");
                 }
                 _ => return refuse("it cannot be failed over now"),
             }
-            let job = world.new_id();
-            let (choice, target) = (PointChoice::Latest, world.target_site());
-            begin(world, &Event::FailoverStarted { job, choice, target })?;
+            if let Some(memory) = &reprotect {
+                let id = memory.job;
+                let new = NewJob::of_item(id, Lane::Reverse, Scenario::ReverseReplication);
+                start(world, new, memory)?;
+            }
             let memory = PlannedFailover {
                 failover: failover(world, job, Chosen::Latest, Shutdown::First),
                 wait_to_complete: spec.wait_to_complete,
@@ -55,10 +72,13 @@ impl Control {
                 before: None,
                 power_off: false,
                 asked_again: false,
+                reprotect: reprotect.map(|memory| memory.job),
+                full,
+                copied_ms: 0,
             };
             let request = Request::PlannedFailover { spec };
             let new = NewJob::asked(job, Lane::Main, Scenario::PlannedFailover, request);
-            start(world, new, &memory)
+            start(world, NewJob { comments, ..new }, &memory)
         })
         .await
     }
@@ -75,29 +95,8 @@ impl Control {
             None => None,
         };
         self.item_change(id, |world, running| {
-            let row = item(world)?;
-            running.refuse(&row.name, &[Lane::Main, Lane::Reverse])?;
-            let state = row.state.protection.name();
-            match row.state.protection {
-                Protection::Committed { .. } => {}
-                Protection::FailedOver { .. } if world.policy.auto_reverse_planned => {}
-                Protection::FailedOver { .. } => {
-                    let what = format!("{} is {state}: commit the failover first", row.name);
-                    return Err(ControlError::not_now(what));
-                }
-                _ => {
-                    let what = format!("{} is {state}: it cannot be reprotected", row.name);
-                    return Err(ControlError::not_now(what));
-                }
-            }
-            go_to(world, to)?;
-            let job = world.new_id();
-            let Some((event, machine)) = reprotect::begins(world, job) else {
-                return Err(ControlError::not_now("the item cannot be reprotected"));
-            };
-            begin(world, &event)?;
-            let memory = reprotect::new_job(world, job, machine);
-            let request = Request::Reprotect { spec };
+            let memory = turn(world, running, to, false)?;
+            let (job, request) = (memory.job, Request::Reprotect { spec });
             let new = NewJob::asked(job, Lane::Reverse, Scenario::ReverseReplication, request);
             start(world, new, &memory)
         })
@@ -202,6 +201,48 @@ fn migrated_machine(row: &ItemRow) -> Result<InstanceId> {
             let what = format!("{} is {state}: fail it over first", row.name);
             Err(ControlError::not_now(what))
         }
+    }
+}
+
+/// Begins with a reprotect, to the host `to` if one was named. With `full` nothing is compared.
+fn turn(
+    world: &mut World,
+    running: &Running,
+    to: Option<HostFacts>,
+    full: bool,
+) -> Result<Reprotect> {
+    let row = item(world)?;
+    running.refuse(&row.name, &[Lane::Main, Lane::Reverse])?;
+    let state = row.state.protection.name();
+    match row.state.protection {
+        Protection::Committed { .. } => {}
+        Protection::FailedOver { .. } if world.policy.auto_reverse_planned => {}
+        Protection::FailedOver { .. } => {
+            let what = format!("{} is {state}: commit the failover first", row.name);
+            return Err(ControlError::not_now(what));
+        }
+        _ => {
+            let what = format!("{} is {state}: it cannot be reprotected", row.name);
+            return Err(ControlError::not_now(what));
+        }
+    }
+    go_to(world, to)?;
+    let job = world.new_id();
+    let Some((event, machine)) = reprotect::begins(world, job) else {
+        return Err(ControlError::not_now("the item cannot be reprotected"));
+    };
+    begin(world, &event)?;
+    Ok(Reprotect { full, ..reprotect::new_job(world, job, machine) })
+}
+
+/// The replica of an item that is replicated already lies on one host; no other can be named.
+fn is_there(row: &ItemRow, to: Option<&HostFacts>, target: &HostFacts) -> Result<()> {
+    match to {
+        Some(host) if host.id != target.id => Err(ControlError::not_now(format!(
+            "the replica of {} is on host {}: reprotect to host {} first, then fail over",
+            row.name, target.name, host.name
+        ))),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Shows an item: everything that is stored of it and everything that its hosts see.
 
+use super::estimate;
 use super::live::{allowed, live_at};
 use super::{EndView, InstanceView, ItemView, RunView};
 use crate::error::Result;
@@ -90,6 +91,7 @@ fn show(row: ItemRow, stored: Stored, world: &World) -> ItemView {
     let rpo_seconds = rpo.and_then(|newest| crate::rpo::rpo_seconds(newest, &world.now));
     let (live_at, live_evidence) = live_at(world);
     let connected_source = world.source_now();
+    let data_sync = estimate::data_sync(world, &row, stored.spec.as_ref());
     ItemView {
         id: row.id,
         vault: row.vault,
@@ -126,6 +128,7 @@ fn show(row: ItemRow, stored: Stored, world: &World) -> ItemView {
         sent_bytes: source.map(|seen| seen.sent_bytes),
         stored_bytes: target.map(|seen| seen.stored_bytes),
         divergent: divergent(world),
+        data_sync,
         ends: [end(world, &row, Site::Primary), end(world, &row, Site::Recovery)],
         instances: row.plan.instances.iter().map(|plan| instance(world, plan)).collect(),
         running: running_in(&stored.running, Lane::Main)

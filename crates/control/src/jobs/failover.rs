@@ -174,14 +174,19 @@ impl Failover {
         if self.choice == Chosen::Processed {
             self.point = Some(newest);
         }
+        Self::look_at_source(world)?;
+        Ok(Outcome::Done)
+    }
+
+    /// Notes whether the source runs, so that a way back starts it again.
+    pub(super) fn look_at_source(world: &mut World) -> Result<(), StepError> {
         let machine = world.source_machine();
         world.item_mut()?.plan.source_ran = machine != MachineState::Off;
         // A machine that its owner switched off holds a permit and may be started any time.
         world.source_seen(match machine {
             MachineState::Running | MachineState::Paused => SourceState::Running,
             MachineState::Off | MachineState::Unknown => SourceState::Unknown,
-        })?;
-        Ok(Outcome::Done)
+        })
     }
 
     /// The last undo: the item returns to where it came from.
@@ -210,7 +215,8 @@ impl Failover {
         }
         let timeout_ms = world.policy.shutdown_timeout_seconds.saturating_mul(1000);
         let by = *self.asked.get_or_insert(self.way_back.job);
-        world.source_run(RunPlan::ShutDown { job: by, timeout_ms, power_off: false })?;
+        let (power_off, copy) = (false, false);
+        world.source_run(RunPlan::ShutDown { job: by, timeout_ms, power_off, copy })?;
         let seen = world.source_now().and_then(|seen| seen.shutdown.clone());
         match seen.filter(|(job, _)| *job == by).map(|(_, outcome)| outcome) {
             Some(ShutdownOutcome::Done { point }) => {

@@ -1,13 +1,19 @@
 //! Planned failover: a failover that does not go on without the source's confirmed end and its
-//! final point. Out or home makes no difference to it.
+//! final point. Out or home makes no difference to it. A machine that nothing replicates is
+//! replicated the other way first, by a reprotect of its own.
 
-use super::failover::{Failover, FailsOver};
+use super::failover::{Failover, FailsOver, need_target};
 use super::way_back::{self, HasWayBack, WayBack};
 use crate::plan::RunPlan;
 use crate::world::{Step, World, pending, permanent};
-use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, nothing};
-use leeward_model::{Code, JobId, MachineState, Position, SourceState};
-use leeward_wire::message::ShutdownOutcome;
+use leeward_durable::{
+    Forward, Job, Moment, Outcome, Phase, Reason, Reversible, StepError, nothing,
+};
+use leeward_model::{
+    Code, Event, FailoverOrigin, JobId, MachineState, PointChoice, Position, Protection,
+    SourceState,
+};
+use leeward_wire::message::{CapturePhase, CopyProgress, ShutdownOutcome};
 use serde::{Deserialize, Serialize};
 
 /// How long the source host may be away before the job is refused: nothing was done yet.
@@ -37,6 +43,15 @@ pub(crate) struct PlannedFailover {
     pub(crate) power_off: bool,
     /// Whether a person was asked about a source that is not off.
     pub(crate) asked_again: bool,
+    /// The reprotect that it began with, of a machine that nothing replicated.
+    #[serde(default)]
+    pub(crate) reprotect: Option<JobId>,
+    /// Whether nothing is sent before the machine is off (F-109).
+    #[serde(default)]
+    pub(crate) full: bool,
+    /// When the host was last seen copying the machine that is off; 0 when never.
+    #[serde(default)]
+    pub(crate) copied_ms: u64,
 }
 
 impl HasWayBack for PlannedFailover {
@@ -55,9 +70,8 @@ impl Job for PlannedFailover {
     type Context = World;
     const KIND: &'static str = "planned-failover";
     const REVERSIBLE: &'static [Reversible<Self>] = &[
-        Reversible::new("check", Self::check, |job, world, moment| {
-            job.core().undo_all(world, moment)
-        }),
+        Reversible::new("reprotect", Self::reprotect, Self::undo_all),
+        Reversible::new("check", Self::check, nothing),
         Reversible::new("synchronize", Self::synchronize, Self::no_hurry),
         Reversible::new("complete", Self::complete, nothing),
         Reversible::new("shut-down-source", Self::shut_down, |job, world, moment| {
@@ -93,6 +107,59 @@ impl Job for PlannedFailover {
 }
 
 impl PlannedFailover {
+    /// Waits for the reprotect that it began with; only then the failover begins. Synchronized
+    /// beforehand it needs the item protected. Else it is enough that replication has begun.
+    fn reprotect(&mut self, world: &mut World, _: &Moment) -> Step {
+        let Some(reprotect) = self.reprotect else {
+            let why = "it is replicated to the other site already";
+            return Ok(Outcome::Skipped(why.to_owned()));
+        };
+        if let Some(waiting_for) = reversing(world, reprotect)? {
+            return pending(waiting_for);
+        }
+        let job = self.failover.way_back.job;
+        match world.state()?.protection {
+            Protection::Protected => {
+                let (choice, target) = (PointChoice::Latest, world.target_site());
+                world.apply(Event::FailoverStarted { job, choice, target })?;
+                Ok(Outcome::Done)
+            }
+            Protection::Reprotecting { .. } if self.full => {
+                world.apply(Event::FullFailoverStarted { job })?;
+                Ok(Outcome::Done)
+            }
+            Protection::Reprotecting { .. } | Protection::Resynchronizing { .. } => {
+                pending(match copying(world) {
+                    Some(progress) => {
+                        format!("the machine to be protected the other way: {}", figures(progress))
+                    }
+                    None => "the machine to be protected the other way".to_owned(),
+                })
+            }
+            Protection::Enabling { .. }
+            | Protection::InitialReplication { .. }
+            | Protection::FailingOver { .. }
+            | Protection::FailedOver { .. }
+            | Protection::ChangingPoint { .. }
+            | Protection::Committed { .. }
+            | Protection::Disabling { .. }
+            | Protection::Removed => Err(given_up(reprotect)),
+        }
+    }
+
+    /// The last undo. A reprotect is not taken back: the machine has the more points for it.
+    fn undo_all(&mut self, world: &mut World, moment: &Moment) -> Step {
+        let begun = world.failing_over(self.failover.way_back.job);
+        self.failover.undo_all(world, moment)?;
+        match self.reprotect {
+            Some(job) if !begun => Ok(Outcome::Skipped(format!(
+                "nothing to take back: reprotect {job} goes on if it can, and protects the \
+                 machine the other way"
+            ))),
+            _ => Ok(Outcome::Done),
+        }
+    }
+
     fn check(&mut self, world: &mut World, moment: &Moment) -> Step {
         if !world.source().sight.connected {
             let what = format!("source host {} is not connected", world.source().name);
@@ -100,6 +167,13 @@ impl PlannedFailover {
                 return Err(permanent(Code::ROLE_AWAY, what));
             }
             return pending(what);
+        }
+        if copies_everything(world) {
+            if let Some(wait) = need_target(world, moment)? {
+                return Ok(wait);
+            }
+            Failover::look_at_source(world)?;
+            return Ok(Outcome::Done);
         }
         let outcome = self.failover.check(world, moment)?;
         if outcome == Outcome::Done {
@@ -111,6 +185,10 @@ impl PlannedFailover {
 
     /// Phase 1: a point that was cut after the job began is at the target; the machine runs on.
     fn synchronize(&mut self, world: &mut World, moment: &Moment) -> Step {
+        if self.full {
+            let why = "nothing is sent beforehand: all is sent while the machine is off";
+            return Ok(Outcome::Skipped(why.to_owned()));
+        }
         world.item_mut()?.plan.hurry = true;
         let newest = world.newest();
         let synchronized = newest.is_some_and(|newest| match (&newest.cut_server, &self.began) {
@@ -179,9 +257,10 @@ impl PlannedFailover {
         self.ask_anew(world, moment);
         let by: JobId = *self.failover.asked.get_or_insert(self.failover.way_back.job);
         let timeout_ms = world.policy.shutdown_timeout_seconds.saturating_mul(1000);
-        world.source_run(RunPlan::ShutDown { job: by, timeout_ms, power_off: self.power_off })?;
+        let (power_off, copy) = (self.power_off, self.full);
+        world.source_run(RunPlan::ShutDown { job: by, timeout_ms, power_off, copy })?;
         let host = world.source().name.clone();
-        let late = moment.step_elapsed_ms() > timeout_ms + SHUTDOWN_GRACE_MS;
+        let late = self.is_late(timeout_ms + SHUTDOWN_GRACE_MS, moment);
         let seen = world.source_now().and_then(|seen| seen.shutdown.clone());
         match seen.filter(|(job, _)| *job == by).map(|(_, outcome)| outcome) {
             Some(ShutdownOutcome::Done { point: Some(point) }) => {
@@ -196,6 +275,10 @@ impl PlannedFailover {
                 world.source_seen(SourceState::Running)?;
                 self.ask(&problem.what)
             }
+            Some(ShutdownOutcome::InProgress) if copy && is_guest_off(world) => {
+                self.copied_ms = moment.now_ms;
+                pending(copies(world, &host))
+            }
             // It is off: only its last data are on the way.
             Some(ShutdownOutcome::InProgress)
                 if world.source_machine() == MachineState::Off && !late =>
@@ -209,6 +292,12 @@ impl PlannedFailover {
                 pending(format!("host {host} to shut the machine down"))
             }
         }
+    }
+
+    /// Whether the host has had its time, which begins anew while it copies.
+    fn is_late(&self, limit_ms: u64, moment: &Moment) -> bool {
+        let since_copy = moment.now_ms.saturating_sub(self.copied_ms);
+        moment.step_elapsed_ms().min(since_copy) > limit_ms
     }
 
     fn final_delta(&mut self, world: &mut World, moment: &Moment) -> Step {
@@ -234,5 +323,73 @@ impl PlannedFailover {
             super::reprotect::reverse(world)?;
         }
         Ok(outcome)
+    }
+}
+
+/// What the reprotect is waiting for; none once it is through.
+fn reversing(world: &World, job: JobId) -> Result<Option<String>, StepError> {
+    let found = world.reverse.as_ref().filter(|row| row.facts.id == job);
+    let record = &found.ok_or_else(|| given_up(job))?.record;
+    match &record.phase {
+        Phase::Succeeded => Ok(None),
+        Phase::RolledBack { reason: Reason::Failed(problem) }
+        | Phase::Abandoned { reason: Reason::Failed(problem) } => {
+            Err(StepError::Permanent(problem.clone()))
+        }
+        Phase::RolledBack { reason: Reason::Cancelled }
+        | Phase::Abandoned { reason: Reason::Cancelled } => Err(given_up(job)),
+        Phase::Reversible { .. }
+        | Phase::Forward { .. }
+        | Phase::Undoing { .. }
+        | Phase::Abandoning { .. } => {
+            let step = record.current_log().and_then(|step| step.message.as_deref());
+            Ok(Some(format!("reprotect {job}: {}", step.unwrap_or("it begins"))))
+        }
+    }
+}
+
+fn given_up(reprotect: JobId) -> StepError {
+    let what = format!("reprotect {reprotect} was given up, so there is nothing to fail over to");
+    permanent(Code::REPROTECT_GIVEN_UP, what)
+}
+
+/// Whether there is no point of the source's line yet, because all of it comes with the final one.
+fn copies_everything(world: &World) -> bool {
+    matches!(
+        world.item.as_ref().map(|item| &item.state.protection),
+        Some(Protection::FailingOver { from: FailoverOrigin::Reprotecting { .. }, .. })
+    )
+}
+
+fn copying(world: &World) -> Option<CopyProgress> {
+    match world.source_now()?.phase {
+        CapturePhase::Copying(progress) => Some(progress),
+        CapturePhase::Idle
+        | CapturePhase::Delta
+        | CapturePhase::Paused
+        | CapturePhase::Fenced
+        | CapturePhase::Released => None,
+    }
+}
+
+fn figures(progress: CopyProgress) -> String {
+    let CopyProgress { done_bytes, total_bytes, seconds_left, .. } = progress;
+    let left = seconds_left.map(|left| format!(", {left} s left")).unwrap_or_default();
+    format!("{done_bytes} of {total_bytes} bytes{left}")
+}
+
+/// Whether the guest no longer runs, as its host says: only its data are on the way.
+fn is_guest_off(world: &World) -> bool {
+    matches!(world.source_machine(), MachineState::Off | MachineState::Paused)
+}
+
+/// What a host does that copies a machine which is off, with what holds it up.
+fn copies(world: &World, host: &str) -> String {
+    if let Some(progress) = copying(world) {
+        return format!("host {host} to copy the machine, which is off: {}", figures(progress));
+    }
+    match world.source_now().and_then(|seen| seen.problem.as_ref()) {
+        Some(problem) => format!("host {host}, which tries again: {problem}"),
+        None => format!("the last data from host {host}"),
     }
 }

@@ -27,6 +27,9 @@ pub(crate) struct Reprotect {
     pub(crate) timeline: TimelineId,
     /// What the seed came to: a place to build on, or nothing.
     pub(crate) parent: Option<Position>,
+    /// Whether everything is sent, without a comparison with the old disks (F-109).
+    #[serde(default)]
+    pub(crate) full: bool,
 }
 
 impl Job for Reprotect {
@@ -62,7 +65,8 @@ pub(crate) fn new_job(world: &mut World, job: JobId, machine: InstanceId) -> Rep
             item.plan.branch.epoch = item.state.epoch;
         }
     }
-    Reprotect { job, machine, seed: world.new_id(), timeline: world.new_id(), parent: None }
+    let (seed, timeline) = (world.new_id(), world.new_id());
+    Reprotect { job, machine, seed, timeline, parent: None, full: false }
 }
 
 /// Goes on with the other direction after a failover, because the policy says so (F-084).
@@ -165,6 +169,9 @@ impl Reprotect {
         let left = world.target_site();
         if !world.end(left)?.stale {
             return Ok(Outcome::Skipped("there are no old disks: all is sent".to_owned()));
+        }
+        if self.full {
+            return Ok(Outcome::Skipped("a full copy was asked for: all is sent".to_owned()));
         }
         let base = world.end(left)?.base;
         world.run_at(left, RunPlan::Seed { job: self.job, timeline: self.seed, base })?;

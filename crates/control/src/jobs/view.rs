@@ -85,6 +85,9 @@ fn task_name(kind: &str, list: List, step: &str) -> (String, String) {
 /// As [`task_name`], of the jobs that turn an item round.
 fn turning_task(list: List, step: &str) -> (String, String) {
     let known = match (list, step) {
+        (List::Reversible, "reprotect") => {
+            ("VmReverseReplication", "Replicate the machine to the site that it left")
+        }
         (_, "synchronize") => {
             ("VmSynchronizeBeforeShutdown", "Synchronizing while the machine runs")
         }

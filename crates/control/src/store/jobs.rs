@@ -127,6 +127,15 @@ pub(crate) async fn running(conn: &mut Conn, item: ItemId) -> StoreResult<Vec<Jo
     rows.iter().map(row).collect()
 }
 
+/// An item's newest job of the other direction, running or over.
+pub(crate) async fn newest_reverse(conn: &mut Conn, item: ItemId) -> StoreResult<Option<JobRow>> {
+    let sql = "SELECT record, body FROM jobs \
+               WHERE item = ? AND lane = ? ORDER BY created DESC, rowid DESC LIMIT 1";
+    let asked = sqlx::query_as(sql).bind(item.to_string()).bind(Lane::Reverse.name());
+    let found = query(LOAD, asked.fetch_optional(conn).await)?;
+    found.as_ref().map(row).transpose()
+}
+
 /// An item's jobs of the main lane that are over, newest first.
 pub(crate) async fn ended_main(conn: &mut Conn, item: ItemId) -> StoreResult<Vec<JobRow>> {
     let sql = "SELECT record, body FROM jobs \

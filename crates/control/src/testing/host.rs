@@ -57,6 +57,8 @@ pub struct ScriptedHost {
     pub temper: Temper,
     /// Percent of their data that the machines made here hold, while they run.
     pub hydrated_percent: f64,
+    /// How many steps a full copy or comparison takes that begins from now on.
+    pub copy_steps: u64,
     /// Why its old disks cannot be sealed, if they cannot.
     pub seed_problem: Option<leeward_model::Problem>,
     /// Its machines by name.
@@ -90,6 +92,7 @@ impl ScriptedHost {
             name: name.to_owned(),
             temper: Temper::Obeys,
             hydrated_percent: 100.0,
+            copy_steps: COPY_STEPS,
             seed_problem: None,
             machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
@@ -105,6 +108,7 @@ impl ScriptedHost {
             name: self.name.clone(),
             temper: self.temper,
             hydrated_percent: self.hydrated_percent,
+            copy_steps: self.copy_steps,
             seed_problem: self.seed_problem.clone(),
             machines: self.machines.clone(),
             items: self.items.clone(),
@@ -146,7 +150,7 @@ impl ScriptedHost {
         let source = self.items.get_mut(&item).and_then(|known| known.source.as_mut());
         let source = source.expect("the test names an item of this host");
         source.resync_reason = Some("the change map was lost".to_owned());
-        source.copying = COPY_STEPS;
+        source.copying = self.copy_steps;
     }
 
     /// Makes the source report a problem of its replication.
@@ -251,8 +255,8 @@ impl ScriptedHost {
             known.source = None;
             return;
         };
-        let source = known.source.get_or_insert_with(|| Source::new(wanted));
-        source.told(wanted);
+        let source = known.source.get_or_insert_with(|| Source::new(wanted, self.copy_steps));
+        source.told(wanted, self.copy_steps);
         let boot = self.boot();
         let Some(machine) = self.machines.get_mut(&wanted.machine) else {
             assert!(
@@ -277,9 +281,9 @@ impl ScriptedHost {
                 machine.runs |= source.starts(*start);
                 source.copy();
             }
-            SourceRun::ShutDown { job, power_off, .. } => {
+            SourceRun::ShutDown { job, power_off, copy, .. } => {
                 let ignores = self.temper == Temper::GuestIgnoresShutdown && !power_off;
-                machine.runs &= !source.shut_down(*job, ignores);
+                machine.runs &= !source.shut_down(*job, ignores, *copy);
             }
             SourceRun::Live { permit, start } => {
                 permitted(permit);

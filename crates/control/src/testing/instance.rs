@@ -5,10 +5,14 @@ use super::host::{Machine, ScriptedItem};
 use super::target::point;
 use crate::Now;
 use leeward_model::{
-    Evidence, HostId, InstanceId, ItemId, MachineState, PointId, PointKind, Position, UnixMillis,
+    DiskUse, Evidence, HostId, InstanceId, ItemId, MachineState, PointId, PointKind, Position,
+    UnixMillis,
 };
 use leeward_wire::message::{InstanceDuty, InstanceObserved, ItemDuty, ProbeResult, Stage};
 use std::collections::BTreeMap;
+
+/// What the disks of every machine that runs here hold: an eighth of it is new.
+const DISK_USE: DiskUse = DiskUse { allocated_bytes: 8 << 30, changed_bytes: Some(1 << 30) };
 
 /// Is a machine made from a point.
 #[derive(Clone, Debug)]
@@ -166,6 +170,7 @@ impl Instance {
             guest_started_at: self.started.then_some(UnixMillis(0)),
             evidence: self.runs.then_some(ProbeResult { passed: true, evidence }),
             kept: self.kept,
+            disk_use: self.runs.then_some(DISK_USE),
             problem: None,
         }
     }

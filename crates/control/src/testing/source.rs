@@ -9,12 +9,14 @@ use leeward_wire::message::{
 };
 
 /// Steps that a full copy or comparison takes.
-pub(super) const COPY_STEPS: u64 = 2;
+pub const COPY_STEPS: u64 = 2;
 
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) duty: SourceDuty,
     pub(super) copying: u64,
+    /// How many steps a copy takes.
+    steps: u64,
     resync_done: u64,
     pub(super) copied: bool,
     shutdown: Option<(JobId, ShutdownOutcome)>,
@@ -38,10 +40,11 @@ pub(super) struct Sent {
 }
 
 impl Source {
-    pub(super) fn new(duty: &SourceDuty) -> Source {
+    pub(super) fn new(duty: &SourceDuty, steps: u64) -> Source {
         Source {
             duty: duty.clone(),
-            copying: COPY_STEPS,
+            copying: steps,
+            steps,
             resync_done: duty.resync,
             copied: false,
             shutdown: None,
@@ -55,11 +58,11 @@ impl Source {
     }
 
     /// Takes a duty. A machine that was not replicated before is compared as a whole.
-    pub(super) fn told(&mut self, wanted: &SourceDuty) {
+    pub(super) fn told(&mut self, wanted: &SourceDuty, steps: u64) {
         let replicated =
             matches!(self.duty.run, SourceRun::Replicate { .. } | SourceRun::ShutDown { .. });
         if wanted.resync > self.duty.resync || !replicated {
-            self.copying = COPY_STEPS;
+            (self.copying, self.steps) = (steps, steps);
         }
         self.duty = wanted.clone();
     }
@@ -67,7 +70,7 @@ impl Source {
     /// Whether it has to be compared and may not begin.
     pub(super) fn waits(&self) -> bool {
         let asked = self.duty.resync > self.resync_done;
-        let begun = self.copying < COPY_STEPS;
+        let begun = self.copying < self.steps;
         self.resync_reason.is_some() && !asked && !begun && !self.duty.resync_allowed
     }
 
@@ -91,8 +94,9 @@ impl Source {
         self.seeded.as_ref().is_some_and(|(by, seeded)| *by == job && seeded.is_ok())
     }
 
-    /// One step of a shutdown; says whether the guest is off.
-    pub(super) fn shut_down(&mut self, job: JobId, ignores: bool) -> bool {
+    /// One step of a shutdown; says whether the guest is off. What was never copied is copied
+    /// now, if that is wanted.
+    pub(super) fn shut_down(&mut self, job: JobId, ignores: bool, copy: bool) -> bool {
         let before = self.shutdown.take().filter(|(by, _)| *by == job);
         let (outcome, off) = match before.map(|(_, outcome)| outcome) {
             None => (ShutdownOutcome::InProgress, false),
@@ -100,6 +104,13 @@ impl Source {
                 let what = format!("{} did not shut down", self.duty.machine);
                 let problem = Code::SHUTDOWN_FAILED.problem(what);
                 (ShutdownOutcome::Failed { problem }, false)
+            }
+            Some(ShutdownOutcome::InProgress) if self.copying > 0 && copy => {
+                self.copying -= 1;
+                (ShutdownOutcome::InProgress, true)
+            }
+            Some(ShutdownOutcome::InProgress) if self.copying > 0 => {
+                (ShutdownOutcome::Done { point: None }, true)
             }
             Some(outcome) => {
                 self.final_wanted |= outcome == ShutdownOutcome::InProgress;
@@ -133,8 +144,8 @@ impl Source {
 
     pub(super) fn observe(&self, runs: bool, epoch: Epoch) -> SourceObserved {
         let progress = CopyProgress {
-            done_bytes: COPY_STEPS.saturating_sub(self.copying) << 20,
-            total_bytes: COPY_STEPS << 20,
+            done_bytes: self.steps.saturating_sub(self.copying) << 20,
+            total_bytes: self.steps << 20,
             sent_bytes: 0,
             seconds_left: Some(self.copying),
         };

@@ -33,9 +33,11 @@ async fn base(scenario: &str) -> Option<Pair> {
         | "commit"
         | "complete-migration"
         | "disable-protection failed over" => Some(Pair::failed_over().await),
-        "reprotect" | "finalize-reprotect" | "failover from committed" => {
-            Some(Pair::committed().await)
-        }
+        "reprotect"
+        | "finalize-reprotect"
+        | "failover from committed"
+        | "planned-failover straight"
+        | "planned-failover full" => Some(Pair::committed().await),
         "planned-failover home" | "failover home" | "disable-protection away" => {
             Some(Pair::reversed().await)
         }
@@ -85,6 +87,8 @@ async fn start(pair: &mut Pair, scenario: &str) -> JobId {
         }
         "failover" | "failover home" => pair.failover(Shutdown::First).await,
         "planned-failover" | "planned-failover home" => pair.planned().await,
+        "planned-failover straight" => pair.straight(SyncOption::ForDownTime).await,
+        "planned-failover full" => pair.straight(SyncOption::ForSynchronization).await,
         "reprotect" => pair.reprotect().await,
         "failover from committed" => {
             let point = pair.points().await[2].id;
@@ -168,6 +172,17 @@ async fn cancel(pair: &Pair, job: JobId) {
     pair.fleet.control.job_cancel(pair.vault, job).await.unwrap();
 }
 
+/// Takes the turn of the item's other jobs: one may wait for another.
+async fn others_go_on(pair: &Pair, job: JobId) {
+    let mut tx = pair.fleet.control.store().read().await.unwrap();
+    let jobs = crate::store::jobs::unfinished(&mut tx).await.unwrap();
+    drop(tx);
+    for other in jobs.into_iter().filter(|other| *other != job) {
+        let go_on = Some(leeward_durable::Next::Continue);
+        while pair.fleet.control.job_advance(other).await.unwrap() == go_on {}
+    }
+}
+
 /// Runs the job to its end with one blow at `place`, and says whether the blow fell.
 async fn run(pair: &mut Pair, job: JobId, place: Place, lead: Option<Lead>, blow: Blow) -> bool {
     let (mut fell, mut led) = (false, lead.is_none());
@@ -180,6 +195,7 @@ async fn run(pair: &mut Pair, job: JobId, place: Place, lead: Option<Lead>, blow
             assert_eq!(pair.live().len(), 1, "the live machine stopped");
         }
         pair.fleet.control.item_reconcile(pair.item).await.ok();
+        others_go_on(pair, job).await;
         loop {
             let now = record(pair, job).await;
             if now.phase.is_final() {
@@ -264,6 +280,7 @@ async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
             assert!(pair.fleet.host(TARGET).machines["web01"].runs);
         }
         ("failover" | "planned-failover" | "change-point" | "commit", true)
+        | ("planned-failover straight" | "planned-failover full", true)
         | ("failover home" | "planned-failover home" | "failover from committed", true)
         | ("failover from the other site", true)
         | ("cancel-failover" | "change-point" | "commit" | "complete-migration", false)
@@ -277,8 +294,8 @@ async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
                 other => panic!("{scenario} left the item {other:?}"),
             };
             assert_eq!(pair.live(), [machine.to_string()]);
-            let home =
-                scenario.ends_with("home") || (scenario == "failover from the other site" && !went);
+            let home = ["home", "straight", "full"].iter().any(|word| scenario.ends_with(word))
+                || (scenario == "failover from the other site" && !went);
             let site = if home { Site::Primary } else { Site::Recovery };
             assert_eq!((view.state.active, view.live_at), (site, LiveAt::Site(site)));
         }
@@ -293,6 +310,7 @@ async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
             is_protected_at(pair, Site::Recovery).await;
         }
         ("reprotect" | "finalize-reprotect" | "cancel-failover home", true)
+        | ("planned-failover straight" | "planned-failover full", false)
         | ("failover home" | "planned-failover home" | "disable-protection away", false) => {
             is_protected_at(pair, Site::Recovery).await;
         }
@@ -350,6 +368,12 @@ async fn a_planned_failover_survives_a_crash_and_a_cancel_at_every_step() {
 #[tokio::test]
 async fn a_planned_failover_home_survives_a_crash_and_a_cancel_at_every_step() {
     every_place_of(&["planned-failover home"]).await;
+}
+
+/// F-108, F-109, F-112: straight from a committed failover, with both options.
+#[tokio::test]
+async fn a_planned_failover_from_committed_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&["planned-failover straight", "planned-failover full"]).await;
 }
 
 /// F-112: the live machine never stops.

@@ -1,7 +1,6 @@
 //! Rules of the way home: who is asked, who is refused, and what a second disaster leaves.
 
 use super::*;
-use crate::items::SyncOption;
 use crate::jobs::JobAnswer;
 use leeward_wire::message::OtherStore;
 
@@ -96,17 +95,20 @@ async fn what_does_not_fit_a_planned_failover_is_refused() {
     let pair = Pair::committed().await;
     let control = &pair.fleet.control;
     let ask = |spec| control.item_planned_failover(pair.item, spec);
-    let sync = SyncOption::ForSynchronization;
     let point = Some(PointChoice::Custom(PointId::from_u128(1)));
+    let to = |host: &str| PlannedSpec { host: Some(host.to_owned()), ..PlannedSpec::default() };
 
-    let full = ask(PlannedSpec { sync, ..PlannedSpec::default() }).await.unwrap_err();
     let earlier = ask(PlannedSpec { point, ..PlannedSpec::default() }).await.unwrap_err();
-    let early = ask(PlannedSpec::default()).await.unwrap_err();
+    let live = ask(to("recovery-host")).await.unwrap_err();
+    let unknown = ask(to("kvm-z")).await.unwrap_err();
 
-    assert_eq!(full.problem.code, Code::NOT_SUPPORTED.code);
     assert_eq!(earlier.kind, ErrorKind::BadRequest);
-    assert_eq!(early.problem.code, Code::NOT_POSSIBLE_NOW.code);
-    assert!(early.problem.what.contains("reprotect it first"));
+    assert_eq!(live.problem.code, Code::NOT_POSSIBLE_NOW.code);
+    assert_eq!(unknown.problem.code, Code::NOT_FOUND.code);
+    assert!(matches!(pair.view().await.state.protection, Protection::Committed { .. }));
+    let pair = Pair::failed_over().await;
+    let early = pair.fleet.control.item_planned_failover(pair.item, PlannedSpec::default()).await;
+    assert!(early.unwrap_err().problem.what.contains("commit the failover first"));
 }
 
 #[tokio::test]
@@ -211,13 +213,7 @@ async fn each_end_is_told_of_the_others_store_and_who_has_to_dial() {
 async fn a_reprotect_to_another_host_makes_the_machine_there_and_fences_the_old_one() {
     let mut pair = Pair::committed().await;
     let control = pair.fleet.control.clone();
-    let ttl = Duration::from_secs(3600);
-    let key = control.registration_key_create(pair.vault, "site-a", ttl, "ab12").await.unwrap();
-    let join = JoinRequest { name: "kvm-b".to_owned(), data_address: None };
-    let other = control.registration_key_redeem(&key, join).await.unwrap().host;
-    pair.fleet.hosts.push(ScriptedHost::new(other, "kvm-b", &[]));
-    pair.fleet.turn().await;
-
+    let other = pair.another_host().await;
     let spec = ReprotectSpec { host: Some("kvm-b".to_owned()) };
     let job = control.item_reprotect(pair.item, spec).await.unwrap();
     pair.succeeds(job).await;

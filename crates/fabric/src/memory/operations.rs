@@ -325,6 +325,7 @@ impl Fabric for MemoryFabric {
                 io_stop: found.instance.as_ref().and_then(|instance| instance.io_stop),
                 guest_off: found.run == Run::GuestOff,
                 hydrated_percent: found.hydrated_percent(),
+                disk_use: None,
             })
         })
     }

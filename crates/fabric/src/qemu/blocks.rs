@@ -44,6 +44,8 @@ pub(crate) struct Node {
     pub name: String,
     /// Size in bytes.
     pub size: u64,
+    /// Bytes that its image takes on the host.
+    pub allocated: u64,
     /// Whether another image lies below it.
     pub has_backing: bool,
     pub bitmaps: Vec<Bitmap>,
@@ -72,6 +74,7 @@ pub(crate) async fn nodes(qmp: &Qmp) -> Result<Vec<Node>, QmpError> {
     let node = |value: &Value| Node {
         name: text(&value["node-name"]),
         size: number(&value["image"]["virtual-size"]),
+        allocated: number(&value["image"]["actual-size"]),
         // The flat list counts no depth, but it names what is below.
         has_backing: ["/backing_file", "/image/backing-filename"]
             .iter()

@@ -13,7 +13,7 @@ use crate::fabric::{ExportAnswers, FabricError, InstancePlan, InstanceStatus, Io
 use crate::machine_toml::Channel;
 use crate::process;
 use crate::qmp::{QmpError, QmpEvent};
-use leeward_model::{DiskEntry, DiskFormat, DiskNumber, InstanceId, MachineState};
+use leeward_model::{DiskEntry, DiskFormat, DiskNumber, DiskUse, InstanceId, MachineState};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io;
@@ -262,7 +262,13 @@ impl QemuFabric {
         let plan = self.plan(instance)?;
         let vm = self.instance_vm(&plan);
         let state = vm.state().await;
-        let still = InstanceStatus { state, io_stop: None, guest_off: false, hydrated_percent: 0 };
+        let still = InstanceStatus {
+            state,
+            io_stop: None,
+            guest_off: false,
+            hydrated_percent: 0,
+            disk_use: None,
+        };
         match state {
             MachineState::Off => {
                 let hydrated_percent = hydrated_while_off(&plan);
@@ -287,6 +293,7 @@ impl QemuFabric {
                     .then(|| why_stopped(&qmp.recent_events(), &devices)),
                 guest_off: guest == Guest::Shutdown,
                 hydrated_percent: hydrated(&vm.disks, &jobs, &nodes),
+                disk_use: disk_use(&vm.disks, &nodes),
             })
         };
         look.await.map_err(|error: QmpError| vm.failed("look at", error))
@@ -385,6 +392,18 @@ fn hydrated(disks: &[DiskEntry], jobs: &Value, nodes: &[blocks::Node]) -> u8 {
         true => 100,
         false => (have * 100 / all.max(1)).min(99) as u8,
     }
+}
+
+/// What the overlays take and their maps since the failover name; none when a disk is not seen.
+fn disk_use(disks: &[DiskEntry], nodes: &[blocks::Node]) -> Option<DiskUse> {
+    let mut all = DiskUse { allocated_bytes: 0, changed_bytes: Some(0) };
+    for disk in disks {
+        let node = nodes.iter().find(|node| node.name == format_node(disk.number))?;
+        let map = node.bitmaps.iter().find(|map| map.name == SINCE_FAILOVER && !map.inconsistent);
+        all.allocated_bytes += node.allocated.min(disk.size);
+        all.changed_bytes = all.changed_bytes.zip(map).map(|(bytes, map)| bytes + map.bytes);
+    }
+    Some(all)
 }
 
 fn hydrated_while_off(plan: &InstancePlan) -> u8 {

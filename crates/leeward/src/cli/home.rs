@@ -5,6 +5,7 @@ use super::{
     CliError, follow,
     items::{Named, act, choice, wait_protected},
     session::{Session, escape, last_segment, text},
+    table::bytes,
 };
 use clap::{Args, ValueEnum};
 use leeward_model::Code;
@@ -27,9 +28,15 @@ pub struct Planned {
     /// complete-failover`. With --wait: until then.
     #[arg(long)]
     pub wait_to_complete: bool,
-    /// When the sites are brought in step; the server's choice when it is not given.
-    #[arg(long, value_enum)]
+    /// When the data are sent: before the shutdown when it is not given.
+    #[arg(long = "data-sync", visible_alias = "sync", value_enum)]
     pub sync: Option<Synchronize>,
+    /// Another host to go to, by name, of a machine that is not replicated yet.
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Change nothing: print which way it would go, and what either way of sending would cost.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// When a planned failover synchronizes.
@@ -50,12 +57,19 @@ impl Planned {
         if let Some(sync) = self.sync {
             fields.insert("dataSyncOption".into(), json!(format!("{sync:?}")));
         }
+        if let Some(host) = &self.host {
+            fields.insert("leewardHost".into(), json!(host));
+        }
         fields
     }
 }
 
 pub(super) async fn planned_failover(session: &Session, planned: &Planned) -> Result<(), CliError> {
     let found = planned.item.find(session).await?;
+    if planned.dry_run {
+        dry_run(session, &found, planned);
+        return Ok(());
+    }
     let mut details = planned.fields();
     if let Some(point) = &planned.point
         && let Value::Object(chosen) = choice(session, &found, point).await?
@@ -63,7 +77,7 @@ pub(super) async fn planned_failover(session: &Session, planned: &Planned) -> Re
         details.extend(chosen.into_iter().filter(|(name, _)| name != "instanceType"));
     }
     let properties = json!({
-        "failoverDirection": found["properties"]["leewardDirection"],
+        "failoverDirection": found["properties"]["leewardNextDirection"],
         "providerSpecificDetails": details,
     });
     if !(session.wait && planned.wait_to_complete) {
@@ -86,6 +100,70 @@ pub(super) async fn planned_failover(session: &Session, planned: &Planned) -> Re
         ],
     );
     Ok(())
+}
+
+/// What a planned failover would do. Nothing is asked for, so nothing changes (F-088).
+fn dry_run(session: &Session, item: &Value, planned: &Planned) {
+    let properties = &item["properties"];
+    let details = &properties["providerSpecificDetails"];
+    let allowed = properties["allowedOperations"].as_array();
+    let possible = allowed.is_some_and(|all| all.iter().any(|one| one == "PlannedFailover"));
+    let (primary, recovery) = (
+        text(&properties["primaryFabricFriendlyName"]),
+        text(&properties["recoveryFabricFriendlyName"]),
+    );
+    let direction = &properties["leewardNextDirection"];
+    let (from, to) = match direction.as_str() {
+        Some("RecoveryToPrimary") => (recovery, primary),
+        _ => (primary, recovery),
+    };
+    let takes = planned.sync.unwrap_or(Synchronize::ForDownTime);
+    let shown = json!({
+        "item": item["name"],
+        "direction": direction,
+        "from": from,
+        "to": to,
+        "liveAt": details["leewardLiveAt"],
+        "possibleNow": possible,
+        "dataSyncOption": format!("{takes:?}"),
+        "dataSync": details["leewardDataSync"],
+    });
+    let possible = match possible {
+        true => "yes".to_owned(),
+        false => format!("no, it is {}", text(&properties["protectionStateDescription"])),
+    };
+    session.show(
+        &shown,
+        &[
+            ("item", text(&item["name"])),
+            ("direction", format!("{from} -> {to}")),
+            ("live at", text(&details["leewardLiveAt"])),
+            ("possible now", possible),
+            ("data sync", format!("{takes:?}")),
+        ],
+    );
+    say_options(session, &details["leewardDataSync"]);
+    session.say("nothing was changed");
+}
+
+/// What both options of sending the data would cost, one line each.
+pub(super) fn say_options(session: &Session, found: &Value) {
+    for option in found["options"].as_array().into_iter().flatten() {
+        session.say(&option_line(option, &found["proposed"]));
+    }
+}
+
+fn option_line(option: &Value, proposed: &Value) -> String {
+    let number = |name: &str| option[name].as_u64().unwrap_or(0);
+    let mark = if option["option"] == *proposed { ", proposed" } else { "" };
+    format!(
+        "{}: {} to send, {} s in all, {} s of downtime{mark} ({})",
+        text(&option["option"]),
+        bytes(number("bytes") as f64),
+        number("seconds"),
+        number("downtimeSeconds"),
+        text(&option["basis"])
+    )
 }
 
 /// Says "Complete failover" to the job of the item that waits for it.
@@ -149,7 +227,8 @@ mod tests {
 
     fn planned(wait_to_complete: bool, sync: Option<Synchronize>) -> Planned {
         let item = Named { name: "web01".into(), fabric: None };
-        Planned { item, point: None, wait_to_complete, sync }
+        let (point, host, dry_run) = (None, None, false);
+        Planned { item, point, wait_to_complete, sync, host, dry_run }
     }
 
     #[test]
@@ -161,5 +240,19 @@ mod tests {
         let told = planned(true, Some(Synchronize::ForSynchronization)).fields();
         assert_eq!(told["leewardWaitToComplete"], true);
         assert_eq!(told["dataSyncOption"], "ForSynchronization");
+    }
+
+    /// F-088, F-109.
+    #[test]
+    fn an_option_is_told_with_its_bytes_its_downtime_and_whether_it_is_proposed() {
+        let option = json!({"option": "ForSynchronization", "bytes": 3 << 20, "seconds": 40,
+            "downtimeSeconds": 35, "basis": "what its disks hold"});
+
+        let line = option_line(&option, &json!("ForSynchronization"));
+        assert!(
+            line.contains("3.0 MiB to send, 40 s in all, 35 s of downtime, proposed"),
+            "{line}"
+        );
+        assert!(!option_line(&option, &json!("ForDownTime")).contains("proposed"));
     }
 }

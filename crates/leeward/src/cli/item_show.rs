@@ -102,6 +102,7 @@ fn show_parts(session: &Session, item: &Value) {
     for end in details["leewardEnds"].as_array().into_iter().flatten() {
         session.say(&end_line(end));
     }
+    super::home::say_options(session, &details["leewardDataSync"]);
     for instance in details["leewardInstances"].as_array().into_iter().flatten() {
         let percent = instance["hydratedPercent"].as_f64();
         let runs = percent.filter(|percent| *percent < 100.0);

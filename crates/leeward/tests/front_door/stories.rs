@@ -241,8 +241,8 @@ async fn what_the_state_of_an_item_does_not_allow_is_refused_and_names_what_is_i
     for operation in ["plannedFailover", "reProtect"] {
         refused(site.operate(MACHINE, operation, nowhere.clone()).await, 404, Code::NOT_FOUND);
     }
-    let full = json!({"providerSpecificDetails": {"dataSyncOption": "ForSynchronization"}});
-    refused(site.operate(MACHINE, "plannedFailover", full).await, 501, Code::NOT_SUPPORTED);
+    let later = json!({"providerSpecificDetails": {"dataSyncOption": "Later"}});
+    refused(site.operate(MACHINE, "plannedFailover", later).await, 400, Code::BAD_REQUEST);
     for (operation, properties) in [
         ("unplannedFailover", json!({"failoverDirection": "Sideways"})),
         ("unplannedFailover", json!({"sourceSiteOperations": "Maybe"})),

@@ -27,7 +27,7 @@ async fn a_running_machine_that_is_not_the_items_is_left_alone_whatever_is_wante
         if let Some(owner) = owner {
             home.machines.machine_claim(NAME, owner).await.unwrap();
         }
-        let off = SourceRun::ShutDown { job: JOB, timeout_ms: 1000, power_off: true };
+        let off = SourceRun::ShutDown { job: JOB, timeout_ms: 1000, power_off: true, copy: false };
         let runs = [
             SourceRun::Fenced,
             SourceRun::Seed { job: JOB, base: None },
@@ -172,7 +172,7 @@ async fn a_machine_that_is_powered_off_has_all_it_wrote_in_its_final_point() {
     let (home, away) = replicating().await;
     away.machines.set_on_shutdown(&machine(), OnShutdown::Ignores);
 
-    let off = SourceRun::ShutDown { job: JOB, timeout_ms: 1, power_off: true };
+    let off = SourceRun::ShutDown { job: JOB, timeout_ms: 1, power_off: true, copy: false };
     away.assign(2, Some(duty(branch(21, None), HOME, off)), None);
 
     let done = |host: &Host| match host.board.source_seen(ITEM)?.shutdown? {

@@ -133,6 +133,31 @@ fn a_failover_after_a_commit_needs_a_retained_point() {
     assert!(committed.apply(&failover(PointChoice::Custom(point(1)))).is_ok());
 }
 
+/// F-109: the final point of a full copy is its first one, so an unplanned failover has none.
+#[test]
+fn while_reprotecting_only_a_failover_that_copies_everything_may_begin() {
+    let committed = failed_over().apply(&Event::Committed).unwrap();
+    let before = committed.apply(&Event::ReprotectStarted { job: job() }).unwrap();
+    let full = Event::FullFailoverStarted { job: JobId::from_u128(2) };
+
+    for choice in [PointChoice::Latest, PointChoice::LatestProcessed, PointChoice::Custom(point(1))]
+    {
+        assert!(before.apply(&failover(choice)).is_err(), "{choice:?}");
+    }
+    for item in [protected(), failed_over(), committed] {
+        assert!(item.apply(&full).is_err(), "{item:?}");
+    }
+    let begun = before.apply(&full).unwrap();
+    let undone = Event::FailoverUndone { job: JobId::from_u128(2) };
+    assert_eq!(begun.apply(&undone).unwrap(), before);
+    let fenced = run(begun, &[Event::SourceFenced, Event::PointChosen { point: point(2) }]);
+    let home = fenced.apply(&Event::FailoverFinished { machine: machine(2) }).unwrap();
+    assert_eq!((home.active, home.direction), (Site::Primary, Direction::ToPrimary));
+    let back = fenced.apply(&Event::FailoverAbandoned { job: job() }).unwrap();
+    assert!(matches!(back.protection, Protection::Resynchronizing { .. }));
+    assert_eq!(back.active, Site::Recovery);
+}
+
 #[test]
 fn a_failover_is_legal_in_every_test_state() {
     let base = protected();

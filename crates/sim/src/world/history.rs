@@ -261,7 +261,10 @@ impl World {
                 _ => Asked::PlannedFailover,
             }),
             Protection::FailedOver { .. } => Some(Asked::Commit),
-            Protection::Committed { .. } => Some(Asked::Reprotect),
+            Protection::Committed { .. } => Some(match drawn {
+                0 => Asked::PlannedFailover,
+                _ => Asked::Reprotect,
+            }),
             Protection::Enabling { .. }
             | Protection::InitialReplication { .. }
             | Protection::Resynchronizing { .. }

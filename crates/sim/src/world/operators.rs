@@ -2,7 +2,7 @@
 
 use super::{SITES, World, settle::STEPS_MAX};
 use leeward_control::{
-    items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown},
+    items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption},
     jobs::{JobAnswer, RunState},
 };
 use leeward_model::{
@@ -70,7 +70,11 @@ impl World {
         cancel: Option<u64>,
     ) {
         let (control, Some(item)) = (self.control(), self.item) else { return };
-        let spec = PlannedSpec { wait_to_complete, ..PlannedSpec::default() };
+        let sync = match random.below(3) {
+            0 => SyncOption::ForSynchronization,
+            _ => SyncOption::ForDownTime,
+        };
+        let spec = PlannedSpec { wait_to_complete, sync, ..PlannedSpec::default() };
         let started = self.ask(async move { control.item_planned_failover(item, spec).await });
         let Ok(job) = started.await else { return };
         self.cancel_after(job, cancel).await;

@@ -146,7 +146,7 @@ async fn a_completed_migration_leaves_the_old_machine_off_and_whole_and_has_no_w
 }
 
 /// Fails over, commits, and waits until the machine holds its data; returns its instance's id.
-async fn away(stage: &mut Stage) -> anyhow::Result<String> {
+pub(crate) async fn away(stage: &mut Stage) -> anyhow::Result<String> {
     stage.booted().await?;
     let (instance, _) = stage.failover("Required").await?;
     let id = instance["id"].as_str().context("no id")?.to_owned();
@@ -192,7 +192,7 @@ async fn ended(stage: &Stage, job: &str) -> anyhow::Result<String> {
 }
 
 /// Copies the primary site's images, to be compared later.
-fn stale_copy(stage: &Stage) -> anyhow::Result<PathBuf> {
+pub(crate) fn stale_copy(stage: &Stage) -> anyhow::Result<PathBuf> {
     let folder = stage.sites.folder.join("stale");
     std::fs::create_dir_all(&folder)?;
     for image in DISKS {
@@ -206,7 +206,7 @@ fn stale_copy(stage: &Stage) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-fn unchanged(stage: &Stage, copy: &Path) -> anyhow::Result<()> {
+pub(crate) fn unchanged(stage: &Stage, copy: &Path) -> anyhow::Result<()> {
     for image in DISKS {
         let blocks = differing_blocks(&stage.machine_folder().join(image), &copy.join(image))?;
         ensure!(blocks == 0, "{blocks} blocks of the old {image} were changed");

@@ -8,6 +8,7 @@ mod demo;
 mod home;
 mod kills;
 mod loss;
+mod options;
 mod silence;
 mod space;
 mod stale;

@@ -290,12 +290,6 @@ async fn what_cannot_be_asked_of_an_item_is_refused_with_its_class() {
         ("failoverCommit", json!({}), 409, "LW-0105"),
         ("plannedFailover", json!({"failoverDirection": "RecoveryToPrimary"}), 400, "LW-0101"),
         ("plannedFailover", details(json!({"dataSyncOption": "Later"})), 400, "LW-0101"),
-        (
-            "plannedFailover",
-            details(json!({"dataSyncOption": "ForSynchronization"})),
-            501,
-            "LW-0102",
-        ),
         ("plannedFailover", details(json!({"leewardHost": "nobody"})), 404, "LW-0103"),
         // The replica is on the recovery host: another one has to be reprotected to first.
         (

@@ -12,8 +12,8 @@ use super::{
 };
 use leeward_fabric::{ExportAnswers, FabricError, InstanceDisk, InstancePlan, IoStop, MachineRef};
 use leeward_model::{
-    Code, DiskNumber, Epoch, InstanceId, ItemId, MachineSpec, MachineState, Problem, StartPermit,
-    UnixMillis,
+    Code, DiskNumber, DiskUse, Epoch, InstanceId, ItemId, MachineSpec, MachineState, Problem,
+    StartPermit, UnixMillis,
 };
 use leeward_wire::message::{InstanceDuty, InstanceObserved, ProbeResult, Purpose, Stage};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,8 @@ use tokio::{sync::watch, time::Instant};
 
 /// How often a running machine is looked at.
 const TEND: Duration = Duration::from_millis(500);
+/// How often what its disks hold is looked at anew.
+const DISK_USE_LOOK: Duration = Duration::from_secs(5);
 /// How often its console is looked at while a probe runs.
 const PROBE_LOOK: Duration = Duration::from_millis(100);
 /// How often it is looked whether the machine's fence is lifted.
@@ -85,6 +87,8 @@ struct Worker {
     probing: Option<Instant>,
     /// The probe's verdict and when it was reached; the picture follows.
     verdict: Option<((bool, String), Instant)>,
+    /// What its disks hold, and when that was looked at.
+    disk_use: Option<(Instant, DiskUse)>,
 }
 
 /// Runs the worker of an instance until its work is taken away.
@@ -98,7 +102,8 @@ pub async fn run(
     let folder = host.instance_folder(instance);
     let kept = std::fs::read(folder.join("instance.json")).unwrap_or_default();
     let kept = serde_json::from_slice(&kept).unwrap_or_default();
-    let mut worker = Worker { host, store, item, instance, kept, probing: None, verdict: None };
+    let mut worker =
+        Worker { host, store, item, instance, kept, probing: None, verdict: None, disk_use: None };
     loop {
         let Some(now) = work.borrow_and_update().clone() else {
             worker.host.board.instance(item, instance, None);
@@ -333,7 +338,9 @@ impl Worker {
             }
             None => None,
         };
-        self.show_running(work, status.state, f64::from(status.hydrated_percent), problem);
+        let disk_use = self.disk_use_kept(status.disk_use);
+        let percent = f64::from(status.hydrated_percent);
+        self.show_running(work, status.state, (percent, disk_use), problem);
         if work.duty.probe && self.kept.evidence.is_none() {
             self.probe(work).await?;
             return Ok(Some(PROBE_LOOK));
@@ -422,8 +429,21 @@ impl Worker {
             guest_started_at: self.kept.guest_started_at,
             evidence: self.kept.evidence.clone(),
             kept: self.kept.point,
+            disk_use: None,
             problem: None,
         }
+    }
+
+    /// What its disks hold, not newer than need be: every change of it is told at once.
+    fn disk_use_kept(&mut self, seen: Option<DiskUse>) -> Option<DiskUse> {
+        let now = Instant::now();
+        if let Some((at, kept)) = self.disk_use
+            && now < at + DISK_USE_LOOK
+        {
+            return Some(kept);
+        }
+        self.disk_use = seen.map(|seen| (now, seen));
+        seen
     }
 
     fn show(
@@ -441,12 +461,12 @@ impl Worker {
         &self,
         work: &InstanceWork,
         machine: MachineState,
-        percent: f64,
+        (percent, disk_use): (f64, Option<DiskUse>),
         problem: Option<Problem>,
     ) {
         let hydrated_percent = Some(percent);
         let seen = self.seen(Stage::Running, machine);
-        let seen = InstanceObserved { hydrated_percent, problem, ..seen };
+        let seen = InstanceObserved { hydrated_percent, disk_use, problem, ..seen };
         self.host.board.instance(work.item, self.instance, Some(seen));
     }
 

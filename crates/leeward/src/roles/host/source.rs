@@ -32,7 +32,7 @@ use leeward_model::{
 };
 use leeward_wire::message::{CapturePhase, SourceDuty, SourceObserved, SourceRun};
 use owner::Whose;
-use power::Off;
+use power::{Off, Unmapped};
 use state::SourceState;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -296,12 +296,13 @@ impl SourceWorker {
             SourceRun::Replicate { permit, start } => {
                 self.replicate(work, permit.as_ref(), *start, changes).await
             }
-            SourceRun::ShutDown { job, timeout_ms, power_off } => {
+            SourceRun::ShutDown { job, timeout_ms, power_off, copy } => {
                 let off = match power_off {
                     true => Off::Halt,
                     false => Off::Ask(Duration::from_millis(*timeout_ms)),
                 };
-                self.shut_down(work, *job, off, changes).await
+                let unmapped = if *copy { Unmapped::Copy } else { Unmapped::Leave };
+                self.shut_down(work, *job, (off, unmapped), changes).await
             }
             SourceRun::Fenced => {
                 // Looked at again: its owner may start it by hand, or bring it back.

@@ -88,7 +88,7 @@ impl SourceWorker {
     }
 
     /// After a point the change map reaches back to it, and a resync that was asked for is done.
-    fn caught_up(&mut self, work: &SourceWork) -> Result<(), SourceError> {
+    pub(super) fn caught_up(&mut self, work: &SourceWork) -> Result<(), SourceError> {
         if let Some(open) = &mut self.open {
             open.mapped = true;
         }

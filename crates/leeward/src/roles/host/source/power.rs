@@ -20,6 +20,15 @@ pub(super) enum Off {
     Halt,
 }
 
+/// What becomes of the last data when the change map does not reach back to a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unmapped {
+    /// Everything is copied from the guest that is off, however long that takes.
+    Copy,
+    /// There is no final point.
+    Leave,
+}
+
 impl SourceWorker {
     /// Starts the machine for a job that had it shut down and was undone, or is abandoned.
     pub(super) async fn start_again(
@@ -65,12 +74,13 @@ impl SourceWorker {
         outcome.map_err(|problem| SourceError::Problem(Box::new(problem)))
     }
 
-    /// Switches the machine off for a job and takes its last delta as a final point.
+    /// Switches the machine off for a job and takes its last delta as a final point. Whatever
+    /// interrupts that, the guest stays off and its process keeps its disks open.
     pub(super) async fn shut_down(
         &mut self,
         work: &SourceWork,
         job: JobId,
-        off: Off,
+        (off, unmapped): (Off, Unmapped),
         changes: &mut watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<Duration>, SourceError> {
         if let Some((done, point)) = self.state.shut_down
@@ -109,7 +119,10 @@ impl SourceWorker {
             }
         }
         self.asked_off = None;
-        let point = self.final_point(work, &machine).await;
+        let point = match unmapped {
+            Unmapped::Copy => self.copied_point(work, &machine, changes).await?,
+            Unmapped::Leave => self.final_point(work, &machine).await,
+        };
         self.host.fabric.machine_quit(&machine).await?;
         permits::permit_forget(&self.host.folder, &work.duty.machine);
         self.open = None;
@@ -150,6 +163,28 @@ impl SourceWorker {
             }
         }
         None
+    }
+
+    /// As [`Self::final_point`], after a copy of everything where that is needed. What fails is
+    /// tried again by the worker: without this point the failover would have nothing.
+    async fn copied_point(
+        &mut self,
+        work: &SourceWork,
+        machine: &MachineRef,
+        changes: &watch::Receiver<Option<SourceWork>>,
+    ) -> Result<Option<PointId>, SourceError> {
+        let state = self.host.fabric.machine_state(machine).await?;
+        self.show(|seen| seen.machine = state);
+        if state == MachineState::Off {
+            return Ok(None);
+        }
+        self.open(work).await?;
+        if let Some(reason) = self.comparison(work) {
+            self.copy_everything(work, reason, changes).await?;
+        }
+        let (point, _) = self.cycle(work, PointKind::Final).await?;
+        self.caught_up(work)?;
+        Ok(Some(point))
     }
 
     /// Whether the guest has switched itself off by its own or its owner's doing.
