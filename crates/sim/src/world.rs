@@ -48,7 +48,7 @@ use leeward_replica::Mutation as StoreMutation;
 use link::{Link, Net};
 use roles::SiteFiles;
 use std::{collections::BTreeSet, sync::Arc};
-use time::{SiteWall, Standstill, WorldTime};
+use time::{SiteWall, WorldTime};
 
 /// What a machine's console shows once its guest is up.
 pub const READY: &str = "GUEST READY";
@@ -60,6 +60,9 @@ pub const SITES: [Site; 2] = [Site::Primary, Site::Recovery];
 const SITE: &str = "site-a";
 /// The config server takes a turn at least this often, in milliseconds.
 const TURN_MAX_MS: u64 = 500;
+/// Steps between two looks at what is waited for, at least and at most.
+const LOOK_STEPS: usize = 5;
+const LOOK_STEPS_MAX: usize = 50;
 /// Bytes of its first disk: not a whole number of extents.
 pub const FIRST_DISK_BYTES: u64 = 8 * 65_536 + 8_192;
 /// Bytes of its second disk.
@@ -122,15 +125,16 @@ pub struct World {
     primary: SiteFiles,
     recovery: SiteFiles,
     turned_ms: u64,
+    /// Turns that the config servers took so far.
+    turns: u64,
     mistakes: Mistakes,
     folder: tempfile::TempDir,
-    _standstill: Standstill,
 }
 
 /// Runs a test in a world of its own.
 pub fn simulate<T>(test: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().start_paused(true).build();
+    let runtime = builder.enable_all().build();
     runtime.expect("the system has a timer").block_on(test)
 }
 
@@ -185,7 +189,6 @@ impl World {
 
     /// As [`Self::new`], with a machine whose two disks have these sizes in bytes.
     pub async fn sized(mistakes: Mistakes, sizes: [u64; 2]) -> World {
-        let standstill = Standstill::begin();
         let time = WorldTime::begin();
         let shm = std::path::Path::new("/dev/shm");
         let mut builder = tempfile::Builder::new();
@@ -247,9 +250,9 @@ impl World {
             primary,
             recovery,
             turned_ms: 0,
+            turns: 0,
             mistakes,
             folder,
-            _standstill: standstill,
         };
         world.begin(sizes).await;
         world
@@ -334,7 +337,9 @@ impl World {
 
     /// Lets a little time pass, with a turn of the config server when one is due.
     pub async fn step(&mut self) {
-        time::pass().await;
+        let server = self.server.clone();
+        time::pass(|| server.as_ref().is_some_and(steps::is_at_work)).await;
+        drop(server);
         for site in SITES.into_iter().filter(|site| !self.answers(*site)) {
             self.unsure(site);
         }
@@ -349,15 +354,21 @@ impl World {
             return;
         }
         self.turned_ms = self.time.ms();
-        let (strike, halted) = (&self.strike, &mut self.halted);
-        let turned = steps::turn(&control, |at| {
+        self.turns += 1;
+        let (strike, halted) = (self.strike.clone(), &mut self.halted);
+        let mut see = |at: &AtStep| {
             let here = strike.as_ref().is_some_and(|s| s.kind == at.kind && s.place == at.place);
             if here {
                 *halted = Some(at.clone());
                 return Go::Halt;
             }
             Go::On
-        });
+        };
+        let see: Option<steps::See<'_>> = match &strike {
+            Some(_) => Some(&mut see),
+            None => None,
+        };
+        let turned = steps::turn(&control, see);
         if let Err(error) = turned.await {
             self.ledger.violated(format!("the config server's turn failed: {error}"));
         }
@@ -372,11 +383,19 @@ impl World {
     }
 
     /// Lets time pass until `done`; says whether it came to that within `steps_max` steps.
+    ///
+    /// Looking costs transactions, and what is looked for comes about in the config server's turns:
+    /// it is looked for after a turn, not more often than every few steps, and rarely without one.
     pub async fn reaches(&mut self, steps_max: usize, done: impl AsyncFn(&World) -> bool) -> bool {
+        let (mut looked_at, mut looked_after) = (0, None);
         for step in 0..steps_max {
-            // Looking costs transactions: every fifth step is often enough.
-            if step.is_multiple_of(5) && done(self).await {
-                return true;
+            let since = step - looked_at;
+            let due = since >= LOOK_STEPS && looked_after != Some(self.turns);
+            if looked_after.is_none() || due || since >= LOOK_STEPS_MAX {
+                (looked_at, looked_after) = (step, Some(self.turns));
+                if done(self).await {
+                    return true;
+                }
             }
             self.step().await;
         }

@@ -141,6 +141,12 @@ impl Store {
         query("begin a reading transaction", self.readers.begin().await)
     }
 
+    /// Whether a transaction is open or waits for a connection that is.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn is_in_use(&self) -> bool {
+        [&self.writer, &self.readers].iter().any(|pool| pool.size() as usize > pool.num_idle())
+    }
+
     /// Copies the whole database as it is to a new file.
     #[cfg(test)]
     pub(crate) async fn copy_to(&self, path: &Path) {
