@@ -6,6 +6,7 @@
 
 pub mod crowd;
 pub mod disk;
+mod ending;
 pub mod fabric;
 mod guests;
 pub mod history;
@@ -15,11 +16,13 @@ pub mod link;
 mod operators;
 mod roles;
 mod settle;
+mod spare;
 pub mod time;
 
 use disk::{SiteDisk, WorldExports};
-use fabric::Watch;
-use ledger::{Image, Ledger};
+use ending::Ending;
+use fabric::{Others, Watch};
+use ledger::{HostPlace, Image, Ledger};
 use leeward::roles::host::site_store::SiteStore;
 use leeward_capture::MemoryMachine;
 use leeward_control::{
@@ -56,6 +59,8 @@ pub const READY: &str = "GUEST READY";
 pub const MACHINE: &str = "web01";
 /// Both sites.
 pub const SITES: [Site; 2] = [Site::Primary, Site::Recovery];
+/// The folder of the primary site's other host.
+const SPARE: &str = "spare";
 /// The primary site's fabric.
 const SITE: &str = "site-a";
 /// The config server takes a turn at least this often, in milliseconds.
@@ -82,6 +87,10 @@ pub struct Mistakes {
     pub shutdown_lies: bool,
     /// Of the store.
     pub store: Option<StoreMutation>,
+    /// What is said to be kept when protection ends is deleted.
+    pub forgets_what_is_kept: bool,
+    /// Whoever reads the disks that a machine left writes to them.
+    pub writes_stale_disks: bool,
     /// Of the stores' disks: before each power cut they leave out one flush.
     pub skip_a_flush: bool,
 }
@@ -124,6 +133,15 @@ pub struct World {
     draw: Arc<CountingDraw>,
     primary: SiteFiles,
     recovery: SiteFiles,
+    /// The primary site's other host, if it has joined, and what lies still there.
+    spare: SiteFiles,
+    has_spare: bool,
+    is_swapped: bool,
+    left: Option<Image>,
+    /// The end of protection that was asked for.
+    ending: Option<Ending>,
+    /// A planned failover goes on to a reprotect (F-084).
+    auto_reverse: bool,
     turned_ms: u64,
     /// Turns that the config servers took so far.
     turns: u64,
@@ -204,7 +222,7 @@ impl World {
             ledger: ledger.clone(),
             time,
             machines: Arc::clone(&machines),
-            others: fabric(other(site)),
+            others: Others::new(fabric(other(site))),
             wall: SiteWall::new(time, skew_ms),
             link: link.clone(),
             trap: Arc::default(),
@@ -213,11 +231,12 @@ impl World {
         let files = |site, id, name, skew_ms, link| {
             let disk = SiteDisk::default();
             let world = Arc::clone(&machines);
+            let spare = name == SPARE;
             SiteFiles {
                 id,
                 name,
                 folder: folder.path().join(name),
-                machines: fabric(site),
+                machines: if spare { MemoryFabric::new(Arc::clone(&world)) } else { fabric(site) },
                 watch: watch(site, skew_ms),
                 exports: WorldExports::new(site, disk.clone(), world, ledger.clone()),
                 disk,
@@ -231,6 +250,8 @@ impl World {
         // It gets its id when it joins.
         let primary =
             files(Site::Primary, HostId::from_u128(0), "primary", SKEWS_MS[1], link.clone());
+        let nobody = HostId::from_u128(1);
+        let spare = files(Site::Primary, nobody, SPARE, spare::SKEW_MS, link.clone());
         let mut world = World {
             ledger,
             time,
@@ -249,6 +270,12 @@ impl World {
             draw: Arc::default(),
             primary,
             recovery,
+            spare,
+            has_spare: false,
+            is_swapped: false,
+            left: None,
+            ending: None,
+            auto_reverse: false,
             turned_ms: 0,
             turns: 0,
             mistakes,
@@ -277,10 +304,7 @@ impl World {
         let join = JoinRequest { name: "kvm-a".to_owned(), data_address: None };
         let joined = control.registration_key_redeem(&key.expect("a key"), join).await;
         self.primary.id = joined.expect("a fresh key").host;
-        let policy =
-            Policy { point_interval_ms: 2_000, shutdown_timeout_seconds: 5, ..Policy::default() };
-        let policy = PolicySpec { policy, extra: serde_json::Value::Null };
-        control.policy_put(vault, "gold", policy).await.expect("a valid policy");
+        self.policy_set(false).await;
         let mapping = MappingSpec { policy: "gold".to_owned(), ..MappingSpec::default() };
         let mapped = control.mapping_put(vault, SITE, "to-recovery", mapping).await;
         mapped.expect("a valid mapping");
@@ -293,6 +317,19 @@ impl World {
             world.control().machine_get(world.vault, SITE, MACHINE).await.is_ok()
         })
         .await;
+    }
+
+    /// Sets the policy of the machine; whether a planned failover goes on to a reprotect (F-084).
+    pub async fn policy_set(&mut self, auto_reverse: bool) {
+        self.auto_reverse = auto_reverse;
+        let policy = Policy {
+            point_interval_ms: 2_000,
+            shutdown_timeout_seconds: 5,
+            auto_reverse_planned: auto_reverse,
+            ..Policy::default()
+        };
+        let policy = PolicySpec { policy, extra: serde_json::Value::Null };
+        self.control().policy_put(self.vault, "gold", policy).await.expect("a valid policy");
     }
 
     /// The config server.
@@ -321,6 +358,17 @@ impl World {
     /// A site's disk.
     pub fn disk(&self, site: Site) -> &SiteDisk {
         &self.files(site).disk
+    }
+
+    /// A host's disk; none of a host that has not joined.
+    pub fn disk_of(&self, place: HostPlace) -> Option<&SiteDisk> {
+        match (place, self.is_swapped) {
+            (HostPlace::Recovery, _) => Some(&self.recovery.disk),
+            (HostPlace::First, false) | (HostPlace::Spare, true) => Some(&self.primary.disk),
+            (HostPlace::First, true) | (HostPlace::Spare, false) => {
+                Some(&self.spare.disk).filter(|_| self.has_spare)
+            }
+        }
     }
 
     /// The store as a site's role uses it.
@@ -465,19 +513,22 @@ impl World {
     /// Protects the machine and returns the job that does it.
     pub async fn enable(&mut self) -> Option<JobId> {
         let (control, vault) = (self.control(), self.vault);
+        let machine = self.machine_found().await?;
         let started = self.ask(async move {
-            let spec = EnableSpec {
-                policy: "gold".to_owned(),
-                machine: MACHINE.to_owned(),
-                extra: serde_json::Value::Null,
-            };
+            let extra = serde_json::Value::Null;
+            let spec = EnableSpec { policy: "gold".to_owned(), machine, extra };
             control.item_enable(vault, SITE, MACHINE, spec).await
         });
         let started = started.await.ok()?;
         self.item = Some(started.item);
+        self.names_learn().await;
+        Some(started.job)
+    }
+
+    /// Learns how the machine is called at its ends.
+    async fn names_learn(&self) {
         for end in self.view().await.map(|view| view.ends).into_iter().flatten() {
             self.ledger.name_set(end.site, &end.machine);
         }
-        Some(started.job)
     }
 }

@@ -140,6 +140,22 @@ fn a_guest_that_writes_on_after_its_planned_end_is_seen() {
     assert!(violations.iter().any(lost));
 }
 
+/// F-112.
+#[test]
+fn a_stale_disk_that_is_written_while_it_is_read_is_seen() {
+    let violations = seen(|_| Mistakes { writes_stale_disks: true, ..Mistakes::default() });
+
+    let changed = |what: &String| what.contains("disks") && what.contains("were changed");
+    assert!(violations.iter().any(changed));
+}
+
+#[test]
+fn points_that_are_deleted_although_they_are_to_be_kept_are_seen() {
+    let violations = seen(|_| Mistakes { forgets_what_is_kept: true, ..Mistakes::default() });
+
+    assert!(violations.iter().any(|what| what.starts_with("I3: what was kept")));
+}
+
 #[test]
 fn a_flush_that_is_left_out_is_seen() {
     let violations = seen(|_| Mistakes { skip_a_flush: true, ..Mistakes::default() });

@@ -22,7 +22,7 @@ use leeward_model::{
 };
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -30,6 +30,26 @@ use std::{
 
 /// What a guest that was said to be off writes before it is ended.
 const LAST_BYTES: usize = 4096;
+
+/// The machines of the host that is the other end now.
+#[derive(Clone)]
+pub struct Others(Arc<Mutex<MemoryFabric>>);
+
+impl Others {
+    /// Those of a host.
+    pub fn new(machines: MemoryFabric) -> Others {
+        Others(Arc::new(Mutex::new(machines)))
+    }
+
+    /// From now on those of another host.
+    pub fn set(&self, machines: MemoryFabric) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = machines;
+    }
+
+    fn disks(&self, machine: &MachineRef) -> Option<MemoryMachine> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).disks(machine)
+    }
+}
 
 /// What the oracle needs to judge what a host does with its machines.
 #[derive(Clone)]
@@ -43,7 +63,7 @@ pub struct Watch {
     /// The machines of all sites.
     pub machines: Arc<MemoryWorld>,
     /// The machines of the other site.
-    pub others: MemoryFabric,
+    pub others: Others,
     /// The site's wall clock.
     pub wall: SiteWall,
     /// The link that breaks at the next cut, once the trap is set.
@@ -247,6 +267,10 @@ impl Fabric for WatchedFabric {
     async fn still(&self, name: &str) -> Result<Still, FabricError> {
         let Still { spec, source } = self.inner.still(name).await?;
         let machine = MachineRef::Owned(name.to_owned());
+        if self.watch.mistakes.writes_stale_disks {
+            let disks = self.inner.disks(&machine);
+            disks.inspect(|disks| disks.write(DiskNumber(0), 0, &[0xfd; LAST_BYTES]));
+        }
         let source = self.watched(source, &machine, self.watch.site)?;
         Ok(Still { spec, source })
     }

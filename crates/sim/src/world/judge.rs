@@ -10,6 +10,7 @@ impl World {
     pub async fn check_often(&mut self) {
         self.check_rpo().await;
         self.check_stale().await;
+        self.check_left().await;
         self.check_planned().await;
     }
 
@@ -18,8 +19,9 @@ impl World {
         self.check_often().await;
         if let Some(item) = self.item {
             for site in SITES {
+                let place = self.ledger.place(site);
                 match self.disk(site).item(item) {
-                    Some(reader) => self.ledger.check_replica(site, &reader),
+                    Some(reader) => self.ledger.check_replica(place, &reader),
                     None if self.view().await.is_some() && self.ledger.has_promised(site) => {
                         let what = format!("I3: the replica at {site:?} cannot be opened");
                         self.ledger.violated(what);
@@ -28,6 +30,8 @@ impl World {
                 }
             }
         }
+        self.check_former();
+        self.check_kept();
         for (instance, made) in self.ledger.instances() {
             self.check_instance(instance, &made).await;
         }
@@ -57,7 +61,11 @@ impl World {
                 None => self.ledger.moved(site),
             }
         }
-        let image = self.ledger.is_superseded(Site::Primary).then(|| image_of(&self.owners_disks));
+        let superseded = match self.is_swapped {
+            true => self.ledger.is_superseded_left(),
+            false => self.ledger.is_superseded(Site::Primary),
+        };
+        let image = superseded.then(|| image_of(&self.owners_disks));
         let before = std::mem::replace(&mut self.owners_image, image);
         if let (Some(before), Some(now)) = (before, &self.owners_image)
             && before != *now
