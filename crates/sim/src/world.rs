@@ -50,7 +50,13 @@ use leeward_model::{
 use leeward_replica::Mutation as StoreMutation;
 use link::{Link, Net};
 use roles::SiteFiles;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 use time::{SiteWall, WorldTime};
 
 /// What a machine's console shows once its guest is up.
@@ -68,6 +74,10 @@ const TURN_MAX_MS: u64 = 500;
 /// Steps between two looks at what is waited for, at least and at most.
 const LOOK_STEPS: usize = 5;
 const LOOK_STEPS_MAX: usize = 50;
+/// Bytes a second that a connection between the sites carries, and how long the machines' disks
+/// take for a MiB, in milliseconds: so that a copy of such small disks takes some steps.
+const LINK_PACE: u64 = 2 << 20;
+const READ_MS: u64 = 200;
 /// Bytes of its first disk: not a whole number of extents.
 pub const FIRST_DISK_BYTES: u64 = 8 * 65_536 + 8_192;
 /// Bytes of its second disk.
@@ -138,10 +148,13 @@ pub struct World {
     has_spare: bool,
     is_swapped: bool,
     left: Option<Image>,
+    read_ms: Arc<AtomicU64>,
     /// The end of protection that was asked for.
     ending: Option<Ending>,
     /// A planned failover goes on to a reprotect (F-084).
     auto_reverse: bool,
+    /// Steps in which a machine must not have stopped.
+    beats: u64,
     turned_ms: u64,
     /// Turns that the config servers took so far.
     turns: u64,
@@ -215,6 +228,7 @@ impl World {
         let folder = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
         let folder = folder.expect("a folder for temporary files");
         let (machines, ledger, link) = (MemoryWorld::new(), Ledger::default(), Link::default());
+        let read_ms = Arc::new(AtomicU64::new(READ_MS));
         let fabrics = SITES.map(|_| MemoryFabric::new(Arc::clone(&machines)));
         let fabric = |site: Site| fabrics[usize::from(site == Site::Recovery)].clone();
         let watch = |site, skew_ms| Watch {
@@ -226,6 +240,7 @@ impl World {
             wall: SiteWall::new(time, skew_ms),
             link: link.clone(),
             trap: Arc::default(),
+            read_ms: Arc::clone(&read_ms),
             mistakes,
         };
         let files = |site, id, name, skew_ms, link| {
@@ -250,6 +265,7 @@ impl World {
         // It gets its id when it joins.
         let primary =
             files(Site::Primary, HostId::from_u128(0), "primary", SKEWS_MS[1], link.clone());
+        link.set_pace(LINK_PACE);
         let nobody = HostId::from_u128(1);
         let spare = files(Site::Primary, nobody, SPARE, spare::SKEW_MS, link.clone());
         let mut world = World {
@@ -274,8 +290,10 @@ impl World {
             has_spare: false,
             is_swapped: false,
             left: None,
+            read_ms,
             ending: None,
             auto_reverse: false,
+            beats: 0,
             turned_ms: 0,
             turns: 0,
             mistakes,
@@ -369,6 +387,11 @@ impl World {
                 Some(&self.spare.disk).filter(|_| self.has_spare)
             }
         }
+    }
+
+    /// Lets the machines' disks take so many milliseconds for a MiB.
+    pub fn read_pace(&self, ms: u64) {
+        self.read_ms.store(ms, Ordering::Relaxed);
     }
 
     /// The store as a site's role uses it.

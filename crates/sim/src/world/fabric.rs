@@ -8,8 +8,10 @@ use super::{
     time::{SiteWall, WorldTime},
 };
 use async_trait::async_trait;
+use bytes::Bytes;
 use leeward_capture::{
-    Attached, CaptureError, ChangeSource, Cut, CutEnd, LiveRead, MemoryMachine, MutantSource,
+    Attached, ByteRange, CaptureError, ChangeSource, Cut, CutEnd, DiskReader, LiveRead,
+    MemoryMachine, MutantSource,
 };
 use leeward_fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, InstancePlan, InstanceStatus, MachineRef,
@@ -23,7 +25,7 @@ use leeward_model::{
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -70,6 +72,8 @@ pub struct Watch {
     pub link: Link,
     /// The trap.
     pub trap: Arc<AtomicBool>,
+    /// How long the machines' disks take for a MiB, in milliseconds of the world's time.
+    pub read_ms: Arc<AtomicU64>,
     /// Deliberate mistakes.
     pub mistakes: Mistakes,
 }
@@ -135,6 +139,28 @@ fn sizes_set(spec: &mut MachineSpec, disks: &[DiskEntry]) {
     }
 }
 
+/// Reads at the pace of a machine's disks.
+struct PacedReader {
+    inner: Arc<dyn DiskReader>,
+    read_ms: Arc<AtomicU64>,
+    /// Held by the read that the disks are busy with.
+    busy: tokio::sync::Mutex<()>,
+}
+
+#[async_trait]
+impl DiskReader for PacedReader {
+    async fn ranges(&self, disk: DiskNumber) -> Result<Vec<ByteRange>, CaptureError> {
+        self.inner.ranges(disk).await
+    }
+    async fn read(&self, disk: DiskNumber, offset: u64, len: u64) -> Result<Bytes, CaptureError> {
+        let busy = self.busy.lock().await;
+        let ms = (self.read_ms.load(Ordering::Relaxed) * len) >> 20;
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        drop(busy);
+        self.inner.read(disk, offset, len).await
+    }
+}
+
 struct WatchedSource {
     inner: Box<dyn ChangeSource>,
     disks: MemoryMachine,
@@ -173,7 +199,9 @@ impl ChangeSource for WatchedSource {
         &mut self,
         which: LiveRead,
     ) -> Result<Arc<dyn leeward_capture::DiskReader>, CaptureError> {
-        self.inner.open_live(which).await
+        let inner = self.inner.open_live(which).await?;
+        let (read_ms, busy) = (Arc::clone(&self.watch.read_ms), tokio::sync::Mutex::default());
+        Ok(Arc::new(PacedReader { inner, read_ms, busy }))
     }
     async fn close_live(&mut self) -> Result<(), CaptureError> {
         self.inner.close_live().await
