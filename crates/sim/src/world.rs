@@ -71,6 +71,8 @@ const SPARE: &str = "spare";
 const SITE: &str = "site-a";
 /// The config server takes a turn at least this often, in milliseconds.
 const TURN_MAX_MS: u64 = 500;
+/// And not more often than this: its database is slower than its world.
+const TURN_MIN_MS: u64 = 60;
 /// Steps between two looks at what is waited for, at least and at most.
 const LOOK_STEPS: usize = 5;
 const LOOK_STEPS_MAX: usize = 50;
@@ -416,12 +418,17 @@ impl World {
         }
         self.check_runs().await;
         let Some(control) = self.server.clone().filter(|_| self.halted.is_none()) else { return };
+        let since = self.time.ms() - self.turned_ms;
+        // What asks for a turn meanwhile is noted there.
+        if since < TURN_MIN_MS {
+            return;
+        }
         let poked = tokio::select! {
             biased;
             () = steps::poked(&control) => true,
             () = std::future::ready(()) => false,
         };
-        if !poked && self.time.ms() < self.turned_ms + TURN_MAX_MS {
+        if !poked && since < TURN_MAX_MS {
             return;
         }
         self.turned_ms = self.time.ms();

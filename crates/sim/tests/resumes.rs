@@ -231,6 +231,7 @@ async fn strike(world: &mut World, operation: Operation, blow: Blow, random: &mu
 /// cancelled is asked for again.
 async fn completes(world: &mut World, operation: Operation) -> bool {
     let steps = 250;
+    let mut asked = std::collections::BTreeSet::new();
     for _ in 0..STEPS_MAX / steps {
         let done = async |world: &World| is_done(world, operation).await;
         if world.reaches(steps, done).await {
@@ -239,7 +240,11 @@ async fn completes(world: &mut World, operation: Operation) -> bool {
         world.owner_cares().await;
         let running = world.jobs_running().await;
         for job in running.iter().filter(|job| job.state == RunState::Suspended) {
-            let answered = world.control().job_resume(world.vault, job.id, JobAnswer::Retry).await;
+            let (control, vault) = (world.control(), world.vault);
+            let answered = match asked.insert(job.id) {
+                true => control.job_resume(vault, job.id, JobAnswer::Retry).await.map(|_| ()),
+                false => control.job_cancel(vault, job.id).await.map(|_| ()),
+            };
             answered.expect("it waits for an answer");
         }
         let again = match (operation, state(world).await) {
@@ -333,19 +338,25 @@ fn what_is_interrupted_goes_on_where_it_was() {
 
 /// What may be sent at most: all once, and once again what was not committed.
 fn most(operation: Operation, blow: Blow, due: u64) -> Bytes {
-    let _ = blow;
     // A batch is sent whole before the time is looked at.
-    let tail = LINK_PACE * COMMIT_MS / 1000 + 2 * BATCH;
-    let seed_tail = COMMIT_MS * BATCH / READ_MS + 5 * BATCH;
+    let tail = LINK_PACE * COMMIT_MS / 1000 + BATCH;
+    let seed_tail = COMMIT_MS * BATCH / READ_MS + BATCH;
     // Hashes, headers, manifests, heartbeats.
-    let over = |bytes: u64| bytes + bytes / 20 + (256 << 10);
+    let over = |bytes: u64| bytes + bytes / 50 + (64 << 10);
     let all: u64 = SIZES.iter().sum();
-    match operation {
-        Operation::Reprotect => {
+    match (operation, blow) {
+        // What a person cancels is given up: its branch ends, and the next begins at the last
+        // point. The old disks' seed is such a point once it is whole.
+        (Operation::Reprotect, Blow::Cancel) => {
+            Bytes { crossed: over(2 * due), appended: over(2 * due + all).max(over(due + 2 * all)) }
+        }
+        (Operation::Reprotect, _) => {
             Bytes { crossed: over(due) + tail, appended: over(due + all) + tail.max(seed_tail) }
         }
-        Operation::Resync => Bytes { crossed: over(due) + tail, appended: over(due) + tail },
+        (Operation::Resync, _) => Bytes { crossed: over(due) + tail, appended: over(due) + tail },
         // A delta is committed as a whole.
-        Operation::PlannedFailover => Bytes { crossed: over(2 * due), appended: over(2 * due) },
+        (Operation::PlannedFailover, _) => {
+            Bytes { crossed: over(2 * due), appended: over(2 * due) }
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{World, ledger::PLACES, other, settle::STEPS_MAX};
 use leeward_control::items::{DisableReason, KeepPoints, ReprotectSpec};
-use leeward_model::{DiskNumber, Site, TestState};
+use leeward_model::{DiskNumber, Site, SourceState, TestState};
 use leeward_replica::storage::Seeded;
 
 /// An end of protection that was asked for.
@@ -12,6 +12,9 @@ pub(super) struct Ending {
     keep: KeepPoints,
     /// Where the machine lived.
     active: Site,
+    /// Whether the machine that was left was known to be off. Of one that nobody could ask its
+    /// owner was told that it may run.
+    left_off: bool,
 }
 
 impl World {
@@ -54,7 +57,8 @@ impl World {
             self.ledger.may_not_delete();
             return;
         };
-        self.ending = Some(Ending { keep, active });
+        let left_off = matches!(view.state.source, SourceState::ConfirmedOff { .. });
+        self.ending = Some(Ending { keep, active, left_off });
         self.attend(job, random).await;
     }
 
@@ -65,22 +69,22 @@ impl World {
         if self.view().await.is_some() {
             return;
         }
-        let Some(Ending { keep, active }) = self.ending.take() else { return };
+        let Some(Ending { keep, active, left_off }) = self.ending.take() else { return };
         match keep {
             KeepPoints::Keep => self.ledger.replica_kept(item),
             KeepPoints::Delete => self.ledger.replica_ended(),
         }
         self.heal().await;
         if active == Site::Recovery {
-            self.check_released(active).await;
+            self.check_released(active, left_off).await;
             self.owner_goes_back(random).await;
         }
         self.protect(random).await;
     }
 
     /// A machine whose protection has ended is its owner's, and there is one.
-    async fn check_released(&mut self, active: Site) {
-        let left = self.is_running(other(active)).await;
+    async fn check_released(&mut self, active: Site, left_off: bool) {
+        let left = left_off && self.is_running(other(active)).await;
         let owned = self.machines(active).disks(&self.owned(active)).is_some();
         if left || !owned {
             let what = format!(
