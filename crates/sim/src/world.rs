@@ -164,6 +164,15 @@ pub struct World {
     folder: tempfile::TempDir,
 }
 
+impl Drop for World {
+    /// Doors hold who listens behind them, and those hold the doors: without this a world would
+    /// leave its memory and its database's threads.
+    fn drop(&mut self) {
+        self.net.server_set(None);
+        self.net.store_set(None);
+    }
+}
+
 /// Runs a test in a world of its own.
 pub fn simulate<T>(test: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
