@@ -72,9 +72,9 @@ const SITE: &str = "site-a";
 /// The config server takes a turn at least this often, in milliseconds.
 const TURN_MAX_MS: u64 = 500;
 /// And not more often than this: its database is slower than its world.
-const TURN_MIN_MS: u64 = 60;
+const TURN_MIN_MS: u64 = 100;
 /// Steps between two looks at what is waited for, at least and at most.
-const LOOK_STEPS: usize = 5;
+const LOOK_STEPS: usize = 10;
 const LOOK_STEPS_MAX: usize = 50;
 /// Bytes a second that a connection between the sites carries, and how long the machines' disks
 /// take for a MiB, in milliseconds: so that a copy of such small disks takes some steps.

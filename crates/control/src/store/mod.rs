@@ -123,10 +123,12 @@ impl Store {
             .synchronous(synchronous)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
-        let writer = SqlitePoolOptions::new().max_connections(1);
+        // A connection to a file does not go away by itself: asking it first costs a round trip.
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false);
+        let writer = pool().max_connections(1);
         let writer = writer.connect_with(options.clone()).await.map_err(open)?;
         migrate(&writer, path).await?;
-        let readers = SqlitePoolOptions::new().max_connections(READERS_MAX);
+        let readers = pool().max_connections(READERS_MAX);
         let readers = readers.connect_with(options.read_only(true)).await.map_err(open)?;
         Ok(Store { writer, readers })
     }
