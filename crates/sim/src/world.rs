@@ -6,6 +6,7 @@
 
 pub mod crowd;
 pub mod disk;
+mod ending;
 pub mod fabric;
 mod guests;
 pub mod history;
@@ -15,11 +16,13 @@ pub mod link;
 mod operators;
 mod roles;
 mod settle;
+mod spare;
 pub mod time;
 
 use disk::{SiteDisk, WorldExports};
-use fabric::Watch;
-use ledger::{Image, Ledger};
+use ending::Ending;
+use fabric::{Others, Watch};
+use ledger::{HostPlace, Image, Ledger};
 use leeward::roles::host::site_store::SiteStore;
 use leeward_capture::MemoryMachine;
 use leeward_control::{
@@ -47,8 +50,14 @@ use leeward_model::{
 use leeward_replica::Mutation as StoreMutation;
 use link::{Link, Net};
 use roles::SiteFiles;
-use std::{collections::BTreeSet, sync::Arc};
-use time::{SiteWall, Standstill, WorldTime};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use time::{SiteWall, WorldTime};
 
 /// What a machine's console shows once its guest is up.
 pub const READY: &str = "GUEST READY";
@@ -56,10 +65,21 @@ pub const READY: &str = "GUEST READY";
 pub const MACHINE: &str = "web01";
 /// Both sites.
 pub const SITES: [Site; 2] = [Site::Primary, Site::Recovery];
+/// The folder of the primary site's other host.
+const SPARE: &str = "spare";
 /// The primary site's fabric.
 const SITE: &str = "site-a";
 /// The config server takes a turn at least this often, in milliseconds.
 const TURN_MAX_MS: u64 = 500;
+/// And not more often than this: its database is slower than its world.
+const TURN_MIN_MS: u64 = 100;
+/// Steps between two looks at what is waited for, at least and at most.
+const LOOK_STEPS: usize = 10;
+const LOOK_STEPS_MAX: usize = 50;
+/// Bytes a second that a connection between the sites carries, and how long the machines' disks
+/// take for a MiB, in milliseconds: so that a copy of such small disks takes some steps.
+const LINK_PACE: u64 = 2 << 20;
+const READ_MS: u64 = 200;
 /// Bytes of its first disk: not a whole number of extents.
 pub const FIRST_DISK_BYTES: u64 = 8 * 65_536 + 8_192;
 /// Bytes of its second disk.
@@ -79,6 +99,10 @@ pub struct Mistakes {
     pub shutdown_lies: bool,
     /// Of the store.
     pub store: Option<StoreMutation>,
+    /// What is said to be kept when protection ends is deleted.
+    pub forgets_what_is_kept: bool,
+    /// Whoever reads the disks that a machine left writes to them.
+    pub writes_stale_disks: bool,
     /// Of the stores' disks: before each power cut they leave out one flush.
     pub skip_a_flush: bool,
 }
@@ -121,16 +145,38 @@ pub struct World {
     draw: Arc<CountingDraw>,
     primary: SiteFiles,
     recovery: SiteFiles,
+    /// The primary site's other host, if it has joined, and what lies still there.
+    spare: SiteFiles,
+    has_spare: bool,
+    is_swapped: bool,
+    left: Option<Image>,
+    read_ms: Arc<AtomicU64>,
+    /// The end of protection that was asked for.
+    ending: Option<Ending>,
+    /// A planned failover goes on to a reprotect (F-084).
+    auto_reverse: bool,
+    /// Steps in which a machine must not have stopped.
+    beats: u64,
     turned_ms: u64,
+    /// Turns that the config servers took so far.
+    turns: u64,
     mistakes: Mistakes,
     folder: tempfile::TempDir,
-    _standstill: Standstill,
+}
+
+impl Drop for World {
+    /// Doors hold who listens behind them, and those hold the doors: without this a world would
+    /// leave its memory and its database's threads.
+    fn drop(&mut self) {
+        self.net.server_set(None);
+        self.net.store_set(None);
+    }
 }
 
 /// Runs a test in a world of its own.
 pub fn simulate<T>(test: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().start_paused(true).build();
+    let runtime = builder.enable_all().build();
     runtime.expect("the system has a timer").block_on(test)
 }
 
@@ -185,7 +231,6 @@ impl World {
 
     /// As [`Self::new`], with a machine whose two disks have these sizes in bytes.
     pub async fn sized(mistakes: Mistakes, sizes: [u64; 2]) -> World {
-        let standstill = Standstill::begin();
         let time = WorldTime::begin();
         let shm = std::path::Path::new("/dev/shm");
         let mut builder = tempfile::Builder::new();
@@ -194,6 +239,7 @@ impl World {
         let folder = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
         let folder = folder.expect("a folder for temporary files");
         let (machines, ledger, link) = (MemoryWorld::new(), Ledger::default(), Link::default());
+        let read_ms = Arc::new(AtomicU64::new(READ_MS));
         let fabrics = SITES.map(|_| MemoryFabric::new(Arc::clone(&machines)));
         let fabric = |site: Site| fabrics[usize::from(site == Site::Recovery)].clone();
         let watch = |site, skew_ms| Watch {
@@ -201,20 +247,22 @@ impl World {
             ledger: ledger.clone(),
             time,
             machines: Arc::clone(&machines),
-            others: fabric(other(site)),
+            others: Others::new(fabric(other(site))),
             wall: SiteWall::new(time, skew_ms),
             link: link.clone(),
             trap: Arc::default(),
+            read_ms: Arc::clone(&read_ms),
             mistakes,
         };
         let files = |site, id, name, skew_ms, link| {
             let disk = SiteDisk::default();
             let world = Arc::clone(&machines);
+            let spare = name == SPARE;
             SiteFiles {
                 id,
                 name,
                 folder: folder.path().join(name),
-                machines: fabric(site),
+                machines: if spare { MemoryFabric::new(Arc::clone(&world)) } else { fabric(site) },
                 watch: watch(site, skew_ms),
                 exports: WorldExports::new(site, disk.clone(), world, ledger.clone()),
                 disk,
@@ -228,6 +276,9 @@ impl World {
         // It gets its id when it joins.
         let primary =
             files(Site::Primary, HostId::from_u128(0), "primary", SKEWS_MS[1], link.clone());
+        link.set_pace(LINK_PACE);
+        let nobody = HostId::from_u128(1);
+        let spare = files(Site::Primary, nobody, SPARE, spare::SKEW_MS, link.clone());
         let mut world = World {
             ledger,
             time,
@@ -246,10 +297,18 @@ impl World {
             draw: Arc::default(),
             primary,
             recovery,
+            spare,
+            has_spare: false,
+            is_swapped: false,
+            left: None,
+            read_ms,
+            ending: None,
+            auto_reverse: false,
+            beats: 0,
             turned_ms: 0,
+            turns: 0,
             mistakes,
             folder,
-            _standstill: standstill,
         };
         world.begin(sizes).await;
         world
@@ -274,10 +333,7 @@ impl World {
         let join = JoinRequest { name: "kvm-a".to_owned(), data_address: None };
         let joined = control.registration_key_redeem(&key.expect("a key"), join).await;
         self.primary.id = joined.expect("a fresh key").host;
-        let policy =
-            Policy { point_interval_ms: 2_000, shutdown_timeout_seconds: 5, ..Policy::default() };
-        let policy = PolicySpec { policy, extra: serde_json::Value::Null };
-        control.policy_put(vault, "gold", policy).await.expect("a valid policy");
+        self.policy_set(false).await;
         let mapping = MappingSpec { policy: "gold".to_owned(), ..MappingSpec::default() };
         let mapped = control.mapping_put(vault, SITE, "to-recovery", mapping).await;
         mapped.expect("a valid mapping");
@@ -290,6 +346,19 @@ impl World {
             world.control().machine_get(world.vault, SITE, MACHINE).await.is_ok()
         })
         .await;
+    }
+
+    /// Sets the policy of the machine; whether a planned failover goes on to a reprotect (F-084).
+    pub async fn policy_set(&mut self, auto_reverse: bool) {
+        self.auto_reverse = auto_reverse;
+        let policy = Policy {
+            point_interval_ms: 2_000,
+            shutdown_timeout_seconds: 5,
+            auto_reverse_planned: auto_reverse,
+            ..Policy::default()
+        };
+        let policy = PolicySpec { policy, extra: serde_json::Value::Null };
+        self.control().policy_put(self.vault, "gold", policy).await.expect("a valid policy");
     }
 
     /// The config server.
@@ -320,6 +389,22 @@ impl World {
         &self.files(site).disk
     }
 
+    /// A host's disk; none of a host that has not joined.
+    pub fn disk_of(&self, place: HostPlace) -> Option<&SiteDisk> {
+        match (place, self.is_swapped) {
+            (HostPlace::Recovery, _) => Some(&self.recovery.disk),
+            (HostPlace::First, false) | (HostPlace::Spare, true) => Some(&self.primary.disk),
+            (HostPlace::First, true) | (HostPlace::Spare, false) => {
+                Some(&self.spare.disk).filter(|_| self.has_spare)
+            }
+        }
+    }
+
+    /// Lets the machines' disks take so many milliseconds for a MiB.
+    pub fn read_pace(&self, ms: u64) {
+        self.read_ms.store(ms, Ordering::Relaxed);
+    }
+
     /// The store as a site's role uses it.
     pub fn store(&self, site: Site) -> Option<Arc<SiteStore>> {
         self.files(site).role.as_ref().map(|role| Arc::clone(&role.store))
@@ -334,30 +419,43 @@ impl World {
 
     /// Lets a little time pass, with a turn of the config server when one is due.
     pub async fn step(&mut self) {
-        time::pass().await;
+        let server = self.server.clone();
+        time::pass(|| server.as_ref().is_some_and(steps::is_at_work)).await;
+        drop(server);
         for site in SITES.into_iter().filter(|site| !self.answers(*site)) {
             self.unsure(site);
         }
         self.check_runs().await;
         let Some(control) = self.server.clone().filter(|_| self.halted.is_none()) else { return };
+        let since = self.time.ms() - self.turned_ms;
+        // What asks for a turn meanwhile is noted there.
+        if since < TURN_MIN_MS {
+            return;
+        }
         let poked = tokio::select! {
             biased;
             () = steps::poked(&control) => true,
             () = std::future::ready(()) => false,
         };
-        if !poked && self.time.ms() < self.turned_ms + TURN_MAX_MS {
+        if !poked && since < TURN_MAX_MS {
             return;
         }
         self.turned_ms = self.time.ms();
-        let (strike, halted) = (&self.strike, &mut self.halted);
-        let turned = steps::turn(&control, |at| {
+        self.turns += 1;
+        let (strike, halted) = (self.strike.clone(), &mut self.halted);
+        let mut see = |at: &AtStep| {
             let here = strike.as_ref().is_some_and(|s| s.kind == at.kind && s.place == at.place);
             if here {
                 *halted = Some(at.clone());
                 return Go::Halt;
             }
             Go::On
-        });
+        };
+        let see: Option<steps::See<'_>> = match &strike {
+            Some(_) => Some(&mut see),
+            None => None,
+        };
+        let turned = steps::turn(&control, see);
         if let Err(error) = turned.await {
             self.ledger.violated(format!("the config server's turn failed: {error}"));
         }
@@ -372,11 +470,19 @@ impl World {
     }
 
     /// Lets time pass until `done`; says whether it came to that within `steps_max` steps.
+    ///
+    /// Looking costs transactions, and what is looked for comes about in the config server's turns:
+    /// it is looked for after a turn, not more often than every few steps, and rarely without one.
     pub async fn reaches(&mut self, steps_max: usize, done: impl AsyncFn(&World) -> bool) -> bool {
+        let (mut looked_at, mut looked_after) = (0, None);
         for step in 0..steps_max {
-            // Looking costs transactions: every fifth step is often enough.
-            if step.is_multiple_of(5) && done(self).await {
-                return true;
+            let since = step - looked_at;
+            let due = since >= LOOK_STEPS && looked_after != Some(self.turns);
+            if looked_after.is_none() || due || since >= LOOK_STEPS_MAX {
+                (looked_at, looked_after) = (step, Some(self.turns));
+                if done(self).await {
+                    return true;
+                }
             }
             self.step().await;
         }
@@ -446,19 +552,22 @@ impl World {
     /// Protects the machine and returns the job that does it.
     pub async fn enable(&mut self) -> Option<JobId> {
         let (control, vault) = (self.control(), self.vault);
+        let machine = self.machine_found().await?;
         let started = self.ask(async move {
-            let spec = EnableSpec {
-                policy: "gold".to_owned(),
-                machine: MACHINE.to_owned(),
-                extra: serde_json::Value::Null,
-            };
+            let extra = serde_json::Value::Null;
+            let spec = EnableSpec { policy: "gold".to_owned(), machine, extra };
             control.item_enable(vault, SITE, MACHINE, spec).await
         });
         let started = started.await.ok()?;
         self.item = Some(started.item);
+        self.names_learn().await;
+        Some(started.job)
+    }
+
+    /// Learns how the machine is called at its ends.
+    async fn names_learn(&self) {
         for end in self.view().await.map(|view| view.ends).into_iter().flatten() {
             self.ledger.name_set(end.site, &end.machine);
         }
-        Some(started.job)
     }
 }

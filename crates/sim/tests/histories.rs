@@ -1,7 +1,8 @@
 //! Random histories against the byte-exact oracle, the seeds that once failed, and the proof that
 //! the oracle sees mistakes.
 //!
-//! `LEEWARD_SEED=n` lives through one history and tells it; `LONG=1` through many.
+//! `LEEWARD_SEED=n` lives through one history and tells it, `LEEWARD_SEEDS=m-n` through those from m
+//! to n; `LONG=1` through many.
 
 use leeward_capture::Mutation;
 use leeward_control::{
@@ -21,6 +22,26 @@ const HISTORIES: u64 = 200;
 /// Histories of a long run.
 const HISTORIES_LONG: u64 = 100_000;
 
+/// The seeds to live through.
+fn seeds() -> std::ops::RangeInclusive<u64> {
+    if let Ok(text) = std::env::var("LEEWARD_SEEDS") {
+        let range = text
+            .split_once('-')
+            .and_then(|(first, last)| Some(first.parse::<u64>().ok()?..=last.parse::<u64>().ok()?));
+        return range.expect("LEEWARD_SEEDS is two numbers, as in 1000-1999");
+    }
+    match std::env::var_os("LONG") {
+        Some(_) => 0..=HISTORIES_LONG - 1,
+        None => 0..=HISTORIES - 1,
+    }
+}
+
+/// Processor time of this process so far.
+fn cpu_seconds() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
 fn tell(seed: u64, told: &Told) -> String {
     let deeds: Vec<String> =
         told.deeds.iter().map(|(ms, deed)| format!("  {ms:>7} ms {deed:?}")).collect();
@@ -38,14 +59,12 @@ fn random_histories_keep_every_promise() {
         assert!(told.violations.is_empty(), "seed {seed}");
         return;
     }
-    let long = std::env::var_os("LONG").is_some();
-    let count = if long { HISTORIES_LONG } else { HISTORIES };
-    let first = std::env::var("LEEWARD_FIRST_SEED").map_or(0, |text| text.parse().unwrap());
-    let begun = std::time::Instant::now();
+    let seeds = seeds();
+    let (begun, cpu) = (std::time::Instant::now(), cpu_seconds());
 
-    let lived = live_all(first..first + count, |_| Mistakes::default(), 10);
+    let lived = live_all(seeds.clone(), |_| Mistakes::default(), 10);
 
-    let took = begun.elapsed().as_secs_f64();
+    let (took, cpu) = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let points: u64 = lived.iter().map(|(_, told)| told.points_checked).sum();
     let failed = lived.iter().filter(|(_, told)| !told.violations.is_empty());
     let mut jobs = std::collections::BTreeMap::<String, u32>::new();
@@ -54,7 +73,10 @@ fn random_histories_keep_every_promise() {
         *jobs.entry(format!("{scenario:?} {state:?} {why}")).or_default() += 1;
     }
     eprintln!("jobs: {jobs:#?}");
-    eprintln!("seeds {first} to {}: {points} points in {took:.0} s", first + count - 1);
+    let each = cpu / lived.len() as f64;
+    let lived_count = lived.len();
+    eprintln!("{lived_count} of seeds {seeds:?}: {points} points in {took:.0} s");
+    eprintln!("{each:.3} s of processor time for each history");
     let told: Vec<_> = failed.map(|(seed, told)| tell(*seed, told)).collect();
     assert!(told.is_empty(), "{} histories failed:\n{}", told.len(), told.join("\n\n"));
 }
@@ -138,6 +160,22 @@ fn a_guest_that_writes_on_after_its_planned_end_is_seen() {
 
     let lost = |what: &String| what.starts_with("lost by the planned failover");
     assert!(violations.iter().any(lost));
+}
+
+/// F-112.
+#[test]
+fn a_stale_disk_that_is_written_while_it_is_read_is_seen() {
+    let violations = seen(|_| Mistakes { writes_stale_disks: true, ..Mistakes::default() });
+
+    let changed = |what: &String| what.contains("disks") && what.contains("were changed");
+    assert!(violations.iter().any(changed));
+}
+
+#[test]
+fn points_that_are_deleted_although_they_are_to_be_kept_are_seen() {
+    let violations = seen(|_| Mistakes { forgets_what_is_kept: true, ..Mistakes::default() });
+
+    assert!(violations.iter().any(|what| what.starts_with("I3: what was kept")));
 }
 
 #[test]

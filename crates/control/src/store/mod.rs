@@ -123,10 +123,12 @@ impl Store {
             .synchronous(synchronous)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
-        let writer = SqlitePoolOptions::new().max_connections(1);
+        // A connection to a file does not go away by itself: asking it first costs a round trip.
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false);
+        let writer = pool().max_connections(1);
         let writer = writer.connect_with(options.clone()).await.map_err(open)?;
         migrate(&writer, path).await?;
-        let readers = SqlitePoolOptions::new().max_connections(READERS_MAX);
+        let readers = pool().max_connections(READERS_MAX);
         let readers = readers.connect_with(options.read_only(true)).await.map_err(open)?;
         Ok(Store { writer, readers })
     }
@@ -139,6 +141,12 @@ impl Store {
     /// Begins a transaction that sees one state and changes nothing.
     pub(crate) async fn read(&self) -> StoreResult<Transaction<'static, Sqlite>> {
         query("begin a reading transaction", self.readers.begin().await)
+    }
+
+    /// Whether a transaction is open or waits for a connection that is.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn is_in_use(&self) -> bool {
+        [&self.writer, &self.readers].iter().any(|pool| pool.size() as usize > pool.num_idle())
     }
 
     /// Copies the whole database as it is to a new file.

@@ -56,16 +56,25 @@ async fn at_step(control: &Control, job: JobId) -> Result<Option<AtStep>> {
     Ok(record.current().map(|place| AtStep { job, kind: record.kind, place }))
 }
 
+/// Whether the database is at work, in threads that no timer knows of.
+pub fn is_at_work(control: &Control) -> bool {
+    control.store().is_in_use()
+}
+
 /// Waits until something asks for a turn.
 pub async fn poked(control: &Control) {
     control.poked().await;
 }
 
-/// Takes a turn; `see` is asked before each call of a step. Says whether it went to its end.
+/// Is asked before each call of a step.
+pub type See<'a> = &'a mut (dyn FnMut(&AtStep) -> Go + Send);
+
+/// Takes a turn; `see`, if anybody wants to see, is asked before each call of a step. Says whether
+/// it went to its end.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn turn(control: &Control, mut see: impl FnMut(&AtStep) -> Go) -> Result<bool> {
+pub async fn turn(control: &Control, mut see: Option<See<'_>>) -> Result<bool> {
     let mut tx = control.store().read().await?;
     let items = store::items::all_ids(&mut tx).await?;
     let jobs = store::jobs::unfinished(&mut tx).await?;
@@ -75,7 +84,8 @@ pub async fn turn(control: &Control, mut see: impl FnMut(&AtStep) -> Go) -> Resu
     }
     for job in jobs {
         for _ in 0..TRANSITIONS_MAX {
-            if let Some(at) = at_step(control, job).await?
+            if let Some(see) = &mut see
+                && let Some(at) = at_step(control, job).await?
                 && see(&at) == Go::Halt
             {
                 return Ok(false);

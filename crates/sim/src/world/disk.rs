@@ -15,7 +15,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -27,9 +27,15 @@ const CUT_STATES: usize = 6;
 pub struct SiteDisk {
     now: Arc<Mutex<CrashDisk>>,
     full: Arc<AtomicBool>,
+    appended: Arc<AtomicU64>,
 }
 
 impl SiteDisk {
+    /// Bytes that were appended to its files so far.
+    pub fn appended(&self) -> u64 {
+        self.appended.load(Ordering::Relaxed)
+    }
+
     /// The disk for a process that begins now. What an ended process still does is not on it.
     pub fn now(&self) -> CrashDisk {
         self.lock().clone()
@@ -41,7 +47,8 @@ impl SiteDisk {
 
     /// As [`Self::now`], and nothing more can be written while the disk is full.
     pub fn process(&self) -> Arc<dyn BlobStore> {
-        Arc::new(ProcessDisk { inner: self.now(), full: Arc::clone(&self.full) })
+        let (full, appended) = (Arc::clone(&self.full), Arc::clone(&self.appended));
+        Arc::new(ProcessDisk { inner: self.now(), full, appended })
     }
 
     /// Lets the disk be full, or gives it space again.
@@ -110,6 +117,7 @@ impl BlobStore for SiteDisk {
 struct ProcessDisk {
     inner: CrashDisk,
     full: Arc<AtomicBool>,
+    appended: Arc<AtomicU64>,
 }
 
 fn check_space(full: &AtomicBool, name: &str) -> Result<(), StorageError> {
@@ -124,7 +132,8 @@ impl BlobStore for ProcessDisk {
     fn create_new(&self, name: &str) -> Result<Box<dyn Appender>, StorageError> {
         check_space(&self.full, name)?;
         let (inner, full) = (self.inner.create_new(name)?, Arc::clone(&self.full));
-        Ok(Box::new(ProcessAppender { inner, full, name: name.to_owned(), poisoned: false }))
+        let (name, appended) = (name.to_owned(), Arc::clone(&self.appended));
+        Ok(Box::new(ProcessAppender { inner, full, appended, name, poisoned: false }))
     }
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StorageError> {
         check_space(&self.full, name)?;
@@ -159,6 +168,7 @@ impl BlobStore for ProcessDisk {
 struct ProcessAppender {
     inner: Box<dyn Appender>,
     full: Arc<AtomicBool>,
+    appended: Arc<AtomicU64>,
     name: String,
     poisoned: bool,
 }
@@ -171,6 +181,7 @@ impl Appender for ProcessAppender {
         let space = check_space(&self.full, &self.name);
         self.poisoned = space.is_err();
         space?;
+        self.appended.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.inner.append(bytes)
     }
     fn sync_data(&mut self) -> Result<(), StorageError> {

@@ -8,8 +8,10 @@ use super::{
     time::{SiteWall, WorldTime},
 };
 use async_trait::async_trait;
+use bytes::Bytes;
 use leeward_capture::{
-    Attached, CaptureError, ChangeSource, Cut, CutEnd, LiveRead, MemoryMachine, MutantSource,
+    Attached, ByteRange, CaptureError, ChangeSource, Cut, CutEnd, DiskReader, LiveRead,
+    MemoryMachine, MutantSource,
 };
 use leeward_fabric::{
     ExportAnswers, Fabric, FabricError, FencedChanges, InstancePlan, InstanceStatus, MachineRef,
@@ -22,14 +24,34 @@ use leeward_model::{
 };
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 /// What a guest that was said to be off writes before it is ended.
 const LAST_BYTES: usize = 4096;
+
+/// The machines of the host that is the other end now.
+#[derive(Clone)]
+pub struct Others(Arc<Mutex<MemoryFabric>>);
+
+impl Others {
+    /// Those of a host.
+    pub fn new(machines: MemoryFabric) -> Others {
+        Others(Arc::new(Mutex::new(machines)))
+    }
+
+    /// From now on those of another host.
+    pub fn set(&self, machines: MemoryFabric) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = machines;
+    }
+
+    fn disks(&self, machine: &MachineRef) -> Option<MemoryMachine> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).disks(machine)
+    }
+}
 
 /// What the oracle needs to judge what a host does with its machines.
 #[derive(Clone)]
@@ -43,13 +65,15 @@ pub struct Watch {
     /// The machines of all sites.
     pub machines: Arc<MemoryWorld>,
     /// The machines of the other site.
-    pub others: MemoryFabric,
+    pub others: Others,
     /// The site's wall clock.
     pub wall: SiteWall,
     /// The link that breaks at the next cut, once the trap is set.
     pub link: Link,
     /// The trap.
     pub trap: Arc<AtomicBool>,
+    /// How long the machines' disks take for a MiB, in milliseconds of the world's time.
+    pub read_ms: Arc<AtomicU64>,
     /// Deliberate mistakes.
     pub mistakes: Mistakes,
 }
@@ -115,6 +139,28 @@ fn sizes_set(spec: &mut MachineSpec, disks: &[DiskEntry]) {
     }
 }
 
+/// Reads at the pace of a machine's disks.
+struct PacedReader {
+    inner: Arc<dyn DiskReader>,
+    read_ms: Arc<AtomicU64>,
+    /// Held by the read that the disks are busy with.
+    busy: tokio::sync::Mutex<()>,
+}
+
+#[async_trait]
+impl DiskReader for PacedReader {
+    async fn ranges(&self, disk: DiskNumber) -> Result<Vec<ByteRange>, CaptureError> {
+        self.inner.ranges(disk).await
+    }
+    async fn read(&self, disk: DiskNumber, offset: u64, len: u64) -> Result<Bytes, CaptureError> {
+        let busy = self.busy.lock().await;
+        let ms = (self.read_ms.load(Ordering::Relaxed) * len) >> 20;
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        drop(busy);
+        self.inner.read(disk, offset, len).await
+    }
+}
+
 struct WatchedSource {
     inner: Box<dyn ChangeSource>,
     disks: MemoryMachine,
@@ -153,7 +199,9 @@ impl ChangeSource for WatchedSource {
         &mut self,
         which: LiveRead,
     ) -> Result<Arc<dyn leeward_capture::DiskReader>, CaptureError> {
-        self.inner.open_live(which).await
+        let inner = self.inner.open_live(which).await?;
+        let (read_ms, busy) = (Arc::clone(&self.watch.read_ms), tokio::sync::Mutex::default());
+        Ok(Arc::new(PacedReader { inner, read_ms, busy }))
     }
     async fn close_live(&mut self) -> Result<(), CaptureError> {
         self.inner.close_live().await
@@ -247,6 +295,10 @@ impl Fabric for WatchedFabric {
     async fn still(&self, name: &str) -> Result<Still, FabricError> {
         let Still { spec, source } = self.inner.still(name).await?;
         let machine = MachineRef::Owned(name.to_owned());
+        if self.watch.mistakes.writes_stale_disks {
+            let disks = self.inner.disks(&machine);
+            disks.inspect(|disks| disks.write(DiskNumber(0), 0, &[0xfd; LAST_BYTES]));
+        }
         let source = self.watched(source, &machine, self.watch.site)?;
         Ok(Still { spec, source })
     }

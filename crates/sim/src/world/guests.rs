@@ -103,6 +103,13 @@ impl World {
                 let bytes = random.next_u64().to_le_bytes().repeat(BLOCK as usize);
                 disks.write(DiskNumber(number), offset, &bytes);
             }),
+            Stale::Older => {
+                for (number, bytes) in self.ledger.old_image(random).into_iter().flatten() {
+                    disks.resize(number, bytes.len() as u64);
+                    disks.write(number, 0, &bytes);
+                }
+                [(), ()]
+            }
             Stale::Grown => [1, 1].map(|number| {
                 let size = disks.content(DiskNumber(number)).len() as u64;
                 disks.resize(DiskNumber(number), size + 65_536);

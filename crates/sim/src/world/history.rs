@@ -10,7 +10,7 @@ use leeward_control::{
     jobs::{JobFilter, JobView, RunState, Scenario},
 };
 use leeward_fabric::memory::OnShutdown;
-use leeward_model::{PointChoice, Protection, Site};
+use leeward_model::{Commit, PointChoice, Protection, Site};
 use leeward_replica::storage::{LostSync, Seeded};
 
 /// How many things happen in a history.
@@ -23,8 +23,10 @@ pub enum Stale {
     Gone,
     /// The second one is not there any more.
     OneGone,
-    /// Something else is on them, as after a restore from a backup.
+    /// Something else is on them.
     Replaced,
+    /// They were restored from a copy of an earlier time.
+    Older,
     /// The second one grows.
     Grown,
 }
@@ -50,10 +52,16 @@ pub enum Asked {
     PlannedFailoverAndCancel,
     /// A planned failover that waits for a person's word before the shutdown, and gets it.
     PlannedWaitAndResume,
+    /// One that waits and is cancelled.
+    PlannedWaitAndCancel,
     /// The other direction is built up.
     Reprotect,
     /// A reprotect whose job is cancelled on its way.
     ReprotectAndCancel,
+    /// The other direction is built up to another host of the site that was left.
+    ReprotectElsewhere,
+    /// From now on a planned failover goes on to a reprotect by itself, or no longer.
+    AutoReverse,
     /// A change of recovery point.
     ChangePoint,
     /// A change of recovery point whose job is cancelled on its way.
@@ -64,8 +72,10 @@ pub enum Asked {
     Commit,
     /// A comparison.
     Resync,
-    /// Protection ends and begins anew.
+    /// Protection ends, wherever the machine lives, and begins anew.
     DisableAndEnable,
+    /// A failover becomes a migration without return; its owner goes back by hand.
+    CompleteMigration,
 }
 
 /// What goes wrong.
@@ -77,6 +87,10 @@ pub enum Mishap {
     KillRole(Site),
     /// The host of a site loses its power.
     PowerCut(Site),
+    /// The host of a site boots again, and its role starts at once.
+    Reboot(Site),
+    /// Host and config server of the recovery site go down together.
+    RecoverySiteDown,
     /// The store's disk of a site is full for a while.
     FillDisk(Site),
     /// The link is cut for a while.
@@ -134,8 +148,11 @@ const COMMON: &[Deed] = &[
     Deed::Ask(Asked::PlannedFailover),
     Deed::Ask(Asked::PlannedFailoverAndCancel),
     Deed::Ask(Asked::PlannedWaitAndResume),
+    Deed::Ask(Asked::PlannedWaitAndCancel),
     Deed::Ask(Asked::Reprotect),
     Deed::Ask(Asked::ReprotectAndCancel),
+    Deed::Ask(Asked::ReprotectElsewhere),
+    Deed::Ask(Asked::AutoReverse),
     Deed::Ask(Asked::ChangePoint),
     Deed::Ask(Asked::ChangePointAndCancel),
     Deed::Ask(Asked::FailoverCancel),
@@ -143,11 +160,15 @@ const COMMON: &[Deed] = &[
     Deed::Ask(Asked::Commit),
     Deed::Ask(Asked::Resync),
     Deed::Ask(Asked::DisableAndEnable),
+    Deed::Ask(Asked::CompleteMigration),
     Deed::Suffer(Mishap::KillServer),
     Deed::Suffer(Mishap::KillRole(Site::Primary)),
     Deed::Suffer(Mishap::KillRole(Site::Recovery)),
     Deed::Suffer(Mishap::PowerCut(Site::Primary)),
     Deed::Suffer(Mishap::PowerCut(Site::Recovery)),
+    Deed::Suffer(Mishap::Reboot(Site::Primary)),
+    Deed::Suffer(Mishap::Reboot(Site::Recovery)),
+    Deed::Suffer(Mishap::RecoverySiteDown),
     Deed::Suffer(Mishap::FillDisk(Site::Primary)),
     Deed::Suffer(Mishap::FillDisk(Site::Recovery)),
     Deed::Suffer(Mishap::CutLink(LinkState::Hangs)),
@@ -165,11 +186,17 @@ const COMMON: &[Deed] = &[
     Deed::StaleDisks(Stale::Gone),
     Deed::StaleDisks(Stale::OneGone),
     Deed::StaleDisks(Stale::Replaced),
+    Deed::StaleDisks(Stale::Older),
     Deed::StaleDisks(Stale::Grown),
 ];
 
 /// One of so many deeds leads on in the circle: by chance alone few histories came round.
 const ONWARD_ONE_OF: u64 = 3;
+
+/// In one of so many histories the primary site has a second host, and in one of so many the
+/// policy reverses by itself.
+const SPARE_ONE_OF: u64 = 3;
+const AUTO_REVERSE_ONE_OF: u64 = 4;
 
 /// What came of a history.
 #[derive(Clone, Debug)]
@@ -189,6 +216,12 @@ pub async fn live(seed: u64, mistakes: Mistakes) -> Told {
     let mut random = Seeded::new(seed);
     let mut world = World::new(mistakes).await;
     let mut deeds = Vec::new();
+    if random.below(SPARE_ONE_OF) == 0 {
+        world.spare_join().await;
+    }
+    if random.below(AUTO_REVERSE_ONE_OF) == 0 {
+        world.policy_set(true).await;
+    }
     world.write(&mut random);
     world.protect(&mut random).await;
     for _ in 0..LENGTH {
@@ -200,6 +233,7 @@ pub async fn live(seed: u64, mistakes: Mistakes) -> Told {
         };
         deeds.push((world.time.ms(), deed));
         world.enact(deed, &mut random).await;
+        world.protect_again(&mut random).await;
         world.write(&mut random);
         let pause = random.below(1_500);
         world.wait(pause).await;
@@ -254,23 +288,35 @@ impl World {
     /// What leads on from here.
     async fn onward(&self, random: &mut Seeded) -> Option<Asked> {
         let drawn = random.below(4);
-        match self.view().await?.state.protection {
+        let state = self.view().await?.state;
+        let mistaken = self.mistakes != Mistakes::default();
+        match state.protection {
             Protection::Protected => Some(match drawn {
                 0 => Asked::Failover(Shutdown::First),
                 1 => Asked::PlannedWaitAndResume,
+                2 if state.commit != Commit::Done => Asked::Commit,
                 _ => Asked::PlannedFailover,
             }),
             Protection::FailedOver { .. } => Some(Asked::Commit),
-            Protection::Committed { .. } => Some(match drawn {
-                0 => Asked::PlannedFailover,
+            // A mistake shows where the circle comes round.
+            Protection::Committed { .. } if mistaken => Some(Asked::Reprotect),
+            Protection::Committed { .. } => Some(match random.below(8) {
+                0 => Asked::SecondDisaster,
+                1 => Asked::FailoverToPoint,
+                2 | 3 => Asked::ReprotectElsewhere,
+                4 => Asked::PlannedFailover,
                 _ => Asked::Reprotect,
             }),
+            Protection::Reprotecting { .. } => match random.below(8) {
+                0 => Some(Asked::SecondDisaster),
+                1 => Some(Asked::FailoverToPoint),
+                _ => None,
+            },
             Protection::Enabling { .. }
             | Protection::InitialReplication { .. }
             | Protection::Resynchronizing { .. }
             | Protection::FailingOver { .. }
             | Protection::ChangingPoint { .. }
-            | Protection::Reprotecting { .. }
             | Protection::Disabling { .. }
             | Protection::Removed => None,
         }
@@ -328,6 +374,12 @@ impl World {
                 self.planned_failover(random, false, Some(after)).await;
             }
             Asked::PlannedWaitAndResume => self.planned_failover(random, true, None).await,
+            Asked::PlannedWaitAndCancel => {
+                let after = 2_000 + random.below(4_000);
+                self.planned_failover(random, true, Some(after)).await;
+            }
+            Asked::AutoReverse => self.policy_set(!self.auto_reverse).await,
+            Asked::ReprotectElsewhere => self.reprotect_elsewhere(random).await,
             Asked::Reprotect => self.reprotect(random, None).await,
             Asked::ReprotectAndCancel => {
                 let after = random.below(2_000);
@@ -342,6 +394,7 @@ impl World {
             Asked::Commit => self.commit(random).await,
             Asked::Resync => self.resync().await,
             Asked::DisableAndEnable => self.disable_and_enable(random).await,
+            Asked::CompleteMigration => self.complete_migration(random).await,
         }
     }
 
@@ -368,6 +421,17 @@ impl World {
                 self.wait(random.below(3_000)).await;
                 self.power_cut(site, random).await;
                 self.away(random).await;
+            }
+            Mishap::Reboot(site) => {
+                self.reboot(site).await;
+                self.role_start(site);
+                self.wait(random.below(2_000)).await;
+            }
+            Mishap::RecoverySiteDown => {
+                self.server_kill().await;
+                self.power_cut(Site::Recovery, random).await;
+                self.wait(random.below(4_000)).await;
+                self.heal().await;
             }
             Mishap::FillDisk(site) => {
                 self.disk(site).set_full(true);

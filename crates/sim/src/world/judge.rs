@@ -3,13 +3,19 @@
 use super::{SITES, SKEWS_MS, World, differs, fabric::image_of, ledger::Made, time::BEGIN_WALL_MS};
 use leeward_control::jobs::{JobFilter, JobView, RunState, Scenario};
 use leeward_fabric::{Fabric as _, MachineRef};
-use leeward_model::{InstanceId, MachineState, Site};
+use leeward_model::{DiskNumber, InstanceId, MachineState, Site};
+
+/// Steps between two heartbeats of the machine that must not stop.
+const STEPS_BETWEEN_BEATS: u64 = 10;
+/// What a heartbeat writes.
+const BEAT_BYTES: usize = 4096;
 
 impl World {
     /// Checks, quickly, some of what must hold at any time.
     pub async fn check_often(&mut self) {
         self.check_rpo().await;
         self.check_stale().await;
+        self.check_left().await;
         self.check_planned().await;
     }
 
@@ -18,8 +24,9 @@ impl World {
         self.check_often().await;
         if let Some(item) = self.item {
             for site in SITES {
+                let place = self.ledger.place(site);
                 match self.disk(site).item(item) {
-                    Some(reader) => self.ledger.check_replica(site, &reader),
+                    Some(reader) => self.ledger.check_replica(place, &reader),
                     None if self.view().await.is_some() && self.ledger.has_promised(site) => {
                         let what = format!("I3: the replica at {site:?} cannot be opened");
                         self.ledger.violated(what);
@@ -28,6 +35,8 @@ impl World {
                 }
             }
         }
+        self.check_former();
+        self.check_kept();
         for (instance, made) in self.ledger.instances() {
             self.check_instance(instance, &made).await;
         }
@@ -57,7 +66,11 @@ impl World {
                 None => self.ledger.moved(site),
             }
         }
-        let image = self.ledger.is_superseded(Site::Primary).then(|| image_of(&self.owners_disks));
+        let superseded = match self.is_swapped {
+            true => self.ledger.is_superseded_left(),
+            false => self.ledger.is_superseded(Site::Primary),
+        };
+        let image = superseded.then(|| image_of(&self.owners_disks));
         let before = std::mem::replace(&mut self.owners_image, image);
         if let (Some(before), Some(now)) = (before, &self.owners_image)
             && before != *now
@@ -84,9 +97,22 @@ impl World {
         }
     }
 
-    /// The active machine never stops while another direction is built up.
+    /// The active machine never stops while another direction is built up: it runs, and its guest
+    /// writes and reads what it wrote.
     pub(super) async fn check_runs(&mut self) {
         let Some(site) = self.must_run else { return };
+        self.beats += 1;
+        if self.beats.is_multiple_of(STEPS_BETWEEN_BEATS) {
+            let beat = self.beats.to_le_bytes().repeat(BEAT_BYTES / 8);
+            self.write_at(DiskNumber(1), 0, &beat);
+            let machine = self.owned(site);
+            let read =
+                self.machines(site).guest_read(&machine, DiskNumber(1), 0, BEAT_BYTES as u64);
+            if read.ok().is_none_or(|read| read[..] != beat[..]) {
+                let ms = self.time.ms();
+                self.ledger.violated(format!("the active machine's guest stands still at {ms} ms"));
+            }
+        }
         if !self.is_running(site).await {
             self.must_run = None;
             let ms = self.time.ms();

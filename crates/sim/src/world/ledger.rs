@@ -3,8 +3,8 @@
 
 use super::{MACHINE, differs};
 use leeward_fabric::{MachineRef, memory::MemoryWorld};
-use leeward_model::{DiskNumber, InstanceId, Position, Site, UnixMillis};
-use leeward_replica::{ItemReader, View};
+use leeward_model::{DiskNumber, InstanceId, ItemId, Position, Site, UnixMillis};
+use leeward_replica::{ItemReader, View, storage::Seeded};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -43,6 +43,32 @@ struct Start {
     left: Option<Image>,
 }
 
+/// A host, whatever it is for at present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostPlace {
+    /// The recovery site's.
+    Recovery,
+    /// The primary site's first one.
+    #[default]
+    First,
+    /// The primary site's other one.
+    Spare,
+}
+
+/// All hosts.
+pub const PLACES: [HostPlace; 3] = [HostPlace::Recovery, HostPlace::First, HostPlace::Spare];
+
+/// A commit that a source was told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// The host of the store.
+    pub place: HostPlace,
+    /// The point's place in the log.
+    pub position: Position,
+    /// Its time, by which the cut is known.
+    pub cut_at: UnixMillis,
+}
+
 /// What is known of the machine of a site, whoever it belongs to.
 #[derive(Default)]
 struct SiteState {
@@ -64,8 +90,15 @@ struct SiteState {
 struct State {
     /// By the source's clock, which never shows a time twice.
     cuts: BTreeMap<UnixMillis, CutImage>,
-    /// Commits that the source was told of, and the site of the store.
-    promised: Vec<(Site, Position, UnixMillis)>,
+    promised: Vec<Promise>,
+    /// What was promised of replicas whose protection ended, and which are kept.
+    kept: BTreeMap<ItemId, Vec<Promise>>,
+    /// The present host of the primary site.
+    primary_place: HostPlace,
+    /// What is known of the machine on the primary site's other host.
+    left: SiteState,
+    /// Every name that the machine ever had.
+    names: BTreeSet<String>,
     exported: BTreeMap<PathBuf, UnixMillis>,
     instances: BTreeMap<InstanceId, Made>,
     /// Instances that ran for a failover: their work must be kept.
@@ -84,6 +117,13 @@ impl State {
         match site {
             Site::Primary => &mut self.primary,
             Site::Recovery => &mut self.recovery,
+        }
+    }
+
+    fn place(&self, site: Site) -> HostPlace {
+        match site {
+            Site::Primary => self.primary_place,
+            Site::Recovery => HostPlace::Recovery,
         }
     }
 }
@@ -135,12 +175,65 @@ impl Ledger {
 
     /// The source was told that its cut is a committed point of the store of `site`.
     pub fn promised(&self, site: Site, position: Position, cut_at: UnixMillis) {
-        self.state().promised.push((site, position, cut_at));
+        let mut state = self.state();
+        let place = state.place(site);
+        state.promised.push(Promise { place, position, cut_at });
     }
 
     /// Whether the store of `site` must have points.
     pub fn has_promised(&self, site: Site) -> bool {
-        self.state().promised.iter().any(|(to, ..)| *to == site)
+        let state = self.state();
+        let place = state.place(site);
+        state.promised.iter().any(|promise| promise.place == place)
+    }
+
+    /// The primary site's hosts change places.
+    pub fn hosts_swap(&self) {
+        let state = &mut *self.state();
+        state.primary_place = match state.primary_place {
+            HostPlace::First => HostPlace::Spare,
+            HostPlace::Spare | HostPlace::Recovery => HostPlace::First,
+        };
+        std::mem::swap(&mut state.primary, &mut state.left);
+        // What happened there meanwhile was not noted.
+        state.primary.still = None;
+    }
+
+    /// The present host of a site.
+    pub fn place(&self, site: Site) -> HostPlace {
+        self.state().place(site)
+    }
+
+    /// The primary site's other host.
+    pub fn place_left(&self) -> HostPlace {
+        match self.state().primary_place {
+            HostPlace::First => HostPlace::Spare,
+            HostPlace::Spare | HostPlace::Recovery => HostPlace::First,
+        }
+    }
+
+    /// As [`Self::is_superseded`], of the primary site's other host.
+    pub fn is_superseded_left(&self) -> bool {
+        !self.state().left.settled.is_empty()
+    }
+
+    /// The machine on the primary site's other host.
+    pub fn machine_left(&self) -> MachineRef {
+        let name = self.state().left.name.clone();
+        MachineRef::Owned(name.unwrap_or_else(|| MACHINE.to_owned()))
+    }
+
+    /// The replica's protection has ended and it is kept.
+    pub fn replica_kept(&self, item: ItemId) {
+        let mut state = self.state();
+        let promised = std::mem::take(&mut state.promised);
+        state.kept.insert(item, promised);
+        state.may_delete = false;
+    }
+
+    /// What was promised of every replica that was kept.
+    pub fn kept(&self) -> BTreeMap<ItemId, Vec<Promise>> {
+        self.state().kept.clone()
     }
 
     /// The replica was deleted as wanted: its points are no longer promised.
@@ -148,6 +241,11 @@ impl Ledger {
         let mut state = self.state();
         state.promised.clear();
         state.may_delete = false;
+    }
+
+    /// Protection does not end after all.
+    pub fn may_not_delete(&self) {
+        self.state().may_delete = false;
     }
 
     /// From now on kept work may go: protection ends without keeping it.
@@ -158,6 +256,7 @@ impl Ledger {
     /// The machine has this name at `site` from now on.
     pub fn name_set(&self, site: Site, name: &str) {
         let mut state = self.state();
+        state.names.insert(name.to_owned());
         let known = state.site(site);
         if known.name.as_deref().unwrap_or(MACHINE) != name {
             known.name = Some(name.to_owned());
@@ -179,9 +278,8 @@ impl Ledger {
     /// How many machines of the item run, on all hosts and under all its names.
     pub fn writers(&self, machines: &MemoryWorld) -> usize {
         let state = self.state();
-        let names = [&state.primary, &state.recovery].map(|known| known.name.as_deref());
-        let names: BTreeSet<&str> = names.into_iter().flatten().chain([MACHINE]).collect();
-        names.into_iter().map(|name| machines.writers(name)).sum()
+        let names = state.names.iter().map(String::as_str).filter(|name| *name != MACHINE);
+        names.chain([MACHINE]).map(|name| machines.writers(name)).sum()
     }
 
     /// Until `ms` of the world's time it cannot be known what runs at `site`.
@@ -223,6 +321,14 @@ impl Ledger {
             let what = format!("the stale disks at {site:?} were changed: {what}");
             state.violations.push(what);
         }
+    }
+
+    /// What the machine's disks held at one of its oldest cuts.
+    pub fn old_image(&self, random: &mut Seeded) -> Option<Image> {
+        let state = self.state();
+        let few = state.cuts.len().div_ceil(2) as u64;
+        let drawn = if few == 0 { 0 } else { random.below(few) };
+        state.cuts.values().nth(drawn as usize).map(|cut| cut.image.clone())
     }
 
     /// Whether an instance stands for the machine of `site`, handed over or not.
@@ -354,16 +460,19 @@ impl Ledger {
         last.is_some_and(|instance| state.instances.contains_key(&instance))
     }
 
-    /// Compares every point of a site's replica with what was cut (I1), and looks for every point
+    /// Compares every point of a host's replica with what was cut (I1), and looks for every point
     /// that was promised (I3).
-    pub fn check_replica(&self, site: Site, reader: &ItemReader) {
-        let (cuts, mut promised) = {
-            let state = self.state();
-            (state.cuts.clone(), state.promised.clone())
-        };
-        promised.retain(|(to, ..)| *to == site);
+    pub fn check_replica(&self, place: HostPlace, reader: &ItemReader) {
+        let promised = self.state().promised.clone();
+        let promised: Vec<_> = promised.iter().filter(|promise| promise.place == place).collect();
+        self.check_points(&promised, reader);
+    }
+
+    /// As [`Self::check_replica`], of a replica of which `promised` was promised.
+    pub fn check_points(&self, promised: &[&Promise], reader: &ItemReader) {
+        let cuts = self.state().cuts.clone();
         let points = &reader.state().points;
-        for (_, position, cut_at) in &promised {
+        for Promise { position, cut_at, .. } in promised {
             if !points.iter().any(|point| point.position == *position && point.cut_at == *cut_at) {
                 self.violated(format!("I3: the committed point at {position:?} is gone"));
             }

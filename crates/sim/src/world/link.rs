@@ -23,6 +23,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex},
     task::JoinSet,
+    time::Sleep,
 };
 
 /// Where hosts dial the config server.
@@ -46,9 +47,16 @@ pub enum LinkState {
     Refuses,
 }
 
+/// What a connection takes at a time, in bytes, before it pauses for as long as that takes to pass.
+const PACE_BYTES: usize = 16 << 10;
+
 #[derive(Default)]
 struct GateState {
     state: LinkState,
+    /// Bytes that each connection carries in a second; none is as many as there are.
+    pace: Option<u64>,
+    /// Bytes that were written to connections for data.
+    crossed: u64,
     /// Connections that were made before this count changed are broken.
     breaks: u64,
     wakers: Vec<Waker>,
@@ -80,9 +88,37 @@ impl Link {
         self.gate().state
     }
 
-    fn wrap(&self, inner: DuplexStream) -> LinkStream {
-        LinkStream { inner, link: self.clone(), breaks: self.gate().breaks }
+    /// Lets each connection carry so many bytes in a second of the world's time.
+    pub fn set_pace(&self, bytes_per_second: u64) {
+        self.gate().pace = Some(bytes_per_second);
     }
+
+    /// Bytes that were written to connections for data so far, by either end.
+    pub fn crossed(&self) -> u64 {
+        self.gate().crossed
+    }
+
+    fn wrap(&self, inner: DuplexStream, carries: Carries) -> LinkStream {
+        LinkStream { inner, link: self.clone(), breaks: self.gate().breaks, carries, pause: None }
+    }
+
+    /// Notes what was written; says for how long the connection is busy with it.
+    fn wrote(&self, bytes: usize, carries: Carries) -> Option<Duration> {
+        let mut gate = self.gate();
+        match carries {
+            Carries::Data => gate.crossed += bytes as u64,
+            Carries::Control => {}
+        }
+        let pace = gate.pace?;
+        Some(Duration::from_micros(bytes as u64 * 1_000_000 / pace))
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carries {
+    Control,
+    Data,
 }
 
 /// One end of a connection over a link.
@@ -90,6 +126,9 @@ struct LinkStream {
     inner: DuplexStream,
     link: Link,
     breaks: u64,
+    carries: Carries,
+    /// Until then what was written before is on its way.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl LinkStream {
@@ -126,7 +165,15 @@ impl AsyncWrite for LinkStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         std::task::ready!(self.passes(context))?;
-        Pin::new(&mut self.inner).poll_write(context, bytes)
+        if let Some(pause) = &mut self.pause {
+            std::task::ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        let some = &bytes[..bytes.len().min(PACE_BYTES)];
+        let wrote = std::task::ready!(Pin::new(&mut self.inner).poll_write(context, some))?;
+        let busy = self.link.wrote(wrote, self.carries);
+        self.pause = busy.map(|busy| Box::pin(tokio::time::sleep(busy)));
+        Poll::Ready(Ok(wrote))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -175,7 +222,8 @@ impl Net {
     fn connect(&self, peer: HostId, address: &str, link: &Link) -> io::Result<BoxStream> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let (near, far) = duplex(IN_FLIGHT);
-        let (near, far) = (link.wrap(near), link.wrap(far));
+        let carries = if address == STORE { Carries::Data } else { Carries::Control };
+        let (near, far) = (link.wrap(near, carries), link.wrap(far, carries));
         let mut doors = self.doors();
         match address {
             SERVER => {

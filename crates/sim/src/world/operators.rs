@@ -5,9 +5,7 @@ use leeward_control::{
     items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption},
     jobs::{JobAnswer, RunState},
 };
-use leeward_model::{
-    Branch, Epoch, JobId, PointChoice, PointId, PointOrigin, Protection, Site, TestState,
-};
+use leeward_model::{Branch, Epoch, JobId, PointChoice, PointId, PointOrigin, Protection, Site};
 use leeward_replica::{StoreError, storage::Seeded};
 use leeward_wire::segment::SegmentHeader;
 
@@ -15,7 +13,6 @@ use leeward_wire::segment::SegmentHeader;
 const PATIENCE_STEPS: u64 = 1_500;
 /// Steps between two writes of the guests while somebody waits.
 const STEPS_BETWEEN_WRITES: u64 = 50;
-const REASON: DisableReason = DisableReason::Normal;
 
 /// What replication is, as far as a test failover must not touch it (I7).
 async fn replication(world: &World) -> Option<(Protection, Epoch, Branch, Site)> {
@@ -204,26 +201,6 @@ impl World {
         let (control, Some(item)) = (self.control(), self.item) else { return };
         // Refused, or watched by the settling: it may take long.
         let _ = self.ask(async move { control.item_resync(item).await }).await;
-    }
-
-    pub(super) async fn disable_and_enable(&mut self, random: &mut Seeded) {
-        let Some(view) = self.view().await else { return };
-        let plain = view.state.active == Site::Primary && view.state.test == TestState::None;
-        if !plain {
-            // Ended while it is live elsewhere, the machine would be nobody's.
-            return;
-        }
-        let (control, item) = (self.control(), view.id);
-        self.ledger.may_delete();
-        let started = self
-            .ask(async move { control.item_disable(item, KeepPoints::Delete, REASON).await })
-            .await;
-        let Ok(job) = started else { return };
-        self.attend(job, random).await;
-        if self.view().await.is_none() {
-            self.ledger.replica_ended();
-            self.protect(random).await;
-        }
     }
 
     /// A session that passed its checks just before the fence brings frames just after it.

@@ -101,21 +101,25 @@ impl World {
     ///
     /// A store that cannot be opened is noted as a violation.
     pub fn role_start(&mut self, site: Site) {
-        let files = self.files(site);
-        let store = match store_open(files) {
-            Ok(store) => store,
-            Err(what) => {
-                self.ledger.violated(format!("I3: the store {what}"));
-                return;
-            }
-        };
-        let wall = files.watch.wall.clone();
-        let store = SiteStore::new(store, site, WallClock::new(move || wall.read()));
-        let role = role_run(files, Arc::new(store), &self.net);
+        let Some(role) = self.role_made(self.files(site)) else { return };
         if site == Site::Recovery {
             self.net.store_set(Some(Arc::clone(&role.host)));
         }
         self.files_mut(site).role = Some(role);
+    }
+
+    /// A role on these files.
+    pub(super) fn role_made(&self, files: &SiteFiles) -> Option<Role> {
+        let store = match store_open(files) {
+            Ok(store) => store,
+            Err(what) => {
+                self.ledger.violated(format!("I3: the store {what}"));
+                return None;
+            }
+        };
+        let wall = files.watch.wall.clone();
+        let store = SiteStore::new(store, files.watch.site, WallClock::new(move || wall.read()));
+        Some(role_run(files, Arc::new(store), &self.net))
     }
 
     async fn role_end(&mut self, site: Site) {
@@ -150,6 +154,16 @@ impl World {
         files.boots += 1;
     }
 
+    /// A site's host boots again: machines and exports end, what is on its disk stays.
+    pub async fn reboot(&mut self, site: Site) {
+        self.role_end(site).await;
+        let files = self.files_mut(site);
+        files.disk.kill();
+        files.exports.end_all();
+        files.machines.power_cut();
+        files.boots += 1;
+    }
+
     /// Starts every role that is dead and repairs the link and the disks.
     pub async fn heal(&mut self) {
         self.link_set(LinkState::Open);
@@ -162,6 +176,7 @@ impl World {
                 self.role_start(site);
             }
         }
+        self.spare_start();
     }
 
     /// Changes the link between the sites.

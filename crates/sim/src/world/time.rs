@@ -1,5 +1,5 @@
-//! The world's time: it stands still unless the world steps, and it passes at the pace at which
-//! threads that no timer knows of (the database's) can follow.
+//! The world's time: it stands almost still unless the world steps, and it passes at the pace at
+//! which threads that no timer knows of (the database's) can follow.
 
 use leeward_control::{Clock, Now};
 use leeward_model::UnixMillis;
@@ -7,7 +7,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
-        mpsc,
     },
     time::Duration,
 };
@@ -15,33 +14,31 @@ use tokio::time::Instant;
 
 /// What passes in the world with each step.
 pub const STEP: Duration = Duration::from_millis(20);
-/// What passes outside with each step, at least: some transactions of the database.
-const STEP_OUTSIDE: Duration = Duration::from_micros(150);
+/// What passes, outside and in the world, while the database is at work.
+const AT_WORK: Duration = Duration::from_millis(1);
+/// How often the database is looked at in a step, at most: a transaction may wait for another.
+const AT_WORK_LOOKS_MAX: usize = 8;
 /// Wall time at the world's beginning.
 pub(super) const BEGIN_WALL_MS: i64 = 1_790_000_000_000;
 /// Boot time of the config server at the world's beginning, in milliseconds.
 const BEGIN_BOOT_MS: u64 = 1_000_000;
 
-/// Lets the runtime's time stand still for as long as it lives, also when nothing can be done.
-pub struct Standstill {
-    _end: mpsc::Sender<()>,
-}
-
-impl Standstill {
-    /// From now on only [`pass`] moves the time of this (paused) runtime.
-    pub fn begin() -> Standstill {
-        let (end, ended) = mpsc::channel::<()>();
-        // A paused runtime's time does not jump while a blocking task runs.
-        tokio::task::spawn_blocking(move || ended.recv());
-        Standstill { _end: end }
+/// Lets one step pass, and then the database do what it has begun; `at_work` says whether there
+/// is anything.
+///
+/// The runtime knows when its tasks and its blocking tasks have nothing left to do: only then its
+/// time jumps to the next timer. Of the database's threads it does not know. So it may jump within
+/// a step alone; between two steps it passes as outside, by next to nothing.
+pub async fn pass(at_work: impl Fn() -> bool) {
+    tokio::time::pause();
+    tokio::time::sleep(STEP).await;
+    tokio::time::resume();
+    for _ in 0..AT_WORK_LOOKS_MAX {
+        if !at_work() {
+            return;
+        }
+        tokio::time::sleep(AT_WORK).await;
     }
-}
-
-/// Lets one step pass.
-pub async fn pass() {
-    let outside = tokio::task::spawn_blocking(|| std::thread::sleep(STEP_OUTSIDE)).await;
-    outside.expect("sleeping does not panic");
-    tokio::time::advance(STEP).await;
 }
 
 /// The time since the world began, and the clocks of its machines.

@@ -263,7 +263,8 @@ impl SiteStore {
     }
 
     /// The branch on which a host seals its own machine's disks: the one of `branch`'s timeline
-    /// that is there already, or `branch` without its parent if that is not kept here.
+    /// that is there already, or `branch` with `former` as its parent or else its own, if they are
+    /// kept here, or with none.
     ///
     /// # Errors
     /// Those of the store.
@@ -271,16 +272,19 @@ impl SiteStore {
         self: &Arc<Self>,
         item: ItemId,
         branch: Branch,
+        former: Option<Position>,
     ) -> Result<OwnBranch, StoreError> {
         self.with(item, move |store| {
             let reader = store.reader();
             if let Some(begun) = reader.state().branch(branch.timeline) {
                 return Ok(OwnBranch::Begun(*begun));
             }
-            let parent = match branch.parent {
-                Some(parent) if reader.is_kept(parent)? => Some(parent),
-                Some(_) | None => None,
-            };
+            let mut parent = None;
+            for kept in former.into_iter().chain(branch.parent) {
+                if parent.is_none() && reader.is_kept(kept)? {
+                    parent = Some(kept);
+                }
+            }
             Ok(OwnBranch::New(Branch { parent, ..branch }))
         })
         .await

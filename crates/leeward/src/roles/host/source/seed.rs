@@ -135,7 +135,13 @@ impl SourceWorker {
         let wanted = Branch { parent: base, ..work.duty.branch };
         // It asks for a full read and has nothing else to say.
         source.attach(None).await?;
-        let branch = match store.own_branch(self.item, wanted).await.map_err(failed)? {
+        // Of the same machine, for a job that was given up: all that it holds needs no sealing.
+        let former = match self.state.seeded {
+            Some((_, Seeded::Stored { position, .. })) => Some(position),
+            Some((_, Seeded::Nothing)) | None => None,
+        };
+        let own = store.own_branch(self.item, wanted, former).await;
+        let branch = match own.map_err(failed)? {
             OwnBranch::Begun(branch) => branch,
             OwnBranch::New(branch) => {
                 check_room(store, source.as_mut(), &work.duty.machine).await?;
