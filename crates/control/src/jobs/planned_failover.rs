@@ -7,7 +7,7 @@ use crate::plan::RunPlan;
 use crate::world::{Step, World, pending, permanent};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, nothing};
 use leeward_model::{Code, JobId, MachineState, Position, SourceState};
-use leeward_wire::message::ShutdownOutcome;
+use leeward_wire::message::{CapturePhase, ShutdownOutcome};
 use serde::{Deserialize, Serialize};
 
 /// How long the source host may be away before the job is refused: nothing was done yet.
@@ -90,6 +90,11 @@ impl Job for PlannedFailover {
         Forward::new("record", Self::record),
     ];
     const ABANDON: &'static [Forward<Self>] = &way_back::steps::<Self>();
+}
+
+/// Whether the source host reads the whole machine.
+fn compares(world: &World) -> bool {
+    world.source_now().is_some_and(|seen| matches!(seen.phase, CapturePhase::Copying(_)))
 }
 
 impl PlannedFailover {
@@ -189,16 +194,17 @@ impl PlannedFailover {
                 world.source_seen(world.confirmed_off(world.source_site()))?;
                 Ok(Outcome::Done)
             }
-            Some(ShutdownOutcome::Done { point: None }) => {
-                self.ask(&format!("host {host} has shut it down but could not take its last data"))
-            }
+            Some(ShutdownOutcome::Done { point: None }) => self.ask(&format!(
+                "host {host} has shut it down but could not take its last data, which lie on \
+                     its disks still"
+            )),
             Some(ShutdownOutcome::Failed { problem }) => {
                 world.source_seen(SourceState::Running)?;
                 self.ask(&problem.what)
             }
-            // It is off: only its last data are on the way.
+            // It is off: only its last data are on the way, by comparison after a retry.
             Some(ShutdownOutcome::InProgress)
-                if world.source_machine() == MachineState::Off && !late =>
+                if world.source_machine() == MachineState::Off && (!late || compares(world)) =>
             {
                 pending(format!("the last data from host {host}"))
             }
