@@ -105,6 +105,7 @@ fn a_target_from_before_sources_were_dialled_is_dialled() {
         receive: true,
         retention_seconds: 86_400,
         delete: false,
+        retired: Vec::new(),
     };
 
     let read = read_without(&duty, "source_address");
