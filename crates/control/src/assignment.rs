@@ -8,11 +8,9 @@ use leeward_model::{
     StartPermit, TimelineId,
 };
 use leeward_wire::message::{
-    Assignment, InstanceDuty, ItemDuty, OtherStore, Purpose, SourceDuty, SourceRun, TargetDuty,
+    Assignment, InstanceDuty, ItemDuty, OtherStore, Purpose, RETENTION_FROZEN_SECONDS, SourceDuty,
+    SourceRun, TargetDuty,
 };
-
-/// Points of a failed-over item do not age until it is committed: a century.
-const FROZEN_SECONDS: u64 = 100 * 365 * 86_400;
 
 /// The assignment of `host`, or none when it is not registered.
 pub(crate) async fn of_host(
@@ -202,6 +200,7 @@ impl Duty<'_> {
             retention_seconds: self.retention_seconds(site),
             delete,
             other_store: self.other_store(site),
+            retired: end.given_up.clone(),
         })
     }
 
@@ -221,10 +220,10 @@ impl Duty<'_> {
         match self.item.state.protection {
             Protection::FailingOver { .. }
             | Protection::FailedOver { .. }
-            | Protection::ChangingPoint { .. } => FROZEN_SECONDS,
+            | Protection::ChangingPoint { .. } => RETENTION_FROZEN_SECONDS,
             // Until the commit nobody gives up the points that the machine was started from.
             _ if site != self.item.target_site() && self.item.state.commit != Commit::Done => {
-                FROZEN_SECONDS
+                RETENTION_FROZEN_SECONDS
             }
             _ if site != self.item.target_site() => self.policy.keep_after_commit_seconds,
             Protection::Committed { .. } => self.policy.keep_after_commit_seconds,

@@ -297,7 +297,7 @@ impl Control {
             program: sight.program,
             data_address: host.data_address,
             machines: seen.map_or(0, |seen| seen.machines.len() as u64),
-            store_free_bytes: seen.and_then(|seen| seen.store_free_bytes),
+            store_free_bytes: seen.and_then(|seen| seen.store.free_bytes()),
             accelerator: seen.map(|seen| seen.accelerator.clone()).unwrap_or_default(),
             items: items.iter().filter(|item| uses(item, host.id)).count() as u64,
         }

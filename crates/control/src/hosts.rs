@@ -1,9 +1,12 @@
 //! What is known of hosts right now: sessions, heartbeats, last observations. Lost at a restart.
 
+use crate::events::{EventView, Severity};
+use crate::store::items::ItemRow;
 use crate::{Control, Now, error::Result, store};
 use leeward_model::{Code, HostId, ItemId, Problem, UnixMillis};
 use leeward_wire::message::{
-    Answer, Assignment, HostHello, ItemObserved, Observed, Query, SILENCE_MS,
+    Answer, Assignment, HostHello, HostNote, ItemObserved, NOTES_MAX, NoteKind, Observed, Query,
+    SILENCE_MS,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,6 +16,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 const QUERIES_MAX: usize = 64;
 /// How long a host may take to answer a question.
 const ANSWER_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Ids of notes that are remembered of a host: those of several messages, of which one comes twice
+/// only when its receipt was lost.
+const NOTES_REMEMBERED: usize = 4 * NOTES_MAX;
 
 /// Is an open session as the transport sees it. Only the newest of a host counts.
 #[derive(Debug)]
@@ -203,6 +210,44 @@ impl Control {
         Ok(())
     }
 
+    /// Makes events of what a host noted, each once, and says which notes it may forget.
+    ///
+    /// # Errors
+    /// Internal when the database fails: the host sends them again.
+    pub async fn host_notes(&self, host: HostId, notes: Vec<HostNote>) -> Result<Vec<uuid::Uuid>> {
+        let mut tx = self.store().begin().await?;
+        let Some(mut row) = store::hosts::find(&mut tx, host).await? else { return Ok(Vec::new()) };
+        let fabrics = store::hosts::fabrics(&mut tx, host).await?;
+        let mut ids = Vec::new();
+        for note in notes.into_iter().take(NOTES_MAX) {
+            ids.push(note.id);
+            if row.notes_taken.contains(&note.id) {
+                continue;
+            }
+            row.notes_taken.push(note.id);
+            let item = match note.item {
+                Some(item) => store::items::find(&mut tx, item).await?,
+                None => None,
+            };
+            let vault = match (&item, fabrics.first()) {
+                (Some(item), _) => Some(item.vault),
+                (None, Some(fabric)) => {
+                    store::fabrics::by_id(&mut tx, *fabric).await?.map(|fabric| fabric.vault)
+                }
+                (None, None) => None,
+            };
+            if let Some(vault) = vault {
+                let event = noted_event(&row.name, host, item.as_ref(), note);
+                store::events::append(&mut tx, vault, &event).await?;
+            }
+        }
+        let extra = row.notes_taken.len().saturating_sub(NOTES_REMEMBERED);
+        row.notes_taken.drain(..extra);
+        store::hosts::save(&mut tx, &row).await?;
+        store::commit(tx).await?;
+        Ok(ids)
+    }
+
     /// Notes that a session ended.
     pub fn host_closed(&self, host: HostId, number: u64) {
         if let Some(host) = self.hosts().live().hosts.get_mut(&host)
@@ -264,5 +309,27 @@ impl Control {
             }
         }
         Ok(())
+    }
+}
+
+/// What operators read of a note. A machine that was started by hand where it does not belong may
+/// be live on both sides.
+fn noted_event(host: &str, id: HostId, item: Option<&ItemRow>, note: HostNote) -> EventView {
+    let here = item.is_some_and(|item| item.plan.end(item.state.active).host == id);
+    let (name, severity) = match note.kind {
+        NoteKind::StartedByHand if here => ("MachineStartedByHand", Severity::Warning),
+        NoteKind::StartedByHand => ("MachineStartedByHand", Severity::Critical),
+        NoteKind::PointsRemoved => ("PointsRemoved", Severity::Info),
+    };
+    EventView {
+        seq: 0,
+        at: note.at,
+        name: name.to_owned(),
+        severity,
+        text: format!("host {host}: {}", note.text),
+        item: note.item,
+        object: note.object,
+        job: None,
+        problem: None,
     }
 }

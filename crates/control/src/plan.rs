@@ -1,5 +1,6 @@
 //! What is wanted of the hosts for one item: stored with the item, turned into assignments.
 
+use crate::items::LiveAt;
 use leeward_model::{Branch, HostId, InstanceId, JobId, PointId, Position, Site, TimelineId};
 use leeward_wire::message::{KeepAs, Purpose, Stage};
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,22 @@ pub(crate) struct Plan {
     /// Whether the last failover left a machine that nothing replicated: none replicates back.
     #[serde(default)]
     pub(crate) one_way: bool,
+    /// What operators were told of last.
+    #[serde(default)]
+    pub(crate) told: Told,
 }
+
+/// Is what operators were told of, so that each is told once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    /// Where the machine is live: one of the sites, or both.
+    pub(crate) live: Option<LiveAt>,
+    /// Kept points, the newest last; at most [`TOLD_POINTS_MAX`].
+    pub(crate) points: Vec<PointId>,
+}
+
+/// Far more than can be kept between two looks; an older one is not seen again.
+pub(crate) const TOLD_POINTS_MAX: usize = 32;
 
 /// Is what an item has at one of its sites.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +74,9 @@ pub(crate) struct End {
     pub(crate) former_base: Option<Position>,
     /// Whether a machine was left here that must stay off unless something else is wanted of it.
     pub(crate) stale: bool,
+    /// Timelines of this end's own store whose copies were given up.
+    #[serde(default)]
+    pub(crate) given_up: Vec<TimelineId>,
 }
 
 /// Is a machine on a host that is no end of the item any more.
@@ -163,6 +182,7 @@ impl End {
             base: None,
             former_base: None,
             stale: false,
+            given_up: Vec::new(),
         }
     }
 
@@ -194,6 +214,7 @@ impl Plan {
             source_ran: true,
             hurry: false,
             one_way: false,
+            told: Told::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::store::{self, items::ItemRow};
 use crate::{Control, ControlError, ErrorKind, error::Result};
 use base64::Engine as _;
-use leeward_model::{HostId, ItemId, MachineSpec, PointId, PointInfo};
+use leeward_model::{Epoch, HostId, ItemId, MachineSpec, PointId, PointInfo, UnixMillis};
 use leeward_wire::message::{Answer, Query};
 
 /// Points that are asked for at once.
@@ -44,7 +44,8 @@ struct Holder {
 
 impl Control {
     /// Lists the points of both sites' stores, newest first, without the `skip` newest; `limit` is
-    /// 1 to 1000. Newest is by the time at which a store had it. Each store that answers is in.
+    /// 1 to 1000. Newest is by epoch, then by the time at which a store had it: the clocks of two
+    /// hosts may be hours apart. Each store that answers is in.
     ///
     /// # Errors
     /// Unavailable with `ROLE_AWAY` while no host that holds a store is connected.
@@ -175,13 +176,18 @@ impl Control {
     }
 }
 
+/// What grows from point to point, over both stores: a store takes nothing of an older epoch.
+fn age(point: &PointInfo) -> (Epoch, UnixMillis) {
+    (point.epoch, point.received_at)
+}
+
 /// Puts two lists, each newest first, into one.
 fn merge(a: Vec<PointInfo>, b: Vec<PointInfo>) -> Vec<PointInfo> {
     let mut merged = Vec::with_capacity(a.len() + b.len());
     let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
     loop {
         let next = match (a.peek(), b.peek()) {
-            (Some(one), Some(other)) if one.received_at >= other.received_at => a.next(),
+            (Some(one), Some(other)) if age(one) >= age(other) => a.next(),
             (_, Some(_)) => b.next(),
             (_, None) => a.next(),
         };

@@ -114,6 +114,7 @@ impl Control {
             boot: known.map(|host| host.boot).unwrap_or_default(),
             name: join.name,
             data_address: join.data_address,
+            notes_taken: Vec::new(),
             generation: 0,
         };
         store::hosts::save(&mut tx, &row).await?;

@@ -167,6 +167,7 @@ impl Control {
                 name: local.name,
                 boot,
                 data_address: address,
+                notes_taken: Vec::new(),
                 generation: 0,
             };
             store::hosts::save(&mut tx, &row).await?;

@@ -345,6 +345,14 @@ pub trait Fabric: Send + Sync {
     /// Takes the mark off; a machine that is gone has none.
     async fn machine_disclaim(&self, name: &str) -> Result<(), FabricError>;
 
+    /// Takes our change maps out of the images of an owner's machine that is off, so that nothing
+    /// of us stays in them. An image that is gone has none; nothing else of an image is touched.
+    ///
+    /// # Errors
+    /// [`FabricError::Unknown`]; [`FabricError::Hypervisor`] while it runs, or when an image is
+    /// open elsewhere or damaged: the others are done all the same.
+    async fn machine_forget_changes(&self, name: &str) -> Result<(), FabricError>;
+
     /// The disks of an owner's machine that is off, as a change source whose disks never change:
     /// attaching asks for a full read, a cut names nothing. They are opened read-only and nothing
     /// of them or beside them is written. A disk that is not there is left out.

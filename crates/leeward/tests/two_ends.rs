@@ -35,7 +35,10 @@ use leeward_model::{
     MachineSpec, MachineState, PermitTerms, PointOrigin, Position, Probe, Site, StartPermit,
     TimelineId, VaultId,
 };
-use leeward_replica::{Store, SystemRandom, Unlock, View, storage::LocalStore};
+use leeward_replica::{
+    Store, SystemRandom, Unlock, View,
+    storage::{LocalStore, RoomStore},
+};
 use leeward_wire::{
     data::{DataHello, DataMessage, Role},
     message::{
@@ -46,7 +49,10 @@ use std::{
     collections::BTreeSet,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tempfile::TempDir;
@@ -69,23 +75,25 @@ struct Way {
     to: Mutex<Option<(HostId, Arc<Host>)>>,
     /// A connection breaks after this many bytes.
     breaks_after: Mutex<Option<u64>>,
-    /// When a connection was asked for.
-    dials: Mutex<Vec<Instant>>,
+    /// When a connection was asked for over which a hello came.
+    dials: Arc<Mutex<Vec<Instant>>>,
 }
 
 #[async_trait]
 impl Dialer for Way {
     async fn dial(&self, _: &str) -> io::Result<BoxStream> {
-        self.dials.lock().unwrap().push(Instant::now());
+        let dialled = Instant::now();
         let breaks_after = *self.breaks_after.lock().unwrap();
         let to = self.to.lock().unwrap().clone();
         let (peer, host) = to.ok_or(io::ErrorKind::ConnectionRefused)?;
         let (near, far) = tokio::io::duplex(1 << 20);
+        let dials = Arc::clone(&self.dials);
         tokio::spawn(async move {
             let (read, write) = tokio::io::split(far);
             let read = read.take(breaks_after.unwrap_or(u64::MAX));
             let (mut reader, writer) = (FrameReader::new(read), FrameWriter::new(write));
             if let Ok(DataMessage::Hello(hello)) = reader.message(PATIENCE).await {
+                dials.lock().unwrap().push(dialled);
                 door::serve(host, peer, hello, reader, writer).await;
             }
         });
@@ -137,9 +145,20 @@ struct End {
 }
 
 fn end(id: HostId, at: Site) -> End {
-    let folder = tempfile::tempdir().unwrap();
+    end_in(id, at, tempfile::tempdir().unwrap(), None)
+}
+
+/// With a store of which `room` says how many bytes are free.
+fn end_in(id: HostId, at: Site, folder: TempDir, room: Option<Arc<AtomicU64>>) -> End {
     folders_make(folder.path()).unwrap();
-    let (store, _) = site::store_open(folder.path(), id).unwrap();
+    let (mut store, _) = site::store_open(folder.path(), id).unwrap();
+    if let Some(room) = room {
+        drop(store);
+        let blobs = Arc::new(LocalStore::open(folder.path().join("store")).unwrap());
+        let blobs = Arc::new(RoomStore::new(blobs, room));
+        let random = Arc::new(SystemRandom);
+        store = Store::open_writer(blobs, id.into(), &Unlock::KeyFile, random).unwrap();
+    }
     let store = site::site_store(store, at);
     let world = MemoryWorld::new();
     let machines = MemoryFabric::new(Arc::clone(&world));
@@ -297,6 +316,7 @@ fn receives(branch: Branch) -> TargetDuty {
         retention_seconds: 3600,
         delete: false,
         other_store: None,
+        retired: Vec::new(),
     }
 }
 
@@ -363,7 +383,8 @@ async fn stale_disks_are_sealed_where_they_lie_and_only_blocks_that_differ_are_s
     assert_eq!(sent, with_bytes * BLOCK, "a block that became zero is sent without bytes");
     let page = home.host.store.as_ref().unwrap();
     let query = leeward_wire::message::Query::Points { item: ITEM, skip: 0, limit: 10 };
-    let leeward_wire::message::Answer::Points { points, .. } = page.answer(query).await.unwrap()
+    let leeward_wire::message::Answer::Points { points, .. } =
+        page.answer(query, Some(3600)).await.unwrap()
     else {
         panic!("another answer");
     };
@@ -515,4 +536,102 @@ async fn a_broken_copy_climbs_the_ladder_until_the_link_is_back() {
     home.seen(newest).await;
 
     assert!(back.elapsed() < Duration::from_secs(10), "it went on at once");
+}
+
+/// F-156: the store's host was away and is back, in the middle of a long pause.
+#[tokio::test(start_paused = true)]
+async fn a_dialled_store_that_returns_wakes_a_copy_that_waits_for_its_next_attempt() {
+    let (home, away, duty) = replicating().await;
+    *away.way.breaks_after.lock().unwrap() = Some(SIZE / 4);
+    away.assign(1, Some(duty), None);
+    let tries = || away.way.dials.lock().unwrap().len();
+    let hours = Duration::from_secs(6 * 3600);
+    let paused = |host: &Host| {
+        let seen = host.board.source_seen(ITEM)?;
+        (tries() > 10 && seen.phase == CapturePhase::Paused).then_some(())
+    };
+    away.seen_within(hours, paused).await;
+
+    let to = away.way.to.lock().unwrap().take();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    *away.way.breaks_after.lock().unwrap() = None;
+    *away.way.to.lock().unwrap() = to;
+    let back = Instant::now();
+    home.seen(newest).await;
+
+    assert!(back.elapsed() < Duration::from_secs(30), "it took {:?}", back.elapsed());
+}
+
+/// F-132, LW-0401: a seed for which the store has no room writes nothing, says the figures, and
+/// goes on by itself when there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seed_for_which_there_is_no_room_is_refused_with_the_figures_before_it_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let room = Arc::new(AtomicU64::new(1 << 20));
+    let home = end_in(HOME, Site::Primary, folder, Some(Arc::clone(&room)));
+    let machine = MachineRef::Owned(NAME.into());
+    home.machines.disks(&machine).unwrap().write(DISK, 0, &old_disk());
+    home.machines.machine_claim(NAME, ITEM).await.unwrap();
+    let job = JobId::from_u128(7);
+    let seed = SourceRun::Seed { job, base: None };
+
+    home.assign(1, Some(duty(branch(20, None), AWAY, seed)), None);
+    let (by, outcome) = home.seen(|host| host.board.source_seen(ITEM)?.seeded).await;
+    let problem = outcome.unwrap_err();
+
+    assert_eq!((by, problem.code.as_str()), (job, "LW-0401"));
+    assert!(problem.what.contains(NAME), "{problem}");
+    let needed = format!("they hold {SIZE} bytes");
+    assert!(problem.cause.contains(&needed) && problem.cause.contains("1048576"), "{problem}");
+    let segments = home.folder.path().join("store/items").join(ITEM.to_string()).join("segments");
+    let written = || std::fs::read_dir(&segments).map_or(0, |entries| entries.count());
+    assert_eq!(written(), 0, "something was written");
+    room.store(1 << 30, Ordering::SeqCst);
+    let stored = |host: &Host| match host.board.source_seen(ITEM)?.seeded? {
+        (_, Ok(Seeded::Stored { position, .. })) => Some(position),
+        _ => None,
+    };
+    let at = home.seen(stored).await;
+    assert!(home.stored(at) == old_disk());
+    assert!(written() > 0, "the test looks in the wrong place");
+    assert_eq!(home.content(), old_disk());
+}
+
+/// F-079: a copy that was given up leaves no bytes, and the points that were there stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_given_up_gives_its_bytes_back_and_touches_no_point() {
+    let (home, away, duty) = replicating().await;
+    let machine = MachineRef::Owned(NAME.into());
+    home.machines.disks(&machine).unwrap().write(DISK, 0, &old_disk());
+    home.machines.machine_claim(NAME, ITEM).await.unwrap();
+    let seed = seeded(&home).await;
+    let next = branch(21, Some(seed));
+    let takes = TargetDuty { source_address: None, ..receives(next) };
+    home.assign(2, None, Some(takes.clone()));
+    let bytes = |host: &Host| {
+        let seen = host.board.items_seen();
+        seen.iter().find_map(|seen| seen.target.clone()).map(|target| target.stored_bytes)
+    };
+    let before = home.seen(|host| bytes(host).filter(|bytes| *bytes > 0)).await;
+    *away.way.breaks_after.lock().unwrap() = Some(SIZE / 2);
+    away.assign(1, Some(SourceDuty { branch: next, ..duty }), None);
+    let broke = |host: &Host| host.board.source_seen(ITEM)?.problem;
+    away.seen(broke).await;
+    away.host.abort();
+
+    let gives_up = TargetDuty { receive: false, retired: vec![next.timeline], ..takes };
+    home.assign(3, None, Some(gives_up));
+
+    let store = home.host.store.clone().unwrap();
+    let ended = || {
+        let timeline = next.timeline;
+        store.with(ITEM, move |store| Ok(store.reader().state().retired.contains(&timeline)))
+    };
+    let end = Instant::now() + PATIENCE;
+    while !ended().await.unwrap() {
+        assert!(Instant::now() < end, "the timeline was never ended");
+        home.host.board.wait().await;
+    }
+    home.seen(|host| bytes(host).filter(|bytes| *bytes <= before)).await;
+    assert!(home.stored(seed) == old_disk(), "the seed's point is whole");
 }

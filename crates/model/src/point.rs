@@ -111,6 +111,14 @@ pub struct PointInfo {
     pub cut_at: UnixMillis,
     /// When the store had it, by the store's clock.
     pub received_at: UnixMillis,
+    /// The epoch of its timeline: tells points of two stores apart in time, whatever the clocks
+    /// of their hosts say.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// When its store lets it go, by that store's clock; none while nothing says so: it is pinned,
+    /// it is the newest of its store, or points do not age until a commit.
+    #[serde(default)]
+    pub expires_at: Option<UnixMillis>,
     /// The site whose store holds it.
     pub held_at: Site,
     /// Disks at the cut.

@@ -158,7 +158,12 @@ impl ItemReader {
     /// [`StoreError::Damaged`] when a marker does not open, [`StoreError::Storage`].
     pub fn points(&self, skip: u64, limit: u64, held_at: Site) -> Result<PointPage, StoreError> {
         let kept = self.kept()?;
-        let committed = self.state().points.iter().map(|p| (p.received_at, Listed::Committed(p)));
+        // A clock that was put back must not turn the order of the log round.
+        let mut latest = UnixMillis(i64::MIN);
+        let committed = self.state().points.iter().map(|point| {
+            latest = latest.max(point.received_at);
+            (latest, Listed::Committed(point))
+        });
         let kept = kept.iter().map(|record| (record.received_at, Listed::Kept(record)));
         let mut all: Vec<_> = committed.chain(kept).enumerate().collect();
         all.sort_by_key(|(order, (received_at, _))| Reverse((*received_at, *order)));
@@ -200,6 +205,9 @@ impl ItemReader {
         names: &[String],
         held_at: Site,
     ) -> Result<PointInfo, StoreError> {
+        let epoch = |place: Position| {
+            self.state().branch(place.timeline).map_or(Epoch(0), |branch| branch.epoch)
+        };
         let mut info = match listed {
             Listed::Committed(record) => PointInfo {
                 id: record.id,
@@ -209,6 +217,8 @@ impl ItemReader {
                 origin: record.origin.clone(),
                 cut_at: record.cut_at,
                 received_at: record.received_at,
+                epoch: epoch(record.position),
+                expires_at: None,
                 held_at,
                 disks: self.marker(record)?.disks,
                 pinned_by: Vec::new(),
@@ -222,6 +232,8 @@ impl ItemReader {
                 origin: record.origin.clone(),
                 cut_at: record.cut_at,
                 received_at: record.received_at,
+                epoch: epoch(record.position),
+                expires_at: None,
                 held_at,
                 disks: record.disks.clone(),
                 pinned_by: Vec::new(),

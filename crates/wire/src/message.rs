@@ -18,6 +18,11 @@ pub const HEARTBEAT_MS: u64 = 500;
 /// A host that was silent for this long, in milliseconds, is taken as dead: six heartbeats.
 pub const SILENCE_MS: u64 = 3_000;
 
+/// Points do not age until a failover is committed: a century, in seconds.
+pub const RETENTION_FROZEN_SECONDS: u64 = 100 * 365 * 86_400;
+/// Most notes of a host in one message; more come after these were taken.
+pub const NOTES_MAX: usize = 32;
+
 /// From the config server to a host, on the control session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -45,6 +50,11 @@ pub enum ToHost {
         /// The question.
         query: Query,
     },
+    /// These notes are events now: the host forgets them.
+    NotesTaken {
+        /// Their ids.
+        ids: Vec<uuid::Uuid>,
+    },
 }
 
 /// From a host to the config server, on the control session.
@@ -62,6 +72,36 @@ pub enum ToServer {
         /// The answer, or why there is none.
         answer: Result<Answer, Problem>,
     },
+    /// What happened on the host and is to be an event; at most [`NOTES_MAX`], oldest first. Sent
+    /// again until it is taken.
+    Notes(Vec<HostNote>),
+}
+
+/// Something that happened on a host, perhaps while nobody listened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostNote {
+    /// Its id, drawn by the host: taken once.
+    pub id: uuid::Uuid,
+    /// When, by the host's clock.
+    pub at: UnixMillis,
+    /// What kind of thing.
+    pub kind: NoteKind,
+    /// The item, if it is about one.
+    pub item: Option<ItemId>,
+    /// The machine or the item, for people.
+    pub object: String,
+    /// One sentence.
+    pub text: String,
+}
+
+/// What a [`HostNote`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoteKind {
+    /// A person started a protected machine without a start permit.
+    StartedByHand,
+    /// Recovery points that were kept came to the end of their time.
+    PointsRemoved,
 }
 
 /// Who a host is.
@@ -229,6 +269,9 @@ pub struct TargetDuty {
     /// that this store has not made yet comes from there. None: this store is the first.
     #[serde(default)]
     pub other_store: Option<OtherStore>,
+    /// Timelines that are not gone on with: what only their heads need goes, points stay.
+    #[serde(default)]
+    pub retired: Vec<TimelineId>,
 }
 
 /// The item's store at the other end, seen from this one.
@@ -323,10 +366,34 @@ pub struct Observed {
     pub machines: Vec<DiscoveredMachine>,
     /// Its items, one entry each; items that are no longer assigned and leave nothing are absent.
     pub items: Vec<ItemObserved>,
-    /// Free bytes below the store, when it has one.
-    pub store_free_bytes: Option<u64>,
+    /// Its replica store.
+    #[serde(default)]
+    pub store: StoreRoom,
     /// Its accelerator: `kvm` or `tcg`.
     pub accelerator: String,
+}
+
+/// What a host knows of the room in its replica store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "room", content = "bytes", rename_all = "kebab-case")]
+pub enum StoreRoom {
+    /// It has no store.
+    Absent,
+    /// It has one, and cannot tell.
+    #[default]
+    Unknown,
+    /// So many bytes are free.
+    Free(u64),
+}
+
+impl StoreRoom {
+    /// Free bytes, when they are known.
+    pub fn free_bytes(self) -> Option<u64> {
+        match self {
+            StoreRoom::Free(bytes) => Some(bytes),
+            StoreRoom::Absent | StoreRoom::Unknown => None,
+        }
+    }
 }
 
 /// What a host sees of one item.
@@ -564,6 +631,17 @@ pub enum Query {
         /// Its name.
         name: String,
     },
+}
+
+impl Query {
+    /// The item that is asked about.
+    pub fn item(&self) -> ItemId {
+        match self {
+            Query::Points { item, .. }
+            | Query::Point { item, .. }
+            | Query::Picture { item, .. } => *item,
+        }
+    }
 }
 
 /// The answer to a [`Query`].

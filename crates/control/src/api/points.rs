@@ -81,6 +81,7 @@ fn view(ids: &Ids, item: &ItemView, point: &PointInfo, base: &str) -> Value {
                     "lsn": point.position.lsn,
                 },
                 "leewardReceivedAt": time(point.received_at),
+                "leewardExpiresAt": point.expires_at.map(time),
                 "leewardHeldAt": super::item_view::site(point.held_at),
                 "leewardPinnedBy": point.pinned_by,
                 "leewardDisks": disks,

@@ -15,7 +15,7 @@ use crate::{Control, ControlError, ErrorKind, items::record::Running};
 use leeward_model::{
     Code, Event, InstanceId, ItemId, JobId, PointChoice, Protection, Site, TestState,
 };
-use leeward_wire::message::Purpose;
+use leeward_wire::message::{Purpose, StoreRoom};
 
 impl Control {
     /// Fails over without losing anything: the machine is synchronized while it runs, shut down,
@@ -260,7 +260,7 @@ fn go_to(world: &mut World, to: Option<HostFacts>) -> Result<()> {
     if host.id == row.plan.end(active).host {
         return Err(live_side(row, &host));
     }
-    if host.sight.observed.as_ref().is_some_and(|seen| seen.store_free_bytes.is_none()) {
+    if host.sight.observed.as_ref().is_some_and(|seen| seen.store == StoreRoom::Absent) {
         let what = format!("host {} has no store", host.name);
         return Err(ControlError::not_now(what));
     }

@@ -106,6 +106,11 @@ impl Job for PlannedFailover {
     const ABANDON: &'static [Forward<Self>] = &way_back::steps::<Self>();
 }
 
+/// Whether the source host reads the whole machine.
+fn compares(world: &World) -> bool {
+    world.source_now().is_some_and(|seen| matches!(seen.phase, CapturePhase::Copying(_)))
+}
+
 impl PlannedFailover {
     /// Waits for the reprotect that it began with; only then the failover begins. Synchronized
     /// beforehand it needs the item protected. Else it is enough that replication has begun.
@@ -268,9 +273,10 @@ impl PlannedFailover {
                 world.source_seen(world.confirmed_off(world.source_site()))?;
                 Ok(Outcome::Done)
             }
-            Some(ShutdownOutcome::Done { point: None }) => {
-                self.ask(&format!("host {host} has shut it down but could not take its last data"))
-            }
+            Some(ShutdownOutcome::Done { point: None }) => self.ask(&format!(
+                "host {host} has shut it down but could not take its last data, which lie on \
+                     its disks still"
+            )),
             Some(ShutdownOutcome::Failed { problem }) => {
                 world.source_seen(SourceState::Running)?;
                 self.ask(&problem.what)
@@ -279,9 +285,9 @@ impl PlannedFailover {
                 self.copied_ms = moment.now_ms;
                 pending(copies(world, &host))
             }
-            // It is off: only its last data are on the way.
+            // It is off: only its last data are on the way, by comparison after a retry.
             Some(ShutdownOutcome::InProgress)
-                if world.source_machine() == MachineState::Off && !late =>
+                if world.source_machine() == MachineState::Off && (!late || compares(world)) =>
             {
                 pending(format!("the last data from host {host}"))
             }

@@ -64,6 +64,8 @@ pub(crate) fn new_job(world: &mut World, job: JobId, machine: InstanceId) -> Rep
         if matches!(item.plan.end(active).run, RunPlan::Live { .. }) {
             item.plan.branch.epoch = item.state.epoch;
         }
+        // A new timeline in that store ends the former ones by itself.
+        item.plan.end_mut(other(active)).given_up.clear();
     }
     let (seed, timeline) = (world.new_id(), world.new_id());
     Reprotect { job, machine, seed, timeline, parent: None, full: false }
@@ -84,7 +86,14 @@ pub(crate) fn give_up(world: &mut World, machine: InstanceId) -> Result<(), Step
     let active = world.state()?.active;
     let left = other(active);
     let was_off = matches!(world.end(active)?.run, RunPlan::Replicate { .. });
+    let seeds = match world.end(left)?.run {
+        RunPlan::Seed { timeline, .. } => Some(timeline),
+        _ => None,
+    };
     world.apply(Event::ReprotectAbandoned { machine })?;
+    let plan = &mut world.item_mut()?.plan;
+    let copied = was_off.then_some(plan.branch.timeline);
+    plan.end_mut(left).given_up.extend(seeds.into_iter().chain(copied));
     if world.end(left)?.has_store() {
         world.replica_at(left, TargetRun::Hold)?;
     }

@@ -3,6 +3,7 @@
 mod machines;
 mod replication;
 mod source;
+mod told;
 mod window;
 
 use crate::error::Result;
@@ -13,8 +14,13 @@ use leeward_model::ItemId;
 
 type Reconciler = fn(&mut World) -> std::result::Result<(), StepError>;
 
-const ALL: &[Reconciler] =
-    &[replication::reconcile, source::reconcile, machines::reconcile, window::reconcile];
+const ALL: &[Reconciler] = &[
+    replication::reconcile,
+    source::reconcile,
+    told::reconcile,
+    machines::reconcile,
+    window::reconcile,
+];
 
 fn run_all(world: &mut World) -> Result<()> {
     for reconcile in ALL {

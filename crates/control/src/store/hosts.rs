@@ -12,6 +12,9 @@ pub(crate) struct HostRow {
     /// Boot id at its last hello; permits are for this boot. Empty before the first.
     pub(crate) boot: String,
     pub(crate) data_address: Option<String>,
+    /// Ids of its newest notes that are events already.
+    #[serde(default)]
+    pub(crate) notes_taken: Vec<uuid::Uuid>,
     /// Kept in a column of its own.
     #[serde(skip)]
     pub(crate) generation: u64,

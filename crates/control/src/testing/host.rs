@@ -13,7 +13,7 @@ use leeward_model::{
 };
 use leeward_wire::message::{
     Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, Observed, OtherStore, Purpose,
-    SourceRun,
+    SourceRun, StoreRoom,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -370,7 +370,7 @@ impl ScriptedHost {
             wall: now.wall,
             machines: self.machines.iter().map(|(name, own)| self.discovered(name, own)).collect(),
             items: self.items.iter().map(|(id, known)| self.observe(*id, known)).collect(),
-            store_free_bytes: Some(1 << 40),
+            store: StoreRoom::Free(1 << 40),
             accelerator: "tcg".to_owned(),
         };
         control.host_observed(self.id, session.number, seen).await.expect("the database works");

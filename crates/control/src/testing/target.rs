@@ -175,6 +175,8 @@ pub(super) fn point(
         origin,
         cut_at: now.wall,
         received_at: now.wall,
+        epoch: Epoch(0),
+        expires_at: None,
         held_at,
         disks: Vec::new(),
         pinned_by: Vec::new(),

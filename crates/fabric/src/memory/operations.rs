@@ -237,6 +237,21 @@ impl Fabric for MemoryFabric {
         Ok(())
     }
 
+    async fn machine_forget_changes(&self, name: &str) -> Result<(), FabricError> {
+        let machine = MachineRef::Owned(name.to_owned());
+        if self.machine_state(&machine).await? != MachineState::Off {
+            let (what, reason) = ("take the change maps of", "it is not off".to_owned());
+            return Err(FabricError::Hypervisor { machine, what, reason });
+        }
+        let mut disks = self.with(&machine, |found| Ok(found.disks.clone()))?;
+        let failed = |error: leeward_capture::CaptureError| FabricError::Hypervisor {
+            machine: machine.clone(),
+            what: "take the change maps of",
+            reason: error.to_string(),
+        };
+        disks.detach().await.map_err(failed)
+    }
+
     async fn still(&self, name: &str) -> Result<Still, FabricError> {
         self.open_still(name).await
     }

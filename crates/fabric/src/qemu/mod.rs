@@ -5,6 +5,7 @@
 //! [`QemuFabric`] holds only connections.
 
 mod arguments;
+mod bitmap_files;
 mod bitmaps;
 mod blocks;
 mod capture;
@@ -183,6 +184,10 @@ impl Fabric for QemuFabric {
 
     async fn machine_disclaim(&self, name: &str) -> Result<(), FabricError> {
         self.disclaim(name)
+    }
+
+    async fn machine_forget_changes(&self, name: &str) -> Result<(), FabricError> {
+        self.forget_changes(name).await
     }
 
     async fn still(&self, name: &str) -> Result<Still, FabricError> {

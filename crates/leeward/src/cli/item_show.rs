@@ -114,6 +114,9 @@ fn show_parts(session: &Session, item: &Value) {
             runs.unwrap_or_default()
         ));
     }
+    if let Some(name) = details["leewardDivergent"]["name"].as_str() {
+        session.say(&format!("what the left machine wrote on its own is kept as point {name}"));
+    }
     for error in properties["healthErrors"].as_array().into_iter().flatten() {
         session.say(&format!(
             "{}: {}\n  cause: {}\n  now:   {}\n  do:    {}",

@@ -67,7 +67,8 @@ pub(super) async fn run(session: &Session, verb: PointVerb) -> Result<(), CliErr
 
 async fn list(session: &Session, item: &Value) -> Result<(), CliError> {
     let points = session.client.list(&format!("{}/recoveryPoints", text(&item["id"]))).await?;
-    let heads = ["ID", "TIME", "KIND", "ORIGIN", "NAME", "HELD AT", "VERIFIED", "PINNED BY"];
+    let heads =
+        ["ID", "TIME", "KIND", "ORIGIN", "NAME", "HELD AT", "EXPIRES", "VERIFIED", "PINNED BY"];
     session.list(&points, &heads, |point| {
         let details = &point["properties"]["providerSpecificDetails"];
         vec![
@@ -77,6 +78,7 @@ async fn list(session: &Session, item: &Value) -> Result<(), CliError> {
             text(&details["leewardOrigin"]),
             text(&details["leewardName"]),
             text(&details["leewardHeldAt"]),
+            text(&details["leewardExpiresAt"]),
             text(&details["leewardVerification"]["state"]),
             texts(&details["leewardPinnedBy"]),
         ]
@@ -99,6 +101,7 @@ fn show(session: &Session, point: &Value) {
             ("kind", text(&details["leewardKind"])),
             ("origin", text(&details["leewardOrigin"])),
             ("held at", text(&details["leewardHeldAt"])),
+            ("expires", text(&details["leewardExpiresAt"])),
             ("timeline", text(&position["timeline"])),
             ("LSN", text(&position["lsn"])),
             ("pinned by", texts(&details["leewardPinnedBy"])),

@@ -18,6 +18,7 @@ pub mod head_view;
 pub mod instances;
 pub mod link;
 pub mod lobby;
+pub mod notes;
 pub mod permits;
 pub mod receiver;
 pub mod replica;
@@ -33,7 +34,7 @@ use board::Board;
 use clock::{ServerClock, WallClock};
 use leeward_fabric::Fabric;
 use leeward_model::{DiscoveredMachine, HostId, InstanceId, ItemId, VaultId};
-use leeward_wire::message::{Assignment, ItemDuty, Observed, SourceDuty, TargetDuty};
+use leeward_wire::message::{Assignment, ItemDuty, Observed, SourceDuty, StoreRoom, TargetDuty};
 use lobby::Lobby;
 use site_store::SiteStore;
 use std::{
@@ -209,7 +210,10 @@ impl Host {
             wall: self.wall.now(),
             machines: state.machines.clone(),
             items: self.board.items_seen(),
-            store_free_bytes: self.store.as_ref().and_then(|store| store.free_bytes()),
+            store: match &self.store {
+                None => StoreRoom::Absent,
+                Some(store) => store.free_bytes().map_or(StoreRoom::Unknown, StoreRoom::Free),
+            },
             accelerator: self.accelerator.clone(),
         }
     }
@@ -247,7 +251,7 @@ impl Host {
 /// # Errors
 /// Those of the file system.
 pub fn folders_make(folder: &Path) -> std::io::Result<()> {
-    for name in ["items", "instances", "permits", "machines"] {
+    for name in ["items", "instances", "permits", "machines", "notes"] {
         std::fs::create_dir_all(folder.join(name))?;
     }
     Ok(())

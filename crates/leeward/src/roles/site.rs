@@ -23,7 +23,10 @@ use leeward_fabric::{
 };
 use leeward_model::{Code, HostId, MachineState, Problem, Site};
 use leeward_replica::{Store, StoreIdentity, SystemRandom, Unlock, storage::LocalStore};
-use leeward_wire::data::{DataMessage, JoinRequest};
+use leeward_wire::{
+    data::{DataMessage, JoinRequest},
+    message::{HostNote, NoteKind},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -101,7 +104,17 @@ pub async fn command(command: HostCommand) -> anyhow::Result<()> {
             return Err(problem.into());
         }
         tracing::warn!(machine = %name, code = %problem.code, "started by hand without a permit");
-        audit(&data, &format!("machine {name} was started by hand without a permit"))?;
+        let what = format!("machine {name} was started by hand without a permit");
+        audit(&data, &what)?;
+        let note = HostNote {
+            id: uuid::Uuid::new_v4(),
+            at: clock::WallClock::system().now(),
+            kind: NoteKind::StartedByHand,
+            item: host::autostart::item_of(&assignment, &name),
+            object: name.clone(),
+            text: format!("{what} (uid {})", rustix::process::getuid().as_raw()),
+        };
+        host::notes::note_add(&data, &note)?;
         println!("starting {name} without a permit, as you asked");
     }
     let machines = machines.unwrap_or_else(|| data.join("machines"));

@@ -5,6 +5,7 @@
 pub mod line;
 pub mod site;
 pub mod stories;
+pub mod way_home;
 pub mod words;
 
 use std::{

@@ -1,6 +1,6 @@
 //! A recovery site under test, hosts that join it, and machines that need no guest.
 
-use super::{DEADLINE, Room, Running, until};
+use super::{DEADLINE, PROGRAM, Room, Running, until};
 use leeward::client::{ApiClient, ClientError, Reply};
 use serde_json::{Value, json};
 use std::{
@@ -34,13 +34,24 @@ impl Site {
 
     /// Starts a site, again at its old address if `listen` says so.
     pub async fn start_at(room: &Room, name: &str, listen: &str) -> Site {
+        Site::start_with(room, name, listen, &[]).await
+    }
+
+    /// As [`Self::start_at`], with more environment.
+    pub async fn start_with(
+        room: &Room,
+        name: &str,
+        listen: &str,
+        environment: &[(&str, &str)],
+    ) -> Site {
         let data = room.path(name);
         let endpoint = data.join("endpoint");
         // Removed, so that its return says that the process is ready.
         let _ = fs::remove_file(&endpoint);
         let begun = Instant::now();
         let text = room.text(name);
-        let mut process = room.start(name, &["up", "--data", &text, "--listen", listen]);
+        let words = ["up", "--data", &text, "--listen", listen];
+        let mut process = room.start_with(name, Path::new(PROGRAM), &words, environment);
         let endpoint = until("the site's start", || {
             assert_eq!(process.ended(), None, "leeward up ended: {}", process.said());
             let text = fs::read_to_string(&endpoint).ok();

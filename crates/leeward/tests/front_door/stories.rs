@@ -17,23 +17,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-const MIB: u64 = 1 << 20;
-const HOST: &str = "slope";
-const MACHINE: &str = "web01";
+pub const MIB: u64 = 1 << 20;
+pub const HOST: &str = "slope";
+pub const MACHINE: &str = "web01";
 /// A point that never was.
 const NO_POINT: &str = "00000000-0000-4000-8000-00000000dead";
 
 /// A recovery site and a host with a running machine of two disks, not protected yet.
-struct Pair {
-    room: Room,
-    site: Site,
-    host: Option<Running>,
+pub struct Pair {
+    pub room: Room,
+    pub site: Site,
+    pub host: Option<Running>,
 }
 
 impl Pair {
-    async fn new(more: &str) -> Pair {
+    pub async fn new(more: &str) -> Pair {
         let room = Room::new();
         let site = Site::start(&room, "up").await;
+        Pair::at(room, site, more).await
+    }
+
+    /// As [`Self::new`], at a site that runs already.
+    pub async fn at(room: Room, site: Site, more: &str) -> Pair {
         site.prepare().await;
         site.map().await;
         let (key, _) = site.key(15).await;
@@ -48,35 +53,35 @@ impl Pair {
         pair
     }
 
-    fn folder(&self) -> std::path::PathBuf {
+    pub fn folder(&self) -> std::path::PathBuf {
         self.room.path(HOST)
     }
 
-    fn image(&self, disk: &str) -> std::path::PathBuf {
+    pub fn image(&self, disk: &str) -> std::path::PathBuf {
         self.folder().join("machines").join(MACHINE).join(format!("{disk}.raw"))
     }
 
-    async fn machine_start(&self) {
+    pub async fn machine_start(&self) {
         let folder = self.room.text(HOST);
         let ended = self.room.run(&["host", "start", MACHINE, "--data", &folder]).await;
         assert!(ended.ok, "{}", ended.said);
     }
 
     /// Processes of QEMU that run the host's own machines.
-    fn qemus(&self) -> Vec<u32> {
+    pub fn qemus(&self) -> Vec<u32> {
         let all = processes_of(&self.folder());
         all.into_iter().filter(|pid| arguments_of(*pid).starts_with("qemu-system")).collect()
     }
 
     /// Cuts the machine's power.
-    async fn machine_kill(&self) {
+    pub async fn machine_kill(&self) {
         for pid in self.qemus() {
             signal(pid, Signal::KILL);
         }
         until("QEMU's end", || async { self.qemus().is_empty().then_some(()) }).await;
     }
 
-    async fn protect(&self) -> Value {
+    pub async fn protect(&self) -> Value {
         let machine = self.site.machine(MACHINE).await;
         let id = machine["id"].as_str().unwrap();
         assert_eq!(self.site.enable(MACHINE, id).await.unwrap().status, 202);
@@ -86,18 +91,18 @@ impl Pair {
     }
 
     /// Waits until a point is committed that is newer than now.
-    async fn newer_point(&self) -> Value {
+    pub async fn newer_point(&self) -> Value {
         let item = self.site.item(MACHINE).await;
         let before = lsn(&item);
         self.site.item_wait(MACHINE, "a newer point", |item| lsn(item) > before).await
     }
 }
 
-fn details<'a>(item: &'a Value, key: &str) -> &'a Value {
+pub fn details<'a>(item: &'a Value, key: &str) -> &'a Value {
     &item["providerSpecificDetails"][key]
 }
 
-fn lsn(item: &Value) -> u64 {
+pub fn lsn(item: &Value) -> u64 {
     details(item, "leewardNewestPoint")["lsn"].as_u64().unwrap_or(0)
 }
 
@@ -387,7 +392,7 @@ async fn disks_change_while_the_machine_is_off(pair: &Pair) {
 }
 
 /// A point's disk, read from the store without any server.
-async fn copied(pair: &Pair, point: &Value, disk: &str) -> Vec<u8> {
+pub async fn copied(pair: &Pair, point: &Value, disk: &str) -> Vec<u8> {
     let item = pair.site.item(MACHINE).await;
     let item = details(&item, "leewardItemId").as_str().unwrap().to_owned();
     let (socket, store) = (pair.room.text("x.sock"), pair.room.text("up/store"));

@@ -185,6 +185,38 @@ async fn a_machine_that_is_powered_off_has_all_it_wrote_in_its_final_point() {
     assert!(home.stored(at) == away.content());
 }
 
+/// F-086: the final point that was lost with the shutdown is taken from the disks, when asked anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_final_point_that_was_lost_is_taken_from_the_disks_of_the_machine_that_is_off() {
+    let (home, mut away) = replicating().await;
+    let done = |by: JobId| {
+        move |host: &Host| match host.board.source_seen(ITEM)?.shutdown? {
+            (job, ShutdownOutcome::Done { point }) if job == by => Some(point),
+            _ => None,
+        }
+    };
+    let off = |job| SourceRun::ShutDown { job, timeout_ms: 60_000, power_off: false, copy: false };
+    let disks = away.machines.disks(&machine()).unwrap();
+    disks.fail_read_after(0);
+    away.assign(2, Some(duty(branch(21, None), HOME, off(JOB))), None);
+    assert_eq!(away.seen(done(JOB)).await, None, "its last data could not be read");
+    assert_eq!(away.state().await, MachineState::Off);
+
+    // Still unreadable: it says so again, and nothing is made up.
+    let second = JobId::from_u128(8);
+    away.assign(3, Some(duty(branch(21, None), HOME, off(second))), None);
+    assert_eq!(away.seen(done(second)).await, None);
+    away.restart("boot");
+    disks.clear_faults();
+    let third = JobId::from_u128(9);
+    away.assign(4, Some(duty(branch(21, None), HOME, off(third))), None);
+
+    assert!(away.seen(done(third)).await.is_some());
+    let at = newest(&home, |kind| kind == PointKind::Final).await;
+    assert!(home.stored(at) == away.content());
+    assert_eq!(away.state().await, MachineState::Off);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_switches_itself_off_leaves_a_last_point_and_stays_off() {
     let (home, mut away) = replicating().await;

@@ -9,12 +9,16 @@ mod crash;
 #[cfg(feature = "testing")]
 mod faulty;
 mod local;
+#[cfg(feature = "testing")]
+mod room;
 
 #[cfg(feature = "testing")]
 pub use crash::{CrashDisk, LostSync, Seeded};
 #[cfg(feature = "testing")]
 pub use faulty::{Fault, FaultyStore};
 pub use local::LocalStore;
+#[cfg(feature = "testing")]
+pub use room::RoomStore;
 
 use std::{any::Any, io};
 

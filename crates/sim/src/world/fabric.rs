@@ -292,6 +292,9 @@ impl Fabric for WatchedFabric {
     async fn machine_disclaim(&self, name: &str) -> Result<(), FabricError> {
         self.inner.machine_disclaim(name).await
     }
+    async fn machine_forget_changes(&self, name: &str) -> Result<(), FabricError> {
+        self.inner.machine_forget_changes(name).await
+    }
     async fn still(&self, name: &str) -> Result<Still, FabricError> {
         let Still { spec, source } = self.inner.still(name).await?;
         let machine = MachineRef::Owned(name.to_owned());

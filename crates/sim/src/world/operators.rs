@@ -2,7 +2,7 @@
 
 use super::{SITES, World, settle::STEPS_MAX};
 use leeward_control::{
-    items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption},
+    items::{PlannedSpec, ReprotectSpec, Shutdown, SyncOption},
     jobs::{JobAnswer, RunState},
 };
 use leeward_model::{Branch, Epoch, JobId, PointChoice, PointId, PointOrigin, Protection, Site};

@@ -106,6 +106,7 @@ fn a_target_from_before_sources_were_dialled_is_dialled() {
         retention_seconds: 86_400,
         delete: false,
         other_store: Some(OtherStore { host: HostId::from_u128(0x62), address: None, waits: true }),
+        retired: Vec::new(),
     };
 
     let read = read_without(&duty, "source_address");

@@ -3,7 +3,7 @@
 use super::{DISCOVER_EVERY, Host, permits};
 use crate::folder;
 use leeward_model::{Code, ItemId, Problem};
-use leeward_wire::message::{Assignment, SourceDuty, SourceRun};
+use leeward_wire::message::{Assignment, ItemDuty, SourceDuty, SourceRun};
 use std::{collections::BTreeSet, path::Path};
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +73,16 @@ fn source_of<'a>(assignment: &'a Assignment, name: &str) -> Option<(ItemId, &'a 
     let sources =
         assignment.duties.iter().filter_map(|duty| Some((duty.item, duty.source.as_ref()?)));
     sources.into_iter().find(|(_, source)| source.machine == name)
+}
+
+/// The item that the machine of this name is, or is made for.
+pub fn item_of(assignment: &Assignment, name: &str) -> Option<ItemId> {
+    let made = |duty: &&ItemDuty| {
+        let mut instances = duty.instances.iter();
+        instances.any(|instance| instance.settle_as.as_deref() == Some(name))
+    };
+    let source = source_of(assignment, name).map(|(item, _)| item);
+    source.or_else(|| assignment.duties.iter().find(made).map(|duty| duty.item))
 }
 
 /// Whether the machine is failed over, or about to be: only a job may start it again.

@@ -1,7 +1,7 @@
 //! The host's session to the config server: takes assignments, sends observations, answers
 //! questions. It dials again for as long as the host lives.
 
-use super::{Host, dial};
+use super::{Host, dial, notes};
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
 use leeward_model::{Code, Problem};
 use leeward_wire::{
@@ -119,6 +119,10 @@ async fn converse<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
                     return Err(SessionError::Silent(silence).into());
                 }
                 writer.send(&encode_control(&observed(host).await)).await?;
+                let notes = notes::notes_read(&host.folder);
+                if !notes.is_empty() {
+                    writer.send(&encode_control(&ToServer::Notes(notes))).await?;
+                }
             }
             () = host.board.wait() => {
                 tokio::time::sleep(GATHER).await;
@@ -145,6 +149,7 @@ fn receive(host: &Arc<Host>, message: ToHost, at: Instant, answers: &mpsc::Sende
                 let _ = answers.send(ToServer::Answer { id, answer }).await;
             });
         }
+        ToHost::NotesTaken { ids } => notes::notes_drop(&host.folder, &ids),
         ToHost::Welcome { .. } | ToHost::Refused { .. } => {
             tracing::warn!("the config server sent a welcome out of turn");
         }
@@ -153,7 +158,11 @@ fn receive(host: &Arc<Host>, message: ToHost, at: Instant, answers: &mpsc::Sende
 
 async fn answer(host: &Host, query: Query) -> Result<leeward_wire::message::Answer, Problem> {
     match &host.store {
-        Some(store) => store.answer(query).await,
+        Some(store) => {
+            let item = query.item();
+            let keeps = host.target_duty(item).map(|duty| duty.retention_seconds);
+            store.answer(query, keeps).await
+        }
         None => Err(Code::ROLE_AWAY.problem("this host has no replica store")),
     }
 }

@@ -1,15 +1,21 @@
 //! One worker for each item whose replica this host holds: keeps it as the duty says, and shows its
 //! figures. Taking a source's data is `target`'s part.
 
-use super::{Host, hash_key, site_store::SiteStore, target};
-use leeward_model::ItemId;
+use super::{
+    Host, hash_key, notes,
+    site_store::{LetGo, SiteStore},
+    target,
+};
+use leeward_model::{ItemId, TimelineId};
 use leeward_replica::StoreError;
-use leeward_wire::message::{ItemDuty, TargetDuty};
-use std::{sync::Arc, time::Duration};
+use leeward_wire::message::{HostNote, ItemDuty, NoteKind, TargetDuty};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 /// How often old points are let go.
 const EXPIRE_EVERY: Duration = Duration::from_secs(30);
+/// How often it is told that points were let go, at most.
+const TELL_EVERY: Duration = Duration::from_secs(3600);
 /// How often the store's figures are read when nothing is committed.
 const FIGURES_EVERY: Duration = Duration::from_secs(5);
 /// How often the hash key is offered to a store that cannot ask for it, once it was offered.
@@ -47,6 +53,7 @@ pub async fn run(
 ) {
     let mut expired = Instant::now();
     let mut offered = None;
+    let (mut ended, mut removed) = (BTreeSet::new(), Removed::default());
     loop {
         let Some(duty) = work.borrow_and_update().clone() else {
             host.board.target(item, |seen| *seen = None);
@@ -56,7 +63,10 @@ pub async fn run(
             seen.get_or_insert_with(target::target_blank);
         });
         let Some(target) = duty.target else { return };
-        let outcome = keep_replica(&host, &store, item, &target, duty.vault).await;
+        let mut outcome = keep_replica(&host, &store, item, &target, duty.vault).await;
+        if outcome.is_ok() && !target.delete {
+            outcome = retire(&host, &store, item, &target, &mut ended).await;
+        }
         if let Err(error) = outcome {
             let problem = error.problem(format!("the replica of item {item} could not be kept"));
             host.board.target(item, |seen| {
@@ -68,8 +78,9 @@ pub async fn run(
         if expired.elapsed() >= EXPIRE_EVERY && !target.delete {
             expired = Instant::now();
             match store.expire(item, target.retention_seconds).await {
+                Ok(gone) => removed.tell(&host, item, &duty.name, &target, gone),
                 // A part that waits for its hash key has no points.
-                Ok(_) | Err(StoreError::NoItem { .. }) => {}
+                Err(StoreError::NoItem { .. }) => {}
                 Err(error) => tracing::warn!(%item, %error, "could not let old points go"),
             }
         }
@@ -137,4 +148,71 @@ async fn keep_replica(
     store.fence(item, target.fence).await?;
     host.replica_changed(item).await;
     Ok(())
+}
+
+/// Ends the timelines that the duty names, each once in the life of this process; again after a
+/// failure.
+async fn retire(
+    host: &Host,
+    store: &Arc<SiteStore>,
+    item: ItemId,
+    target: &TargetDuty,
+    ended: &mut BTreeSet<TimelineId>,
+) -> Result<(), StoreError> {
+    for timeline in &target.retired {
+        if ended.contains(timeline) {
+            continue;
+        }
+        match store.retire(item, *timeline).await {
+            Ok(true) => {
+                tracing::info!(%item, %timeline, "a copy that was given up was deleted");
+                host.replica_changed(item).await;
+            }
+            // A part that waits for its hash key has no timelines.
+            Ok(false) | Err(StoreError::NoItem { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        ended.insert(*timeline);
+    }
+    Ok(())
+}
+
+/// Points that were let go and of which nobody was told yet.
+#[derive(Default)]
+struct Removed {
+    points: usize,
+    told: Option<tokio::time::Instant>,
+}
+
+impl Removed {
+    /// Tells of named points at once, and of points that nobody adds to any more, as after a
+    /// commit, at once and then by the hour. Of a running replication points go all the time.
+    fn tell(&mut self, host: &Host, item: ItemId, name: &str, target: &TargetDuty, gone: LetGo) {
+        if !target.receive {
+            self.points += gone.unnamed;
+        }
+        let due = self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
+        let points = if due { std::mem::take(&mut self.points) } else { 0 };
+        if points == 0 && gone.named.is_empty() {
+            return;
+        }
+        if points > 0 {
+            self.told = Some(tokio::time::Instant::now());
+        }
+        let mut what = gone.named;
+        if points > 0 {
+            what.push(format!("{points} recovery points"));
+        }
+        let note = HostNote {
+            id: uuid::Uuid::new_v4(),
+            at: host.wall.now(),
+            kind: NoteKind::PointsRemoved,
+            item: Some(item),
+            object: name.to_owned(),
+            text: format!("the time of these points of {name} was over: {}", what.join(", ")),
+        };
+        if let Err(error) = notes::note_add(&host.folder, &note) {
+            tracing::warn!(%item, %error, "could not note that points were let go");
+        }
+    }
 }

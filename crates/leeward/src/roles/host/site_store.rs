@@ -15,7 +15,9 @@ use leeward_replica::{
 use leeward_wire::{
     data::DataWelcome,
     keys::HashKey,
-    message::{Answer, KeepAs, NewestPoint, ProbeResult, Query, ServerStamp},
+    message::{
+        Answer, KeepAs, NewestPoint, ProbeResult, Query, RETENTION_FROZEN_SECONDS, ServerStamp,
+    },
     segment::SegmentHeader,
 };
 use std::{
@@ -61,6 +63,15 @@ pub enum OwnBranch {
     Begun(Branch),
     /// It is not.
     New(Branch),
+}
+
+/// Points that came to the end of their time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LetGo {
+    /// How many without a name: those that were replicated.
+    pub unnamed: usize,
+    /// Names of the others.
+    pub named: Vec<String>,
 }
 
 /// The store.
@@ -386,7 +397,27 @@ impl SiteStore {
         self.with(item, move |store| HeadView::open(store, timeline, held)).await
     }
 
-    /// Lets old points go.
+    /// Ends a timeline whose copy was given up; its points stay. Returns whether the store knew it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn retire(
+        self: &Arc<Self>,
+        item: ItemId,
+        timeline: TimelineId,
+    ) -> Result<bool, StoreError> {
+        let now = self.wall.now();
+        self.with(item, move |store| {
+            let known = store.reader().state().branch(timeline).is_some();
+            if known {
+                store.retire_branch(timeline, now)?;
+            }
+            Ok(known)
+        })
+        .await
+    }
+
+    /// Lets old points go, and says which.
     ///
     /// # Errors
     /// Those of the store.
@@ -394,9 +425,12 @@ impl SiteStore {
         self: &Arc<Self>,
         item: ItemId,
         retention_seconds: u64,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<LetGo, StoreError> {
         let now = self.wall.now();
         self.with(item, move |store| {
+            let listed = store.reader().state().points.iter();
+            let names: BTreeMap<_, _> =
+                listed.map(|point| (point.id, point.name.clone())).collect();
             let retention = Retention { keep_ms: retention_seconds * 1000, keep_until: None };
             let expired = store.expire(now, &retention)?;
             for record in &expired.kept {
@@ -405,7 +439,11 @@ impl SiteStore {
                     let _ = std::fs::remove_file(&file.path);
                 }
             }
-            Ok(expired.points.len())
+            let gone = expired.points.iter().filter_map(|point| names.get(point)).cloned();
+            let kept = expired.kept.into_iter().map(|record| record.name);
+            let (named, plain): (Vec<_>, Vec<_>) =
+                gone.chain(kept).partition(|name| !name.is_empty());
+            Ok(LetGo { unnamed: plain.len(), named })
         })
         .await
     }
@@ -525,11 +563,15 @@ impl SiteStore {
         Ok(key.is_none())
     }
 
-    /// Answers a question of the config server.
+    /// Answers a question of the config server; `keeps` is how long points are kept, in seconds.
     ///
     /// # Errors
     /// What the operator reads.
-    pub async fn answer(self: &Arc<Self>, query: Query) -> Result<Answer, Problem> {
+    pub async fn answer(
+        self: &Arc<Self>,
+        query: Query,
+        keeps: Option<u64>,
+    ) -> Result<Answer, Problem> {
         let site = self.site;
         let what = "the replica store could not be asked";
         // A part that waits for its hash key holds nothing yet.
@@ -546,7 +588,9 @@ impl SiteStore {
             Query::Points { item, skip, limit } => {
                 let page = self.ask(item, what, move |store| {
                     store.reader_mut().refresh()?;
-                    store.reader().points(skip, limit, site)
+                    let mut page = store.reader().points(skip, limit, site)?;
+                    page.points.iter_mut().for_each(|point| set_expiry(store, point, keeps));
+                    Ok(page)
                 });
                 let page = page.await?;
                 Ok(Answer::Points { points: page.points, total: page.total })
@@ -554,7 +598,11 @@ impl SiteStore {
             Query::Point { item, point } => {
                 let found = self.ask(item, what, move |store| {
                     store.reader_mut().refresh()?;
-                    store.reader().point(point, site)
+                    let mut found = store.reader().point(point, site)?;
+                    if let Some((point, _)) = &mut found {
+                        set_expiry(store, point, keeps);
+                    }
+                    Ok(found)
                 });
                 let (point, machine) = match found.await? {
                     Some((info, machine)) => (Some(Box::new(info)), machine.map(Box::new)),
@@ -574,6 +622,19 @@ impl SiteStore {
             }
         }
     }
+}
+
+/// Says when `expire` lets the point go, if nothing changes.
+fn set_expiry(store: &ItemStore, point: &mut PointInfo, keeps: Option<u64>) {
+    let keeps = keeps.filter(|seconds| *seconds < RETENTION_FROZEN_SECONDS);
+    let newest = store.reader().newest_point().map(|newest| newest.id);
+    if newest == Some(point.id) || !point.pinned_by.is_empty() {
+        return;
+    }
+    point.expires_at = keeps.and_then(|seconds| {
+        let ms = i64::try_from(seconds.checked_mul(1000)?).ok()?;
+        Some(UnixMillis(point.received_at.0.checked_add(ms)?))
+    });
 }
 
 fn kept_record(work: KeptWork) -> KeptRecord {

@@ -14,6 +14,7 @@ mod power;
 mod resync;
 mod seed;
 mod state;
+mod still_point;
 
 use super::{
     Host,
@@ -386,7 +387,7 @@ impl SourceWorker {
             self.switched_off(work).await?;
             return Ok(Some(LOOK));
         }
-        if self.is_held() || self.waits(work) {
+        if self.is_held(work).await || self.waits(work) {
             return Ok(Some(LOOK));
         }
         self.open(work).await?;

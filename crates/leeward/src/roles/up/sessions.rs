@@ -122,7 +122,10 @@ async fn converse_inner<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         tokio::select! {
             frame = reader.next() => {
                 heard = Instant::now();
-                take(control, session, decode_control(&frame?)?, &mut waiting).await;
+                let message = decode_control(&frame?)?;
+                if let Some(reply) = take(control, session, message, &mut waiting).await {
+                    writer.send(&send(&reply)).await?;
+                }
             }
             changed = session.assignments.changed() => {
                 if changed.is_err() {
@@ -151,12 +154,13 @@ async fn converse_inner<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
+/// Takes a message; returns what is to be said to it.
 async fn take(
     control: &Control,
     session: &HostSession,
     message: ToServer,
     waiting: &mut BTreeMap<u64, Reply>,
-) {
+) -> Option<ToHost> {
     match message {
         ToServer::Observed(seen) => {
             let taken = control.host_observed(session.host, session.number, *seen).await;
@@ -170,6 +174,11 @@ async fn take(
                 let _ = reply.send(answer);
             }
         }
+        ToServer::Notes(notes) => match control.host_notes(session.host, notes).await {
+            Ok(ids) => return Some(ToHost::NotesTaken { ids }),
+            Err(error) => tracing::error!(host = %session.host, %error, "notes were not stored"),
+        },
         ToServer::Hello(_) => tracing::warn!(host = %session.host, "a second hello was ignored"),
     }
+    None
 }

@@ -102,6 +102,10 @@ impl SourceWorker {
             Whose::Items => {
                 if matches!(state, MachineState::Running | MachineState::Paused) {
                     self.host.fabric.capture(&machine).await?.detach().await?;
+                } else if let Err(error) = self.host.fabric.machine_forget_changes(name).await {
+                    // They cost some bytes and harm nobody; protection does not go on for them.
+                    let (item, problem) = (self.item, error.problem());
+                    tracing::warn!(%item, cause = %problem.cause, "change maps stay in {name}");
                 }
                 self.host.fabric.machine_disclaim(name).await?;
             }

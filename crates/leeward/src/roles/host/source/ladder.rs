@@ -10,6 +10,9 @@ const PAUSES: [u64; 6] = [1, 2, 4, 8, 10, 30];
 /// long before a failure counts.
 const SETTLING: Duration = Duration::from_secs(10);
 
+/// How often a store that is dialled is looked for during a pause for the link's sake.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+
 /// How long to wait after how many failures in a row (F-156).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ladder {
@@ -60,6 +63,10 @@ pub struct Pace {
     session: u64,
     /// Until then failures do not count.
     settled: Option<Instant>,
+    /// When the store was looked for last in this pause.
+    probed: Option<Instant>,
+    /// It was not there then: a link that only breaks again and again is no link that returned.
+    away: bool,
 }
 
 impl Pace {
@@ -89,6 +96,21 @@ impl Pace {
         }
     }
 
+    /// Whether the store that this end dials is to be looked for. A look is no attempt.
+    pub fn probe_is_due(&self, now: Instant) -> bool {
+        let waits = matches!(self.hold, Some(Hold::Link(at)) if now < at);
+        waits && self.probed.is_none_or(|probed| now >= probed + PROBE_EVERY)
+    }
+
+    /// Notes whether the store was there. One that was away and is back ends the pause.
+    pub fn probed(&mut self, there: bool, now: Instant) {
+        self.probed = Some(now);
+        if there && std::mem::take(&mut self.away) {
+            self.store_came(now);
+        }
+        self.away |= !there;
+    }
+
     fn began(&mut self, now: Instant) {
         self.ladder.reset();
         self.settled = Some(now + SETTLING);
@@ -106,6 +128,7 @@ impl Pace {
     /// Notes a failure.
     pub fn failed(&mut self, failure: Failure, now: Instant) {
         let settled = self.settled.is_none_or(|at| now >= at);
+        (self.probed, self.away) = (None, false);
         self.hold = match failure {
             Failure::Final => Some(Hold::Duty),
             Failure::Link if settled => Some(Hold::Link(now + self.ladder.failed())),
@@ -173,6 +196,30 @@ mod tests {
             pace.store_came(begun);
 
             assert_eq!(pace.is_held(begun), !ends, "{failure:?}");
+        }
+    }
+
+    /// F-156.
+    #[test]
+    fn a_store_that_was_away_and_answers_again_ends_a_pause_for_the_link() {
+        let mut now = Instant::now();
+        let mut pace = Pace::default();
+        let look = |pace: &mut Pace, now: &mut Instant, there| {
+            assert!(pace.probe_is_due(*now));
+            pace.probed(there, *now);
+            assert!(!pace.probe_is_due(*now), "once in a while");
+            *now += PROBE_EVERY;
+            pace.is_held(*now)
+        };
+        pace.failed(Failure::Link, now);
+
+        assert!(look(&mut pace, &mut now, true), "a link that broke may break again");
+        assert!(look(&mut pace, &mut now, false));
+        assert!(!look(&mut pace, &mut now, true), "it is back");
+
+        for failure in [Failure::Comparing, Failure::Final] {
+            pace.failed(failure, now + SETTLING);
+            assert!(!pace.probe_is_due(now + SETTLING), "{failure:?}");
         }
     }
 

@@ -101,6 +101,14 @@ impl SourceWorker {
         }
         self.report_shutdown(job, ShutdownOutcome::InProgress);
         let machine = Self::machine(work);
+        // Asked again after an earlier request had it off: only its last data are wanted.
+        let again = self.state.shut_down.is_some()
+            && self.host.fabric.machine_state(&machine).await? == MachineState::Off;
+        if again {
+            self.show(|seen| seen.machine = MachineState::Off);
+            let point = self.still_point(work, changes).await?;
+            return self.is_off(work, job, point);
+        }
         match off {
             Off::Halt => self.host.fabric.machine_halt(&machine).await?,
             Off::Ask(limit) => {
@@ -124,6 +132,16 @@ impl SourceWorker {
             Unmapped::Leave => self.final_point(work, &machine).await,
         };
         self.host.fabric.machine_quit(&machine).await?;
+        self.is_off(work, job, point)
+    }
+
+    /// Notes and reports that the machine is off for `job`, and the point that holds its last data.
+    fn is_off(
+        &mut self,
+        work: &SourceWork,
+        job: JobId,
+        point: Option<PointId>,
+    ) -> Result<Option<Duration>, SourceError> {
         permits::permit_forget(&self.host.folder, &work.duty.machine);
         self.open = None;
         self.state.shut_down = Some((job, point));

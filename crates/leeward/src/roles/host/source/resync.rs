@@ -3,12 +3,22 @@
 use super::{Goes, SourceError, SourceWork, SourceWorker};
 use leeward_model::{Code, Problem};
 use leeward_wire::message::CapturePhase;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// How long a store may take to answer when it is only looked for.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl SourceWorker {
     /// Whether the next attempt waits for its time, or for a person.
-    pub(super) fn is_held(&mut self) -> bool {
+    pub(super) async fn is_held(&mut self, work: &SourceWork) -> bool {
         let now = Instant::now();
+        if self.pace.probe_is_due(now)
+            && let Some(address) = &work.duty.target_address
+        {
+            let dialled = tokio::time::timeout(PROBE_TIMEOUT, self.host.dialer.dial(address));
+            self.pace.probed(matches!(dialled.await, Ok(Ok(_))), Instant::now());
+        }
         self.pace.session_seen(self.host.board.sessions(), now);
         if self.host.lobby.is_waited_at(self.item) {
             self.pace.store_came(now);

@@ -104,7 +104,10 @@ impl SourceWorker {
     }
 
     /// The machine's disks, if it has any; it is this item's.
-    async fn old_disks(&mut self, work: &SourceWork) -> Result<Option<Still>, SourceError> {
+    pub(super) async fn old_disks(
+        &mut self,
+        work: &SourceWork,
+    ) -> Result<Option<Still>, SourceError> {
         let name = &work.duty.machine;
         match self.host.fabric.still(name).await {
             Err(FabricError::Unknown(_)) => Ok(None),
