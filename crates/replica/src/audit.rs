@@ -98,6 +98,13 @@ impl ItemReader {
     }
 
     fn audit_notes(&self, audit: &mut Audit) -> Result<(), StoreError> {
+        match self.label() {
+            Ok(label) => audit.notes += u64::from(label.is_some()),
+            Err(error @ StoreError::Damaged { .. }) => {
+                audit.damages.push(whole_blob(error, Vec::new()));
+            }
+            Err(error) => return Err(error),
+        }
         for (part, suffix) in [("pins", ""), ("kept", ".json"), ("evidence", ".json")] {
             for name in self.folder.blobs.list(&self.folder.path(part))? {
                 if !name.ends_with(suffix) {

@@ -23,7 +23,7 @@ use leeward_wire::{
 };
 use std::{
     cmp::Reverse,
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -258,6 +258,45 @@ impl View {
             hashes[block as usize] = block_hash(&self.folder.keys.hash, bytes);
         }
         Ok(hashes)
+    }
+
+    /// The hash of every extent that is stored, as [`Self::leaf_hash`] says it, in order.
+    pub fn leaves(
+        &self,
+    ) -> impl Iterator<Item = Result<(DiskNumber, ExtentNumber, ExtentHash), StoreError>> {
+        self.extents().map(|versions| {
+            let newest = &versions[0];
+            Ok((newest.disk, newest.extent, self.newest_hash(newest)?))
+        })
+    }
+
+    /// Extents of a disk whose content differs from that in `other`, another view of the same item,
+    /// ascending. Payloads are not read: what both took from one record is the same.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_hash`].
+    pub fn differing_extents(
+        &self,
+        other: &View,
+        disk: DiskNumber,
+    ) -> Result<Vec<ExtentNumber>, StoreError> {
+        let of = |view: &View| -> BTreeSet<ExtentNumber> {
+            let begin = view.index.partition_point(|version| version.disk < disk);
+            let end = view.index.partition_point(|version| version.disk <= disk);
+            view.index[begin..end].iter().map(|version| version.extent).collect()
+        };
+        let newest = |view: &View, extent| {
+            view.versions(disk, extent).first().map(|version| view.record_key(version))
+        };
+        let mut differing = Vec::new();
+        for extent in of(self).union(&of(other)).copied() {
+            if newest(self, extent) != newest(other, extent)
+                && self.leaf_hash(disk, extent)? != other.leaf_hash(disk, extent)?
+            {
+                differing.push(extent);
+            }
+        }
+        Ok(differing)
     }
 
     /// Hash over the disks' sizes and all extents that are not zero, in order, hexadecimal. The
