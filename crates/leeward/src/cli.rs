@@ -12,7 +12,7 @@ mod jobs;
 mod points;
 mod session;
 mod setup;
-mod table;
+pub(crate) mod table;
 
 pub use home::{Planned, Synchronize};
 pub use items::ItemVerb;

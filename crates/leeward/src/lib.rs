@@ -1,9 +1,10 @@
-//! The roles behind the `leeward` command: config server, host, export. The command line itself
-//! is in `main.rs` and `cli`.
+//! The roles behind the `leeward` command: config server, host, export; and `store`, the tool that
+//! needs none of them. The command line itself is in `main.rs` and `cli`.
 
 pub mod cli;
 pub mod client;
 pub mod export;
 pub mod folder;
 pub mod roles;
+pub mod store;
 pub mod trust;

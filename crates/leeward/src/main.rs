@@ -8,6 +8,7 @@ use leeward::{
         site::{self, HostOptions},
         up::{self, UpOptions},
     },
+    store::{self, StoreVerb},
 };
 use std::{io::IsTerminal as _, process::ExitCode};
 use tracing_subscriber::EnvFilter;
@@ -30,6 +31,9 @@ enum Command {
     Host(HostOptions),
     /// Serves one recovery point over NBD; needs no other part of Leeward.
     Export(ExportOptions),
+    /// Break-glass tool: reads and writes a replica store without any server.
+    #[command(subcommand, after_help = store::CARD)]
+    Store(StoreVerb),
     #[command(flatten)]
     Verb(Verb),
 }
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
             Command::Up(options) => up::run(options).await.map(|()| ExitCode::SUCCESS),
             Command::Host(options) => site::run(options).await.map(|()| ExitCode::SUCCESS),
             Command::Export(options) => export::run(options).await.map(|()| ExitCode::SUCCESS),
+            Command::Store(verb) => Ok(store::run(verb, arguments.connection.output).await),
             Command::Verb(verb) => Ok(cli::run(arguments.connection, verb).await),
         }
     });

@@ -65,6 +65,12 @@ pub(crate) fn picture(folder: &ItemFolder, name: &str) -> Result<Option<Vec<u8>>
     }
 }
 
+/// What a record of the evidence folder says.
+pub(crate) fn of_note(folder: &ItemFolder, name: &str) -> Result<Option<Verification>, StoreError> {
+    let note = folder.note::<EvidenceNote>(&format!("evidence/{name}"))?;
+    Ok(note.map(|note| note.verification))
+}
+
 fn time(verification: &Verification) -> i64 {
     match verification {
         Verification::Untested => i64::MIN,

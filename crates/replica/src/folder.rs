@@ -19,6 +19,9 @@ const NOTE_BYTES_MAX: usize = 1 << 20;
 /// Folder of all items.
 pub(crate) const ITEMS: &str = "items";
 
+/// Note with the name of an item that no config server knows.
+pub(crate) const LABEL: &str = "label";
+
 /// Path of `rest` in the folder of `item`.
 pub(crate) fn item_path(item: ItemId, rest: &str) -> String {
     format!("{ITEMS}/{item}/{rest}")

@@ -5,6 +5,7 @@
 //! no clock, and knows neither machines that run nor the control plane. Byte by byte:
 //! `docs/formats/store.md`.
 
+mod audit;
 mod collect;
 mod error;
 mod evidence;
@@ -27,6 +28,7 @@ pub mod storage;
 mod store;
 mod view;
 
+pub use audit::{Audit, AuditProgress, Damage, DiskPart};
 pub use error::StoreError;
 pub use evidence::TestOutcome;
 pub use export::PointExport;

@@ -148,6 +148,39 @@ impl ManifestLog {
         Ok(self.folder.blobs.sync_dir(&folder)?)
     }
 
+    /// Reads and proves every manifest that is still there, and that each follows the one before
+    /// it. Returns how many are good, and what is wrong with the others.
+    ///
+    /// # Errors
+    /// [`StoreError::Storage`].
+    pub(crate) fn audit(&self) -> Result<(u64, Vec<StoreError>), StoreError> {
+        let (mut good, mut bad) = (0, Vec::new());
+        let mut before: Option<(u64, [u8; 32])> = None;
+        let names = self.folder.blobs.list(&self.folder.path("manifest"))?;
+        for number in names.iter().filter_map(|name| name.parse::<u64>().ok()) {
+            match self.read(number) {
+                Ok((manifest, tag)) => {
+                    let broken = before.is_some_and(|(last, mac)| {
+                        last + 1 == number && manifest.predecessor != mac
+                    });
+                    if broken {
+                        let why = "it does not follow the manifest before it";
+                        bad.push(StoreError::damaged(&self.folder.path(&name(number)), why));
+                    } else {
+                        good += 1;
+                    }
+                    before = Some((number, tag));
+                }
+                Err(error @ StoreError::Damaged { .. }) => {
+                    bad.push(error);
+                    before = None;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((good, bad))
+    }
+
     fn exists(&self, number: u64) -> Result<bool, StoreError> {
         Ok(self.folder.blobs.len(&self.folder.path(&name(number)))?.is_some())
     }

@@ -1,23 +1,25 @@
-//! An item as readers see it: the committed state, points, pins, evidence. Writes nothing but pins
-//! and evidence, and needs no lock for those.
+//! An item as readers see it: the committed state, points, pins, evidence. Writes nothing but pins,
+//! evidence and a label, and needs no lock for those.
 
 use crate::{
     ItemKeys, KeptRecord, Pin, PointRecord, StoreError, TestOutcome, evidence,
-    folder::ItemFolder,
+    folder::{ItemFolder, LABEL},
     kept,
     manifest::{ItemState, SegmentRange},
     manifest_log::ManifestLog,
     pins,
     segments::{read_index, read_record},
+    storage::Put,
 };
 use leeward_model::{
     Branch, Epoch, Evidence, ItemId, Lsn, MachineSpec, Marker, PointId, PointInfo, Position, Site,
-    TimelineId, UnixMillis,
+    TimelineId, UnixMillis, VaultId,
 };
 use leeward_wire::{
     seal::Opener,
     segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
 };
+use serde::{Deserialize, Serialize};
 use std::{cmp::Reverse, sync::Arc};
 use uuid::Uuid;
 
@@ -63,9 +65,35 @@ impl ItemReader {
         self.folder.owner.item
     }
 
+    /// The vault that the item is of.
+    pub fn vault(&self) -> VaultId {
+        self.folder.owner.vault
+    }
+
     /// The item's keys, for the sealer of its data; in memory only.
     pub fn keys(&self) -> &ItemKeys {
         &self.folder.keys
+    }
+
+    /// The name that the item was given with [`Self::set_label`].
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`].
+    pub fn label(&self) -> Result<Option<String>, StoreError> {
+        Ok(self.folder.note::<Label>(LABEL)?.map(|label| label.name))
+    }
+
+    /// Names the item, once: whoever makes items without a config server finds them again by it.
+    /// The same name again changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when it has another name; [`StoreError::Storage`].
+    pub fn set_label(&self, name: &str) -> Result<(), StoreError> {
+        let put = self.folder.put_note(LABEL, &Label { name: name.to_owned() })?;
+        if put == Put::Exists && self.label()?.as_deref() != Some(name) {
+            return Err(StoreError::refused("a label", "the item has another one"));
+        }
+        Ok(())
     }
 
     /// The committed state.
@@ -352,6 +380,12 @@ impl ItemReader {
             (index.header, u64::from(entry.offset), len as usize)
         }))
     }
+}
+
+/// The item's name, where no config server knows it.
+#[derive(Serialize, Deserialize)]
+struct Label {
+    name: String,
 }
 
 /// Opens the marker record at a place of a segment.

@@ -5,7 +5,7 @@
 
 use crate::{
     ItemKeys, ItemReader, ItemStore, RecipientKind, RecipientSecret, StoreError,
-    folder::{ITEMS, ItemFolder, item_path, read_whole},
+    folder::{ITEMS, ItemFolder, LABEL, item_path, read_whole},
     keyring::{KeyOwner, claimed_owner, hex, unhex},
     random::Random,
     storage::{BlobStore, Put, StorageError, StoreLock},
@@ -282,6 +282,7 @@ impl Store {
         }
         self.blobs.delete(&keys)?;
         self.blobs.sync_dir(&folder)?;
+        self.blobs.delete(&item_path(item, LABEL))?;
         for part in ["manifest", "segments", "pins", "kept", "evidence"] {
             let part = item_path(item, part);
             for name in self.blobs.list(&part)? {

@@ -12,7 +12,7 @@ use crate::{
 };
 use leeward_model::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, BlockMask, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentHash,
-    ExtentNumber, Lsn, MachineSpec, Marker, Position,
+    ExtentNumber, Lsn, MachineSpec, Marker, Position, SegmentId,
 };
 use leeward_wire::{
     data::ExtentBlockHashes,
@@ -23,7 +23,7 @@ use leeward_wire::{
 };
 use std::{
     cmp::Reverse,
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -32,9 +32,9 @@ const CACHED_EXTENTS_MAX: usize = 256;
 
 /// One version of an extent.
 #[derive(Clone, Copy, Debug)]
-struct Version {
-    disk: DiskNumber,
-    extent: ExtentNumber,
+pub(crate) struct Version {
+    pub(crate) disk: DiskNumber,
+    pub(crate) extent: ExtentNumber,
     mask: BlockMask,
     codec: Codec,
     /// Steps up the timelines from the view's own.
@@ -47,6 +47,7 @@ struct Version {
 }
 
 struct ViewSegment {
+    id: SegmentId,
     path: String,
     opener: Opener,
 }
@@ -127,6 +128,7 @@ impl View {
                     }
                 }
                 segments.push(ViewSegment {
+                    id: range.segment,
                     path: folder.segment_path(range.segment),
                     opener: Opener::new(&folder.keys.data, &found.header),
                 });
@@ -258,6 +260,45 @@ impl View {
         Ok(hashes)
     }
 
+    /// The hash of every extent that is stored, as [`Self::leaf_hash`] says it, in order.
+    pub fn leaves(
+        &self,
+    ) -> impl Iterator<Item = Result<(DiskNumber, ExtentNumber, ExtentHash), StoreError>> {
+        self.extents().map(|versions| {
+            let newest = &versions[0];
+            Ok((newest.disk, newest.extent, self.newest_hash(newest)?))
+        })
+    }
+
+    /// Extents of a disk whose content differs from that in `other`, another view of the same item,
+    /// ascending. Payloads are not read: what both took from one record is the same.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_hash`].
+    pub fn differing_extents(
+        &self,
+        other: &View,
+        disk: DiskNumber,
+    ) -> Result<Vec<ExtentNumber>, StoreError> {
+        let of = |view: &View| -> BTreeSet<ExtentNumber> {
+            let begin = view.index.partition_point(|version| version.disk < disk);
+            let end = view.index.partition_point(|version| version.disk <= disk);
+            view.index[begin..end].iter().map(|version| version.extent).collect()
+        };
+        let newest = |view: &View, extent| {
+            view.versions(disk, extent).first().map(|version| view.record_key(version))
+        };
+        let mut differing = Vec::new();
+        for extent in of(self).union(&of(other)).copied() {
+            if newest(self, extent) != newest(other, extent)
+                && self.leaf_hash(disk, extent)? != other.leaf_hash(disk, extent)?
+            {
+                differing.push(extent);
+            }
+        }
+        Ok(differing)
+    }
+
     /// Hash over the disks' sizes and all extents that are not zero, in order, hexadecimal. The
     /// same for the same content, however it is stored, in every store of the item.
     ///
@@ -268,7 +309,7 @@ impl View {
         for disk in self.disks() {
             hasher.update(&disk.number.0.to_le_bytes()).update(&disk.size.to_le_bytes());
         }
-        for versions in self.index.chunk_by(|a, b| (a.disk, a.extent) == (b.disk, b.extent)) {
+        for versions in self.extents() {
             let newest = &versions[0];
             let hash = self.newest_hash(newest)?;
             if hash != self.zero_hash {
@@ -285,7 +326,7 @@ impl View {
     /// [`StoreError::Damaged`] for the first that does not fit.
     pub fn verify(&self) -> Result<u64, StoreError> {
         let mut count = 0;
-        for versions in self.index.chunk_by(|a, b| (a.disk, a.extent) == (b.disk, b.extent)) {
+        for versions in self.extents() {
             self.compose(versions)?;
             count += 1;
         }
@@ -347,8 +388,23 @@ impl View {
         Ok(Some(bytes))
     }
 
+    /// The versions of each stored extent, newest first, in the order of disks and extents.
+    pub(crate) fn extents(&self) -> impl Iterator<Item = &[Version]> {
+        self.index.chunk_by(|a, b| (a.disk, a.extent) == (b.disk, b.extent))
+    }
+
+    /// Where a version's record lies: its segment, and its offset there.
+    pub(crate) fn record_key(&self, version: &Version) -> (SegmentId, u64) {
+        (self.segments[version.segment as usize].id, version.offset.into())
+    }
+
+    /// Bytes of a version's record.
+    pub(crate) fn record_len(&self, version: &Version) -> u64 {
+        RECORD_HEADER_BYTES as u64 + u64::from(version.stored_len)
+    }
+
     /// Puts an extent together from its versions, newest first, and proves the result.
-    fn compose(&self, versions: &[Version]) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn compose(&self, versions: &[Version]) -> Result<Vec<u8>, StoreError> {
         let mut out = vec![0; EXTENT_BYTES as usize];
         let mut covered = BlockMask::NONE;
         let mut expected = None;

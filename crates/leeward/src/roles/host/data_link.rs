@@ -133,6 +133,13 @@ impl LinkError {
 /// The keyed hashes of an item, for the capture.
 pub struct KeyedHasher(HashKey);
 
+impl KeyedHasher {
+    /// The hash functions under `key`.
+    pub fn new(key: HashKey) -> KeyedHasher {
+        KeyedHasher(key)
+    }
+}
+
 impl Hasher for KeyedHasher {
     fn extent(&self, bytes: &[u8]) -> ExtentHash {
         hash::extent_hash(&self.0, bytes)

@@ -1,0 +1,164 @@
+//! The writing end of a capture: seals what a pass found into segments of the store, commits
+//! progress, and makes the point.
+
+use crate::roles::host::clock::wall_now;
+use leeward_capture::{Found, HashError, HashFiles, Hasher};
+use leeward_model::{ItemId, Lsn, Marker, PointOrigin, Position, SegmentId, UnixMillis};
+use leeward_replica::{ItemStore, PointReceipt, StoreError, View};
+use leeward_wire::{
+    seal::{Level, Sealer},
+    segment::{SEGMENT_SEAL_BYTES, SegmentHeader},
+};
+use uuid::Uuid;
+
+/// Progress is committed after so many bytes of records, so that an interrupted capture goes on
+/// from there.
+const PROGRESS_BYTES: u64 = 32 << 20;
+/// The level for every record.
+const LEVEL: Level = Level::Zstd(1);
+
+/// Why something could not be written.
+pub(super) enum WriteError {
+    /// The store refused or failed.
+    Store(StoreError),
+    /// The hash files failed.
+    Hashes(HashError),
+}
+
+impl From<StoreError> for WriteError {
+    fn from(error: StoreError) -> Self {
+        WriteError::Store(error)
+    }
+}
+
+impl From<HashError> for WriteError {
+    fn from(error: HashError) -> Self {
+        WriteError::Hashes(error)
+    }
+}
+
+/// See the module.
+pub(super) struct Writer {
+    item: ItemStore,
+    /// The item at its newest committed place before this capture.
+    before: View,
+    base: Position,
+    next: Lsn,
+    created_at: UnixMillis,
+    sealer: Option<(Sealer, u64)>,
+    /// Bytes of records since the last commit.
+    pending: u64,
+    changed: u64,
+    sent: u64,
+}
+
+impl Writer {
+    /// Goes on behind `base`, at which `before` is the item's content.
+    pub(super) fn new(item: ItemStore, base: Position, before: View, now: UnixMillis) -> Writer {
+        let next = base.lsn.next();
+        let (created_at, sealer) = (now, None);
+        Writer { item, before, base, next, created_at, sealer, pending: 0, changed: 0, sent: 0 }
+    }
+
+    /// The item.
+    pub(super) fn item(&self) -> ItemId {
+        self.item.reader().item()
+    }
+
+    /// Bytes of the blocks that were stored, before compression, and of their records.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.changed, self.sent)
+    }
+
+    /// Stores what a pass found.
+    pub(super) fn take(
+        &mut self,
+        found: Vec<Found>,
+        hashes: &HashFiles,
+        hasher: &dyn Hasher,
+    ) -> Result<(), WriteError> {
+        for found in found {
+            hashes.push(found.change.disk, found.change.extent, &found.record)?;
+            let found = if found.blocks_known {
+                Some(found)
+            } else {
+                let known = self.before.block_hashes(found.change.disk, found.change.extent)?;
+                found.recut(&known, hasher)
+            };
+            let Some(Found { change, .. }) = found else { continue };
+            let lsn = self.next;
+            let record = self.sealer(lsn)?.seal_change(lsn, &change, LEVEL);
+            self.changed += change.data.len() as u64;
+            self.append(&record)?;
+        }
+        if self.pending >= PROGRESS_BYTES {
+            self.commit_progress(hashes)?;
+        }
+        Ok(())
+    }
+
+    fn sealer(&mut self, lsn: Lsn) -> Result<&mut Sealer, StoreError> {
+        if self.sealer.as_ref().is_none_or(|(_, bytes)| *bytes >= SEGMENT_SEAL_BYTES as u64) {
+            let reader = self.item.reader();
+            let branch = reader.branches().last().copied();
+            let epoch = branch.map(|branch| branch.epoch).unwrap_or_default();
+            let header = SegmentHeader {
+                segment: SegmentId::from(Uuid::new_v4()),
+                vault: reader.vault(),
+                item: reader.item(),
+                timeline: self.base.timeline,
+                epoch: epoch.max(reader.fence()),
+                key_version: 1,
+                first_lsn: lsn,
+                created_at: self.created_at,
+            };
+            let sealer = Sealer::new(&reader.keys().data, header.clone());
+            self.item.begin_segment(&header)?;
+            self.sealer = Some((sealer, 0));
+        }
+        let (sealer, _) = self.sealer.as_mut().expect("opened above when it was not there");
+        Ok(sealer)
+    }
+
+    fn append(&mut self, record: &[u8]) -> Result<(), StoreError> {
+        self.next = self.item.append(record)?.next();
+        let len = record.len() as u64;
+        if let Some((_, bytes)) = &mut self.sealer {
+            *bytes += len;
+        }
+        self.pending += len;
+        self.sent += len;
+        Ok(())
+    }
+
+    fn commit_progress(&mut self, hashes: &HashFiles) -> Result<(), WriteError> {
+        let at = Position { timeline: self.base.timeline, lsn: Lsn(self.next.0 - 1) };
+        hashes.seal_progress(at)?;
+        self.item.sync()?;
+        self.item.commit_progress(at.timeline, at.lsn, wall_now())?;
+        hashes.commit(at)?;
+        self.pending = 0;
+        Ok(())
+    }
+
+    /// Makes the point; it is durable when this returns.
+    pub(super) fn finish(&mut self, hashes: &HashFiles, marker: &Marker) -> Result<(), WriteError> {
+        let lsn = self.next;
+        let at = Position { timeline: self.base.timeline, lsn };
+        let sizes: Vec<_> = marker.disks.iter().map(|disk| (disk.number, disk.size)).collect();
+        hashes.seal(at, &sizes)?;
+        let record = self.sealer(lsn)?.seal_marker(lsn, marker);
+        self.append(&record)?;
+        self.item.seal()?;
+        self.item.sync()?;
+        let receipt = PointReceipt {
+            origin: PointOrigin::Replicated,
+            name: None,
+            cut_server: None,
+            received_at: wall_now(),
+            clock_offset_ms: Some(0),
+        };
+        self.item.commit_point(at, &receipt)?;
+        Ok(hashes.commit(at)?)
+    }
+}
