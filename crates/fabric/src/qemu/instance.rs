@@ -425,7 +425,7 @@ mod tests {
 
     fn node(number: u16, below: u8) -> blocks::Node {
         let (name, has_backing) = (format_node(DiskNumber(number)), below > 0);
-        blocks::Node { name, size: 0, has_backing, bitmaps: Vec::new() }
+        blocks::Node { name, size: 0, allocated: 0, has_backing, bitmaps: Vec::new() }
     }
 
     #[test]
