@@ -11,9 +11,13 @@ use leeward_sim::demo::{
     api::job_wait,
     guest::disks_convert,
     judge::{differing_blocks, disks_judge, point_copy},
+    progress::wait_for,
     stage::{Stage, StageOptions},
 };
 use serde_json::{Value, json};
+use std::time::Duration;
+
+const EVERY: Duration = Duration::from_millis(50);
 
 /// Judges what the machine left behind, and compares it with the point that it went on from.
 async fn nothing_lost(stage: &Stage, instance: &str) -> anyhow::Result<()> {
@@ -49,12 +53,20 @@ async fn home(stage: &Stage, option: &str) -> anyhow::Result<Value> {
     Ok(ended["properties"].clone())
 }
 
-/// Bytes that the estimates name, synchronized beforehand first.
-async fn estimated(stage: &Stage) -> anyhow::Result<[u64; 2]> {
-    let found = stage.details().await?["leewardDataSync"].clone();
-    println!("estimate: {found}");
-    let bytes = |index: usize| found["options"][index]["bytes"].as_u64().context("no estimate");
-    Ok([bytes(0)?, bytes(1)?])
+/// Bytes that the estimates name, synchronized beforehand first, once they are as `wanted`: what
+/// the hosts see of disks is some seconds old.
+async fn estimated(stage: &Stage, wanted: impl Fn([u64; 2]) -> bool) -> anyhow::Result<[u64; 2]> {
+    wait_for("the estimate", stage.within(30), EVERY, || async {
+        let found = stage.details().await?["leewardDataSync"].clone();
+        let bytes = |index: usize| found["options"][index]["bytes"].as_u64();
+        let bytes = bytes(0).zip(bytes(1)).map(|(first, second)| [first, second]);
+        let told = found["options"][1]["basis"].as_str().unwrap_or_default();
+        let told = told.starts_with("what its disks hold");
+        let there = bytes.filter(|bytes| told && wanted(*bytes));
+        there.iter().for_each(|_| println!("estimate: {found}"));
+        Ok(there)
+    })
+    .await
 }
 
 fn task_state(job: &Value, name: &str) -> Option<String> {
@@ -70,7 +82,7 @@ async fn a_machine_whose_old_disks_are_gone_is_copied_home_while_it_is_off() {
         for image in ["boot.raw", "data.raw"] {
             std::fs::remove_file(stage.machine_folder().join(image))?;
         }
-        let [_, whole] = estimated(stage).await?;
+        let [_, whole] = estimated(stage, |[some, whole]| some == whole).await?;
 
         let job = home(stage, "ForSynchronization").await?;
 
@@ -91,8 +103,7 @@ async fn a_committed_machine_goes_home_by_one_request_and_sends_what_differs() {
     on_stage(StageOptions::default(), async |stage| {
         let instance = away(stage).await?;
         let stale = stale_copy(stage)?;
-        let [changed, whole] = estimated(stage).await?;
-        ensure!(changed > 0 && changed < whole, "{changed} of {whole} bytes changed");
+        let [changed, whole] = estimated(stage, |[some, whole]| 0 < some && some < whole).await?;
         ensure!(stage.running() == AT_TARGET, "{:?} run", stage.running());
 
         home(stage, "ForDownTime").await?;

@@ -338,7 +338,9 @@ impl Worker {
             }
             None => None,
         };
-        let disk_use = self.disk_use_kept(status.disk_use);
+        // Before it holds all its data its images say nothing of what the machine has.
+        let disk_use = status.disk_use.filter(|_| status.hydrated_percent == 100);
+        let disk_use = self.disk_use_kept(disk_use);
         let percent = f64::from(status.hydrated_percent);
         self.show_running(work, status.state, (percent, disk_use), problem);
         if work.duty.probe && self.kept.evidence.is_none() {
