@@ -247,11 +247,11 @@ async fn completes(world: &mut World, operation: Operation) -> bool {
             };
             answered.expect("it waits for an answer");
         }
-        let again = match (operation, state(world).await) {
-            (Operation::Reprotect, Some(Protection::Committed { .. })) => true,
-            (Operation::PlannedFailover, Some(Protection::Protected)) => true,
-            _ => false,
-        };
+        let again = matches!(
+            (operation, state(world).await),
+            (Operation::Reprotect, Some(Protection::Committed { .. }))
+                | (Operation::PlannedFailover, Some(Protection::Protected))
+        );
         if again && running.is_empty() {
             ask(world, operation).await;
         }
