@@ -1,8 +1,8 @@
 //! Random histories against the byte-exact oracle, the seeds that once failed, and the proof that
 //! the oracle sees mistakes.
 //!
-//! `LEEWARD_SEED=n` lives through one history and tells it, `LEEWARD_SEEDS=m-n` through those from m
-//! to n; `LONG=1` through many.
+//! `LEEWARD_SEED=n` lives through one history and tells it, `LEEWARD_SEEDS=m-n` through those from
+//! m to n; `LONG=1` through many.
 
 use leeward_capture::Mutation;
 use leeward_control::{

@@ -160,7 +160,8 @@ pub fn brief(view: Option<&ItemView>) -> String {
         .map(|error| format!("{}: {}", error.problem.what, error.problem.cause))
         .collect();
     format!(
-        "{:?} ends {:?} active {:?} source {:?} ({:?}) live at {:?} epoch {} branch {:?} newest {:?} \
+        "{:?} ends {:?} active {:?} source {:?} ({:?}) live at {:?} epoch {} branch {:?} \
+         newest {:?} \
          rpo {:?} \
          resync {:?} instances {instances:?} health {health:?}",
         view.state.protection,
