@@ -160,10 +160,12 @@ pub fn brief(view: Option<&ItemView>) -> String {
         .map(|error| format!("{}: {}", error.problem.what, error.problem.cause))
         .collect();
     format!(
-        "{:?} active {:?} source {:?} ({:?}) live at {:?} epoch {} branch {:?} newest {:?} \
+        "{:?} ends {:?} active {:?} source {:?} ({:?}) live at {:?} epoch {} branch {:?} \
+         newest {:?} \
          rpo {:?} \
          resync {:?} instances {instances:?} health {health:?}",
         view.state.protection,
+        view.ends,
         view.state.active,
         view.state.source,
         view.source_machine,
