@@ -6,6 +6,7 @@ mod home;
 mod resync;
 mod rules;
 mod story;
+mod told;
 
 use crate::items::{
     DisableReason, EnableSpec, ItemView, KeepPoints, LiveAt, Operation, PlannedSpec, ReprotectSpec,

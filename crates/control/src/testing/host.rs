@@ -59,6 +59,8 @@ pub struct ScriptedHost {
     pub hydrated_percent: f64,
     /// Why its old disks cannot be sealed, if they cannot.
     pub seed_problem: Option<leeward_model::Problem>,
+    /// The room in its store.
+    pub store: StoreRoom,
     /// Its machines by name.
     pub machines: BTreeMap<String, Machine>,
     /// What it knows of items.
@@ -91,6 +93,7 @@ impl ScriptedHost {
             temper: Temper::Obeys,
             hydrated_percent: 100.0,
             seed_problem: None,
+            store: StoreRoom::Free(1 << 40),
             machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
             session: None,
@@ -106,6 +109,7 @@ impl ScriptedHost {
             temper: self.temper,
             hydrated_percent: self.hydrated_percent,
             seed_problem: self.seed_problem.clone(),
+            store: self.store,
             machines: self.machines.clone(),
             items: self.items.clone(),
             session: None,
@@ -360,7 +364,7 @@ impl ScriptedHost {
             wall: now.wall,
             machines: self.machines.iter().map(|(name, own)| self.discovered(name, own)).collect(),
             items: self.items.iter().map(|(id, known)| self.observe(*id, known)).collect(),
-            store: StoreRoom::Free(1 << 40),
+            store: self.store,
             accelerator: "tcg".to_owned(),
         };
         control.host_observed(self.id, session.number, seen).await.expect("the database works");
