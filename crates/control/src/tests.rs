@@ -7,6 +7,7 @@ mod resync;
 mod rules;
 mod story;
 mod straight;
+mod told;
 
 use crate::items::{
     DisableReason, EnableSpec, ItemView, KeepPoints, LiveAt, Operation, PlannedSpec, ReprotectSpec,

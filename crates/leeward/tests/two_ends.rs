@@ -608,16 +608,18 @@ async fn a_copy_that_is_given_up_gives_its_bytes_back_and_touches_no_point() {
     let next = branch(21, Some(seed));
     let takes = TargetDuty { source_address: None, ..receives(next) };
     home.assign(2, None, Some(takes.clone()));
-    let bytes = |host: &Host| {
-        let seen = host.board.items_seen();
-        seen.iter().find_map(|seen| seen.target.clone()).map(|target| target.stored_bytes)
+    let segments = home.folder.path().join("store/items").join(ITEM.to_string()).join("segments");
+    let on_disk = || {
+        let files = std::fs::read_dir(&segments).unwrap().flatten();
+        files.map(|file| file.metadata().map_or(0, |meta| meta.len())).sum::<u64>()
     };
-    let before = home.seen(|host| bytes(host).filter(|bytes| *bytes > 0)).await;
+    let before = on_disk();
     *away.way.breaks_after.lock().unwrap() = Some(SIZE / 2);
     away.assign(1, Some(SourceDuty { branch: next, ..duty }), None);
     let broke = |host: &Host| host.board.source_seen(ITEM)?.problem;
     away.seen(broke).await;
     away.host.abort();
+    assert!(on_disk() > before, "nothing of the copy arrived");
 
     let gives_up = TargetDuty { receive: false, retired: vec![next.timeline], ..takes };
     home.assign(3, None, Some(gives_up));
@@ -632,6 +634,6 @@ async fn a_copy_that_is_given_up_gives_its_bytes_back_and_touches_no_point() {
         assert!(Instant::now() < end, "the timeline was never ended");
         home.host.board.wait().await;
     }
-    home.seen(|host| bytes(host).filter(|bytes| *bytes <= before)).await;
+    assert_eq!(on_disk(), before, "its bytes stay");
     assert!(home.stored(seed) == old_disk(), "the seed's point is whole");
 }

@@ -61,6 +61,8 @@ pub struct ScriptedHost {
     pub copy_steps: u64,
     /// Why its old disks cannot be sealed, if they cannot.
     pub seed_problem: Option<leeward_model::Problem>,
+    /// The room in its store.
+    pub store: StoreRoom,
     /// Its machines by name.
     pub machines: BTreeMap<String, Machine>,
     /// What it knows of items.
@@ -94,6 +96,7 @@ impl ScriptedHost {
             hydrated_percent: 100.0,
             copy_steps: COPY_STEPS,
             seed_problem: None,
+            store: StoreRoom::Free(1 << 40),
             machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
             session: None,
@@ -110,6 +113,7 @@ impl ScriptedHost {
             hydrated_percent: self.hydrated_percent,
             copy_steps: self.copy_steps,
             seed_problem: self.seed_problem.clone(),
+            store: self.store,
             machines: self.machines.clone(),
             items: self.items.clone(),
             session: None,
@@ -370,7 +374,7 @@ impl ScriptedHost {
             wall: now.wall,
             machines: self.machines.iter().map(|(name, own)| self.discovered(name, own)).collect(),
             items: self.items.iter().map(|(id, known)| self.observe(*id, known)).collect(),
-            store: StoreRoom::Free(1 << 40),
+            store: self.store,
             accelerator: "tcg".to_owned(),
         };
         control.host_observed(self.id, session.number, seen).await.expect("the database works");

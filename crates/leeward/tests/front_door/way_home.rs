@@ -159,7 +159,7 @@ async fn a_store_of_another_vault_is_never_written(pair: &mut Pair) {
     other.connection_wait("stranger", "Connected").await;
     stranger.end().await;
     pair.host.take().unwrap().end().await;
-    pair.site.connection_wait(HOST, "NotConnected").await;
+    pair.site.connection_wait(HOST, "Disconnected").await;
     let (own, aside) = (pair.folder().join("store"), pair.folder().join("store.aside"));
     fs::rename(&own, &aside).unwrap();
     fs::rename(pair.room.path("stranger").join("store"), &own).unwrap();
