@@ -206,6 +206,30 @@ fn spec(sizes: [u64; 2]) -> MachineSpec {
     }
 }
 
+/// A folder in memory, where there is such a thing: thousands of worlds are made.
+fn folder_made() -> tempfile::TempDir {
+    let shm = std::path::Path::new("/dev/shm");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("leeward-world-");
+    let folder = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
+    folder.expect("a folder for temporary files")
+}
+
+/// What a host has before its role starts for the first time.
+fn site_files(
+    (id, name): (HostId, &'static str),
+    folder: &std::path::Path,
+    machines: MemoryFabric,
+    watch: Watch,
+    link: Link,
+) -> SiteFiles {
+    let disk = SiteDisk::default();
+    let world = Arc::clone(&watch.machines);
+    let exports = WorldExports::new(watch.site, disk.clone(), world, watch.ledger.clone());
+    let folder = folder.join(name);
+    SiteFiles { id, name, folder, machines, watch, exports, disk, link, boots: 1, role: None }
+}
+
 /// The other of two sites.
 pub fn other(site: Site) -> Site {
     match site {
@@ -232,12 +256,7 @@ impl World {
     /// As [`Self::new`], with a machine whose two disks have these sizes in bytes.
     pub async fn sized(mistakes: Mistakes, sizes: [u64; 2]) -> World {
         let time = WorldTime::begin();
-        let shm = std::path::Path::new("/dev/shm");
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("leeward-world-");
-        // In memory where there is such a folder: thousands of worlds are made.
-        let folder = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
-        let folder = folder.expect("a folder for temporary files");
+        let folder = folder_made();
         let (machines, ledger, link) = (MemoryWorld::new(), Ledger::default(), Link::default());
         let read_ms = Arc::new(AtomicU64::new(READ_MS));
         let fabrics = SITES.map(|_| MemoryFabric::new(Arc::clone(&machines)));
@@ -255,21 +274,10 @@ impl World {
             mistakes,
         };
         let files = |site, id, name, skew_ms, link| {
-            let disk = SiteDisk::default();
-            let world = Arc::clone(&machines);
             let spare = name == SPARE;
-            SiteFiles {
-                id,
-                name,
-                folder: folder.path().join(name),
-                machines: if spare { MemoryFabric::new(Arc::clone(&world)) } else { fabric(site) },
-                watch: watch(site, skew_ms),
-                exports: WorldExports::new(site, disk.clone(), world, ledger.clone()),
-                disk,
-                link,
-                boots: 1,
-                role: None,
-            }
+            let own = || MemoryFabric::new(Arc::clone(&machines));
+            let machines = if spare { own() } else { fabric(site) };
+            site_files((id, name), folder.path(), machines, watch(site, skew_ms), link)
         };
         let at_recovery = HostId::from_u128(0x7a);
         let recovery = files(Site::Recovery, at_recovery, "recovery", SKEWS_MS[0], Link::default());
