@@ -2,6 +2,7 @@
 
 use crate::events::{EventView, Severity};
 use crate::hosts::HostSight;
+use crate::jobs::Scenario;
 use crate::plan::{End, InstancePlan, RunPlan, TargetRun, other, rank};
 use crate::store::items::ItemRow;
 use crate::store::jobs::JobRow;
@@ -51,6 +52,8 @@ pub(crate) struct World {
     pub(crate) recovery: HostFacts,
     /// The item's newest job of the other direction, for a job of the main lane that waits for it.
     pub(crate) reverse: Option<JobRow>,
+    /// The item's job that watches a copy or comparison now: one at a time. Known as above.
+    pub(crate) watch: Option<Scenario>,
     /// Effects: what was applied to the item.
     pub(crate) events: Vec<Event>,
     /// Effects: what operators read.
