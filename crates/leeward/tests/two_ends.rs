@@ -616,7 +616,7 @@ async fn a_copy_that_is_given_up_gives_its_bytes_back_and_touches_no_point() {
     let broke = |host: &Host| host.board.source_seen(ITEM)?.problem;
     away.seen(broke).await;
     away.host.abort();
-    assert!(on_disk() > before, "nothing of the copy arrived");
+    assert!(on_disk() > before + (256 << 10), "nothing of the copy arrived");
 
     let gives_up = TargetDuty { receive: false, retired: vec![next.timeline], ..takes };
     home.assign(3, None, Some(gives_up));
@@ -631,6 +631,7 @@ async fn a_copy_that_is_given_up_gives_its_bytes_back_and_touches_no_point() {
         assert!(Instant::now() < end, "the timeline was never ended");
         home.host.board.wait().await;
     }
-    assert_eq!(on_disk(), before, "its bytes stay");
+    // Only the footer that closed the seed's segment has come to it.
+    assert!(on_disk() < before + (8 << 10), "its bytes stay: {}", on_disk() - before);
     assert!(home.stored(seed) == old_disk(), "the seed's point is whole");
 }
