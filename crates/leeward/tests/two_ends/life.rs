@@ -212,7 +212,9 @@ async fn a_final_point_that_was_lost_is_taken_from_the_disks_of_the_machine_that
     let third = JobId::from_u128(9);
     away.assign(4, Some(duty(branch(21, None), HOME, off(third))), None);
 
-    assert!(away.seen(done(third)).await.is_some());
+    let taken = away.seen(done(third)).await;
+    let problem = away.host.board.source_seen(ITEM).unwrap().problem;
+    assert!(taken.is_some(), "{problem:?}");
     let at = newest(&home, |kind| kind == PointKind::Final).await;
     assert!(home.stored(at) == away.content());
     assert_eq!(away.state().await, MachineState::Off);

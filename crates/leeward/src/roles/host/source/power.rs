@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::{sync::watch, time::Instant};
 
 /// Tries of the final delta after a shutdown before the failover goes on without it.
-const FINAL_DELTA_TRIES: u32 = 3;
+pub(super) const FINAL_DELTA_TRIES: u32 = 3;
 
 /// How a machine is switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

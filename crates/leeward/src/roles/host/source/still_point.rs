@@ -1,7 +1,7 @@
 //! The final point of a machine that is off already: its disks are read where they lie, and what
 //! differs from the newest point is sent. They are never written.
 
-use super::{Goes, Open, SourceError, SourceWork, SourceWorker};
+use super::{Goes, Open, RETRY, SourceError, SourceWork, SourceWorker, power::FINAL_DELTA_TRIES};
 use crate::roles::host::data_link::DataLink;
 use leeward_fabric::{FabricError, Still};
 use leeward_model::{PointId, PointKind};
@@ -15,19 +15,27 @@ impl SourceWorker {
         work: &SourceWork,
         changes: &watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<PointId>, SourceError> {
-        self.open = None;
-        let taken = self.still_point_take(work, changes).await;
-        self.open = None;
-        match taken {
-            Err(SourceError::Changed) => Err(SourceError::Changed),
-            Err(error) => {
-                let cause = error.problem(&self.host, work).cause;
-                let (item, name) = (self.item, &work.duty.machine);
-                tracing::warn!(%item, %cause, "could not take the last data of {name} from disk");
-                Ok(None)
+        for attempt in 1..=FINAL_DELTA_TRIES {
+            self.open = None;
+            let taken = self.still_point_take(work, changes).await;
+            self.open = None;
+            match taken {
+                Err(SourceError::Changed) => return Err(SourceError::Changed),
+                Err(error) => {
+                    let problem = error.problem(&self.host, work);
+                    let (item, name, cause) = (self.item, &work.duty.machine, &problem.cause);
+                    tracing::warn!(
+                        %item, attempt, %cause,
+                        "could not take the last data of {name} from its disks"
+                    );
+                    // So that a person who is asked again sees why.
+                    self.show(|seen| seen.problem = Some(problem));
+                    tokio::time::sleep(RETRY).await;
+                }
+                Ok(point) => return Ok(point),
             }
-            Ok(point) => Ok(point),
         }
+        Ok(None)
     }
 
     async fn still_point_take(
