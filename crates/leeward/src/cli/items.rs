@@ -99,7 +99,8 @@ pub enum ItemVerb {
     ///
     /// While it runs, the sites are brought in step. Then it is shut down, the rest is sent, and
     /// it starts at the other site. A committed machine that nothing replicates is reprotected
-    /// first, by the same request; cancelled in that, it ends protected the other way. A machine that does not shut down is left running, and the job
+    /// first, by the same request; cancelled in that, it ends protected the other way. A machine
+    /// that does not shut down is left running, and the job
     /// asks: `job resume` to try again, `job resume --comment power-off` to switch it off,
     /// `job cancel` to leave everything as it was.
     PlannedFailover(Planned),
