@@ -31,7 +31,7 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use writer::Writer;
+use writer::{WriteError, Writer};
 
 /// What to capture.
 #[derive(Clone, Debug, clap::Args)]
@@ -200,14 +200,8 @@ impl Capture {
         let disks = self.disks.clone();
         let marker = Marker { point, kind: PointKind::CrashConsistent, cut_at, disks, machine };
         let writer = &mut self.writer;
-        let failed =
-            |error| Box::new(StoreError::problem(&error, format!("the store in {}", self.store)));
-        writer.finish(&self.hashes, &marker).map_err(|error| match error {
-            writer::WriteError::Store(error) => failed(error),
-            writer::WriteError::Hashes(error) => {
-                problem(Code::STORE_IO, "the hash files of the capture cannot be used", error)
-            }
-        })?;
+        let what = format!("no point could be made in the store in {}", self.store);
+        writer.finish(&self.hashes, &marker).map_err(|error| written(what, error))?;
         let item = writer.item();
         let (bytes_changed, bytes_sent) = writer.bytes();
         Ok(Done { point, item, bytes_changed, bytes_sent })
@@ -226,15 +220,22 @@ impl Capture {
         let what = || format!("the disks of {} could not be captured", self.name);
         loop {
             let next = pass.next().await;
-            let next = next.map_err(|error| problem(Code::DISK_MISSING, what(), chain(&error)))?;
-            let Some(batch) = next else { return Ok(()) };
+            let next = next.map_err(|error| source::disk_problem(what(), chain(&error)))?;
+            let Some(batch) = next else { break };
             let (writer, hashes, hasher) = (&mut self.writer, &self.hashes, &self.hasher);
             let taken = tokio::task::block_in_place(|| writer.take(batch.found, hashes, &**hasher));
-            taken.map_err(|error| match error {
-                writer::WriteError::Store(error) => Box::new(error.problem(what())),
-                writer::WriteError::Hashes(error) => problem(Code::STORE_IO, what(), error),
-            })?;
+            taken.map_err(|error| written(what(), error))?;
         }
+        tokio::task::block_in_place(|| self.writer.settle(&self.hashes))
+            .map_err(|error| written(what(), error))
+    }
+}
+
+/// The problem of what could not be written.
+fn written(what: String, error: WriteError) -> Failure {
+    match error {
+        WriteError::Store(error) => Box::new(error.problem(what)),
+        WriteError::Hashes(error) => problem(Code::STORE_IO, what, error),
     }
 }
 

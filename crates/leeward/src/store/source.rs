@@ -5,7 +5,7 @@ use super::{Failure, problem};
 use async_trait::async_trait;
 use bytes::Bytes;
 use leeward_capture::{ByteRange, CaptureError, DiskReader};
-use leeward_model::{BLOCK_BYTES, Code, DiskNumber};
+use leeward_model::{BLOCK_BYTES, Code, DiskNumber, Problem};
 use leeward_nbd::{
     client::{Client, ConnectOptions, connect_unix},
     protocol::STATE_ZERO,
@@ -56,8 +56,7 @@ impl SourceDisk {
     /// # Errors
     /// `DISK_MISSING` when it cannot be opened or is empty.
     pub(super) async fn open(id: &str, path: &str) -> Result<SourceDisk, Failure> {
-        let fail =
-            |cause: String| problem(Code::DISK_MISSING, format!("disk {id} ({path})"), cause);
+        let fail = |cause: String| disk_problem(format!("disk {id} ({path})"), cause);
         let (opened, size) = match path.strip_prefix("nbd+unix:///") {
             Some(rest) => {
                 let (name, socket) = rest.split_once("?socket=").ok_or_else(|| {
@@ -88,6 +87,15 @@ impl SourceDisk {
             Opened::Nbd(client) => Ok(client.size()),
         }
     }
+}
+
+/// The problem of a disk that cannot be read.
+pub(super) fn disk_problem(what: String, cause: String) -> Failure {
+    Box::new(Problem {
+        now: "no point was made; the store's points are untouched".into(),
+        todo: "correct the path or the disk, and run the command again".into(),
+        ..Code::DISK_MISSING.because(what, cause)
+    })
 }
 
 async fn nbd(name: &str, socket: &Path) -> Result<Client, String> {
@@ -139,8 +147,7 @@ impl SourceReader {
         for disk in self.disks.values() {
             let what =
                 || format!("disk {} ({}) changed its size while it was read", disk.id, disk.path);
-            let now =
-                disk.size_now().map_err(|error| problem(Code::DISK_MISSING, what(), error))?;
+            let now = disk.size_now().map_err(|error| disk_problem(what(), error.to_string()))?;
             if now != disk.size {
                 let cause = format!("it had {} bytes and has {now}; no point was made", disk.size);
                 return Err(problem(Code::DISK_RESIZED, what(), cause));

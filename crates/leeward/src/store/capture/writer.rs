@@ -141,6 +141,17 @@ impl Writer {
         Ok(())
     }
 
+    /// Settles the hash files, so that another pass may begin: it has to compare with what the
+    /// store holds by then.
+    pub(super) fn settle(&mut self, hashes: &HashFiles) -> Result<(), WriteError> {
+        if self.pending > 0 {
+            return self.commit_progress(hashes);
+        }
+        // What was noted without a record is in the store already; noting it again costs little.
+        hashes.abandon();
+        Ok(())
+    }
+
     /// Makes the point; it is durable when this returns.
     pub(super) fn finish(&mut self, hashes: &HashFiles, marker: &Marker) -> Result<(), WriteError> {
         let lsn = self.next;
