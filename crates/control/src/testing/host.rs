@@ -149,6 +149,11 @@ impl ScriptedHost {
             .expect("the test knows where the machine is live")
     }
 
+    /// Its owner makes a machine, which is off.
+    pub fn own_machine(&mut self, name: &str) {
+        self.machines.insert(name.to_owned(), Machine::default());
+    }
+
     /// Makes the source find that its change map is lost.
     pub fn lose_change_map(&mut self, item: ItemId) {
         let source = self.items.get_mut(&item).and_then(|known| known.source.as_mut());
