@@ -126,7 +126,8 @@ pub fn create<J: Job>(job: &J, now_ms: u64) -> Result<Record, EngineError> {
 /// Makes exactly one transition: at most one call of one step.
 ///
 /// Calls nothing and returns the record unchanged when the job is over, waits for an answer (and
-/// its step does not look meanwhile), or backs off until later than `now_ms` (owner's clock, milliseconds).
+/// its step does not look meanwhile), or backs off until later than `now_ms` (owner's clock,
+/// milliseconds).
 ///
 /// # Errors
 /// Any [`EngineError`]: drop `context` and keep the stored record.

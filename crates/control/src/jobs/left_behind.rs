@@ -43,12 +43,12 @@ impl LeftBehind {
             return pending(format!("host {hosts} to confirm that the old machine is off"));
         }
         let question = format!(
-            "The old machine on host {hosts} is not known to be off. It is kept off for as long as \
-             protection lasts. Switch it off, or bring its host back, and the job goes on by \
-             itself as soon as the host says so; resume the job to look again. Resume it a second \
-             time, or with the comment {GO_ON}, to end protection all the same: then nothing \
-             fences the old machine any more, and both may run. Cancel the job to leave \
-             protection as it is"
+            "{}: the old machine on host {hosts} is not known to be off, and nobody would stop it \
+             any more. Bring the host back: it stops the machine, and the job goes on by itself. \
+             Or switch the machine off and resume the job; resume it a second time, or with the \
+             comment {GO_ON}, to end protection all the same: then nothing fences the old machine \
+             any more, and both may run. Cancel the job to leave protection as it is",
+            Code::BOTH_MAY_BE_LIVE.code
         );
         Ok(Outcome::AskAndLook { question, poll_after_ms: POLL_MS })
     }

@@ -155,3 +155,33 @@ async fn a_name_that_was_taken_since_is_not_waited_for() {
         assert_eq!(pair.live(), [name]);
     }
 }
+
+/// Found by seed 69: the machine was left running, and its host is slow to stop it.
+#[tokio::test]
+async fn a_failover_back_to_a_machine_that_was_left_running_waits_until_it_is_stopped() {
+    let mut pair = Pair::reversed().await;
+    pair.fleet.host(TARGET).temper = Temper::CutOff;
+    pair.until("silence is noticed", |view| !view.target_connected).await;
+    let home = pair.failover(Shutdown::Leave).await;
+    assert_eq!(pair.finish(home).await.state, RunState::SucceededWithWarning);
+    pair.commit().await;
+    assert_eq!(pair.live().len(), 2);
+    let host = pair.fleet.host(TARGET);
+    (host.temper, host.busy) = (Temper::Obeys, true);
+    pair.until("it is back", |view| view.target_connected).await;
+    let points = pair.points().await;
+    let there = points.iter().find(|point| point.held_at == Site::Recovery).unwrap().id;
+
+    let job = pair.retained(there).await.unwrap();
+    for _ in 0..20 {
+        pair.fleet.turn().await;
+    }
+    let waiting = pair.job(job).await;
+    let says = |text: &String| text == "host recovery-host to stop the old machine";
+    assert!(waiting.tasks.iter().any(|t| t.message.as_ref().is_some_and(says)), "{waiting:#?}");
+    pair.fleet.host(TARGET).busy = false;
+
+    pair.succeeds(job).await;
+    assert_eq!(pair.view().await.live_at, LiveAt::Site(Site::Recovery));
+    assert_eq!(pair.live().len(), 1);
+}
