@@ -10,6 +10,7 @@ mod view;
 pub use estimate::{DataSync, SyncEstimate};
 pub(crate) use live::live_at;
 pub(crate) use record::{no_item, record};
+pub(crate) use start::name_beside;
 
 use crate::fabrics::fabric_row;
 use crate::{Control, ControlError, ErrorKind, error::Result, jobs::Scenario, store};

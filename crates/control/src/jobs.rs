@@ -10,6 +10,7 @@ mod enable_protection;
 mod failover;
 mod finalize_protection;
 mod finalize_reprotect;
+mod left_behind;
 mod planned_failover;
 mod replaced;
 pub(crate) mod reprotect;
@@ -29,6 +30,7 @@ pub(crate) mod kinds {
     pub(crate) use super::disable::DisableProtection;
     pub(crate) use super::enable_protection::EnableProtection;
     pub(crate) use super::failover::{Chosen, Failover};
+    pub(crate) use super::left_behind::LeftBehind;
     pub(crate) use super::planned_failover::PlannedFailover;
     pub(crate) use super::replaced::Replaced;
     pub(crate) use super::reprotect::Reprotect;

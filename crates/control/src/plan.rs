@@ -85,6 +85,9 @@ pub(crate) struct Left {
     pub(crate) host: HostId,
     pub(crate) machine: String,
     pub(crate) site: Site,
+    /// Whether it was known to be off when it was left, or since.
+    #[serde(default)]
+    pub(crate) off: bool,
 }
 
 /// What the machine of an end shall do. Only `Replicate` and `Live` carry a start permit.

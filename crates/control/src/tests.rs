@@ -3,6 +3,7 @@
 mod circle;
 mod enumeration;
 mod home;
+mod left_behind;
 mod resync;
 mod rules;
 mod story;

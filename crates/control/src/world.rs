@@ -35,6 +35,12 @@ pub(crate) struct HostFacts {
 }
 
 impl HostFacts {
+    /// Whether it showed a machine of this name when it was last heard.
+    pub(crate) fn has_machine(&self, name: &str) -> bool {
+        let seen = self.sight.observed.as_ref();
+        seen.is_some_and(|seen| seen.machines.iter().any(|m| m.spec.name == name))
+    }
+
     /// The generation that its last observation answers.
     fn answered(&self) -> u64 {
         self.sight.observed.as_ref().map_or(0, |seen| seen.generation)
@@ -50,6 +56,8 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     pub(crate) primary: HostFacts,
     pub(crate) recovery: HostFacts,
+    /// Hosts that are no end any more and keep a machine off.
+    pub(crate) left: Vec<HostFacts>,
     /// The item's newest job of the other direction, for a job of the main lane that waits for it.
     pub(crate) reverse: Option<JobRow>,
     /// The item's job that watches a copy or comparison now: one at a time. Known as above.
@@ -395,6 +403,16 @@ impl World {
             && self.machine_now(site).is_some_and(|seen| {
                 seen.phase == CapturePhase::Fenced && seen.machine == MachineState::Off
             })
+    }
+
+    /// Whether a host that is no end any more says that the machine left there is fenced and off.
+    pub(crate) fn left_is_off(&self, host: HostId) -> bool {
+        let Some(item) = &self.item else { return false };
+        let host = self.left.iter().find(|facts| facts.id == host && facts.sight.connected);
+        let seen = host.and_then(|host| host.sight.item(item.id)?.source.as_ref());
+        seen.is_some_and(|seen| {
+            seen.phase == CapturePhase::Fenced && seen.machine == MachineState::Off
+        })
     }
 
     /// Whether the source host says that nothing of the item runs there any more.

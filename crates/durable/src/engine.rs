@@ -125,8 +125,9 @@ pub fn create<J: Job>(job: &J, now_ms: u64) -> Result<Record, EngineError> {
 
 /// Makes exactly one transition: at most one call of one step.
 ///
-/// Calls nothing and returns the record unchanged when the job is over, waits for an answer, or
-/// backs off until later than `now_ms` (owner's clock, milliseconds).
+/// Calls nothing and returns the record unchanged when the job is over, waits for an answer (and
+/// its step does not look meanwhile), or backs off until later than `now_ms` (owner's clock,
+/// milliseconds).
 ///
 /// # Errors
 /// Any [`EngineError`]: drop `context` and keep the stored record.
@@ -187,7 +188,8 @@ fn check<J: Job>(record: &Record) -> Result<(), EngineError> {
 }
 
 fn is_due(record: &Record, now_ms: u64) -> bool {
-    if record.phase.is_final() || record.question().is_some() {
+    let looks = matches!(record.wake, Wake::Poll { .. });
+    if record.phase.is_final() || (record.question().is_some() && !looks) {
         return false;
     }
     match record.wake {
@@ -237,16 +239,19 @@ fn call<J: Job>(
             move_on(record, place, StepState::SucceededWithWarning, Some(problem), now_ms);
         }
         Ok(Outcome::Pending { waiting_for, poll_after_ms }) => {
+            unask(record);
             *notes(record, place).message = Some(waiting_for);
             record.wake = Wake::Poll { at_ms: now_ms.saturating_add(poll_after_ms) };
         }
         Ok(Outcome::WaitForOperator { question }) => {
-            *notes(record, place).message = Some(question.clone());
-            let position = record.position(place);
-            record.log[position].state = StepState::Waiting;
-            ask(record, Question::Asked(question), now_ms);
+            wait(record, place, question, now_ms);
+        }
+        Ok(Outcome::AskAndLook { question, poll_after_ms }) => {
+            wait(record, place, question, now_ms);
+            record.wake = Wake::Poll { at_ms: now_ms.saturating_add(poll_after_ms) };
         }
         Err(StepError::Transient(problem)) => {
+            unask(record);
             count_failure(record, place, &problem);
             let failures = record.progress.transient_failures.saturating_add(1);
             record.progress.transient_failures = failures;
@@ -307,8 +312,17 @@ fn begin(record: &mut Record, place: Place, now_ms: u64) -> Moment {
         Some(Waiting { answer: Some(Answer::Reply(text)), .. }) => Some(text.clone()),
         _ => None,
     };
+    let answered = record.waiting.as_ref().is_some_and(|waiting| waiting.answer.is_some());
     let cancel_requested = record.cancel_requested;
-    Moment { now_ms, step_started_ms, attempt_started_ms, attempt, cancel_requested, reply }
+    Moment {
+        now_ms,
+        step_started_ms,
+        attempt_started_ms,
+        attempt,
+        cancel_requested,
+        answered,
+        reply,
+    }
 }
 
 /// Is where the notes about a run or an undo go.
@@ -427,6 +441,22 @@ fn fail(record: &mut Record, place: Place, problem: Problem, now_ms: u64) {
     } else {
         ask(record, Question::Failed(problem), now_ms);
     }
+}
+
+/// Lets the step at `place` ask; what it asked before and nobody answered goes on being asked.
+fn wait(record: &mut Record, place: Place, question: String, now_ms: u64) {
+    *notes(record, place).message = Some(question.clone());
+    let position = record.position(place);
+    record.log[position].state = StepState::Waiting;
+    let question = Question::Asked(question);
+    if record.question() != Some(&question) {
+        ask(record, question, now_ms);
+    }
+}
+
+/// A step that looked by itself asks no more.
+fn unask(record: &mut Record) {
+    record.waiting.take_if(|waiting| waiting.answer.is_none());
 }
 
 /// Stops the job until an operator answers.

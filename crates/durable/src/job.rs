@@ -93,6 +93,8 @@ pub struct Moment {
     pub attempt: u32,
     /// Whether somebody asked for a cancel, be it the reason for this call or too late.
     pub cancel_requested: bool,
+    /// Whether an operator has answered this step's last question.
+    pub answered: bool,
     /// Text an operator replied to this step's last question.
     pub reply: Option<String>,
 }
@@ -129,6 +131,14 @@ pub enum Outcome {
     WaitForOperator {
         /// What the operator reads.
         question: String,
+    },
+    /// The step asks an operator and looks by itself whether it still has to: it runs again after
+    /// an answer, and at every poll before.
+    AskAndLook {
+        /// What the operator reads.
+        question: String,
+        /// Milliseconds from now after which the step wants to look again, if not poked before.
+        poll_after_ms: u64,
     },
 }
 

@@ -28,6 +28,7 @@
 //!   Done, Skipped, DoneWithWarning   the next step (undoing: the one before)
 //!   Pending                          the same step when the poll is due or the owner is poked
 //!   WaitForOperator                  the same step after an answer
+//!   AskAndLook                       the same step after an answer, or when the poll is due
 //!   Transient                        the same step after a back-off; too many: as Permanent
 //!   Permanent                        Reversible: Undoing. Elsewhere: asks the operator
 //! ```

@@ -137,7 +137,8 @@ pub enum Wake {
     },
 }
 
-/// Is a question to the operator. The step does not run until it is answered.
+/// Is a question to the operator. The step does not run until it is answered, unless it looks
+/// meanwhile ([`Wake::Poll`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Waiting {
@@ -278,7 +279,8 @@ pub enum Next {
     PollAt(u64),
     /// Advance at this time; earlier does nothing.
     RetryAt(u64),
-    /// Advance after an answer or a cancel; earlier does nothing.
+    /// Advance after an answer or a cancel. Earlier does nothing, unless the step wants to look
+    /// meanwhile: then when [`Record::wake`] says so, or when poked.
     WaitingForOperator,
     /// Never advance again.
     Finished,

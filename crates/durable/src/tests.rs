@@ -23,6 +23,7 @@ pub enum Act {
     Transient,
     Permanent,
     Ask,
+    Look,
     Skip,
     Warn,
 }
@@ -52,6 +53,9 @@ impl Memory {
             Some(Act::Transient) => Err(StepError::Transient(problem(name))),
             Some(Act::Permanent) => Err(StepError::Permanent(problem(name))),
             Some(Act::Ask) => Ok(Outcome::WaitForOperator { question: format!("{name}?") }),
+            Some(Act::Look) => {
+                Ok(Outcome::AskAndLook { question: format!("{name}?"), poll_after_ms: 500 })
+            }
             Some(Act::Skip) => Ok(Outcome::Skipped(format!("{name} is not needed"))),
             Some(Act::Warn) => Ok(Outcome::DoneWithWarning(problem(name))),
         }

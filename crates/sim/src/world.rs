@@ -573,7 +573,7 @@ impl World {
     }
 
     /// Learns how the machine is called at its ends.
-    async fn names_learn(&self) {
+    pub(crate) async fn names_learn(&self) {
         for end in self.view().await.map(|view| view.ends).into_iter().flatten() {
             self.ledger.name_set(end.site, &end.machine);
         }

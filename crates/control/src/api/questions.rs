@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 const COMPLETE: &str = "complete";
 /// The reply by which a source that does not shut down is switched off.
 const POWER_OFF: &str = "power-off";
+/// The reply by which protection ends although the machine that was left may run.
+const GO_ON: &str = "go-on";
 
 /// What a suspended job waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,10 @@ pub(super) fn view(job: &JobView) -> Value {
         Waits::Coded(Code::SOURCE_NOT_OFF) => vec![
             choice(None, "Retry", "ask the machine to shut down again"),
             choice(Some(POWER_OFF), "Reply", "switch the machine off; what it has written is sent"),
+        ],
+        Waits::Coded(Code::BOTH_MAY_BE_LIVE) => vec![
+            choice(None, "Retry", "look again; a second time: end protection all the same"),
+            choice(Some(GO_ON), "Reply", "end protection; nothing stops the old machine any more"),
         ],
         Waits::Coded(_) | Waits::Other => vec![
             choice(None, "Retry", "try the step again"),
@@ -175,6 +181,20 @@ mod tests {
         assert!(problem.what.starts_with("the guest of web01") && !problem.what.contains('\n'));
         job.errors.push(problem);
         assert_eq!(super::problem(&job), None, "it is told once");
+    }
+
+    #[test]
+    fn an_old_machine_that_may_run_is_a_question_with_a_code_and_its_choices() {
+        let asks = "LW-0304: the old machine on host kvm-a is not known to be off";
+        let job = job(Scenario::DisableProtection, "VmOldMachineOff", asks);
+
+        assert_eq!(waits(&job), Some(Waits::Coded(Code::BOTH_MAY_BE_LIVE)));
+        assert_eq!(plain_answer(&job), JobAnswer::Retry);
+        let shown = view(&job);
+        assert_eq!(shown["code"], "LW-0304");
+        let replies: Vec<_> =
+            shown["choices"].as_array().unwrap().iter().map(|one| &one["comments"]).collect();
+        assert_eq!(replies, [&Value::Null, &json!("go-on"), &Value::Null]);
     }
 
     #[test]

@@ -17,6 +17,12 @@ impl Control {
         let policy = store::policies::find(conn, item.vault, &item.policy).await?;
         let primary = self.host_facts(conn, item.plan.primary.host).await?;
         let recovery = self.host_facts(conn, item.plan.recovery.host).await?;
+        let mut left = Vec::new();
+        for host in item.plan.left.iter().map(|left| left.host) {
+            if store::hosts::find(conn, host).await?.is_some() {
+                left.push(self.host_facts(conn, host).await?);
+            }
+        }
         Ok(World {
             now,
             draw: self.ports().draw.clone(),
@@ -24,6 +30,7 @@ impl Control {
             policy: policy.map(|row| row.spec.policy).unwrap_or_default(),
             primary,
             recovery,
+            left,
             events: Vec::new(),
             notes: Vec::new(),
             jobs: Vec::new(),
@@ -57,6 +64,7 @@ impl Control {
             policy: leeward_model::Policy::default(),
             primary: nobody(),
             recovery: nobody(),
+            left: Vec::new(),
             events: Vec::new(),
             notes: Vec::new(),
             jobs: Vec::new(),

@@ -382,12 +382,15 @@ impl Control {
 
 /// The name of an item's machine on a host: its own, or another one if that is taken there.
 pub(super) fn machine_name(host: &HostFacts, machine: &str, item: ItemId) -> String {
-    let seen = host.sight.observed.as_ref();
-    let taken = seen.is_some_and(|seen| seen.machines.iter().any(|m| m.spec.name == machine));
-    match taken {
-        true => format!("{machine}-{}", &item.to_string()[..8]),
+    match host.has_machine(machine) {
+        true => name_beside(machine, item),
         false => machine.to_owned(),
     }
+}
+
+/// The name of an item's machine beside another one of its own name.
+pub(crate) fn name_beside(machine: &str, item: ItemId) -> String {
+    format!("{machine}-{}", &item.to_string()[..8])
 }
 
 /// The live machine that nothing replicates, if that is the case; a reprotect is given up.

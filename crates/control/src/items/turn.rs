@@ -1,19 +1,20 @@
 //! Starts what turns an item round or ends it: planned failover, reprotect, disable.
 
 use super::estimate;
-use super::start::{begin, failover, item, machine_name, start};
+use super::start::{begin, failover, item, machine_name, refused, start};
 use super::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption};
 use crate::error::Result;
 use crate::jobs::kinds::{
-    Chosen, CompleteMigration, DisableProtection, PlannedFailover, Reprotect,
+    Chosen, CompleteMigration, DisableProtection, LeftBehind, PlannedFailover, Reprotect,
 };
 use crate::jobs::{NewJob, Request, Scenario, reprotect};
 use crate::plan::{End, Left, RunPlan, other};
 use crate::store::{self, Conn, items::ItemRow, jobs::Lane};
 use crate::world::{HostFacts, World};
 use crate::{Control, ControlError, ErrorKind, items::record::Running};
+use leeward_durable::StepError;
 use leeward_model::{
-    Code, Event, InstanceId, ItemId, JobId, PointChoice, Protection, Site, TestState,
+    Code, Event, InstanceId, ItemId, JobId, PointChoice, Protection, Site, SourceState, TestState,
 };
 use leeward_wire::message::{Purpose, StoreRoom};
 
@@ -153,7 +154,7 @@ impl Control {
             if reason == DisableReason::MigrationComplete {
                 let machine = migrated_machine(row)?;
                 let new = NewJob::asked(job, Lane::Main, Scenario::CompleteMigration, request);
-                let disable = DisableProtection { job, keep };
+                let disable = DisableProtection { job, keep, left: LeftBehind::default() };
                 return start(world, new, &CompleteMigration { disable, machine });
             }
             owes_no_start(world, row)?;
@@ -170,7 +171,7 @@ impl Control {
                 return Err(ControlError::not_now(what));
             }
             let new = NewJob::asked(job, Lane::Main, Scenario::DisableProtection, request);
-            start(world, new, &DisableProtection { job, keep })
+            start(world, new, &DisableProtection { job, keep, left: LeftBehind::default() })
         })
         .await
     }
@@ -277,25 +278,27 @@ fn go_to(world: &mut World, to: Option<HostFacts>) -> Result<()> {
     {
         return Err(ControlError::not_now(format!("{}: clean up its test machine", row.name)));
     }
-    move_end(world, left, host);
-    Ok(())
+    move_end(world, left, host).map_err(|error| refused(&error))
 }
 
 /// The end at `site` is on another host from now on. What was left on the former one stays fenced
 /// there, with the points of its store.
-fn move_end(world: &mut World, site: Site, host: HostFacts) {
-    let Some(row) = &mut world.item else { return };
+fn move_end(world: &mut World, site: Site, host: HostFacts) -> std::result::Result<(), StepError> {
+    let row = world.item_mut()?;
     let name = machine_name(&host, &row.machine, row.id);
     let former = row.plan.end(site).clone();
+    let off = matches!(row.state.source, SourceState::ConfirmedOff { .. });
+    let mut unsure = false;
     let plan = &mut row.plan;
     let mut end = End::new(host.id, name);
     if let Some(known) = plan.left.iter().position(|left| left.host == host.id) {
-        end.machine = plan.left.remove(known).machine;
+        let known = plan.left.remove(known);
+        (end.machine, unsure) = (known.machine, !known.off);
         end.stale = true;
         end.run = end.rest();
     }
     if former.stale {
-        plan.left.push(Left { host: former.host, machine: former.machine, site });
+        plan.left.push(Left { host: former.host, machine: former.machine, site, off });
     }
     plan.instances.retain(|plan| plan.site != site);
     *plan.end_mut(site) = end;
@@ -303,4 +306,6 @@ fn move_end(world: &mut World, site: Site, host: HostFacts) {
         Site::Primary => world.primary = host,
         Site::Recovery => world.recovery = host,
     }
+    // What the host before said of its machine says nothing of this one.
+    if unsure { world.source_seen(SourceState::Unknown) } else { Ok(()) }
 }

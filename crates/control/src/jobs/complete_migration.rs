@@ -21,8 +21,14 @@ pub(crate) struct CompleteMigration {
 impl Job for CompleteMigration {
     type Context = World;
     const KIND: &'static str = "complete-migration";
-    const REVERSIBLE: &'static [Reversible<Self>] =
-        &[Reversible::new("wait-for-data", Self::wait, nothing)];
+    const REVERSIBLE: &'static [Reversible<Self>] = &[
+        Reversible::new("wait-for-data", Self::wait, nothing),
+        Reversible::new(
+            "old-machine-off",
+            |job, world, moment| job.disable.old_machine_off(world, moment),
+            nothing,
+        ),
+    ];
     const FORWARD: &'static [Forward<Self>] = &[
         Forward::new("begin", |job, world, moment| job.disable.begin(world, moment)),
         Forward::new("hand-over", |job, world, _| hand_over(world, job.machine)),

@@ -1,12 +1,14 @@
-//! Disable protection, with or without keeping the points. Once begun it goes through.
+//! Disable protection, with or without keeping the points. Once begun it goes through; it begins
+//! when the machine that was left is known to be off.
 
 use super::enable_protection::{delete_replica, release_machine};
+use super::left_behind::LeftBehind;
 use super::reprotect::{hand_over, hydrated};
 use crate::events::Severity;
 use crate::items::KeepPoints;
 use crate::plan::{TargetRun, other};
 use crate::world::{Step, World, pending};
-use leeward_durable::{Forward, Job, Moment, Outcome, Reversible};
+use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, nothing};
 use leeward_model::{Event, JobId, Protection, Site};
 use leeward_wire::message::{Purpose, Stage};
 use serde::{Deserialize, Serialize};
@@ -16,12 +18,15 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct DisableProtection {
     pub(crate) job: JobId,
     pub(crate) keep: KeepPoints,
+    #[serde(default)]
+    pub(crate) left: LeftBehind,
 }
 
 impl Job for DisableProtection {
     type Context = World;
     const KIND: &'static str = "disable-protection";
-    const REVERSIBLE: &'static [Reversible<Self>] = &[];
+    const REVERSIBLE: &'static [Reversible<Self>] =
+        &[Reversible::new("old-machine-off", Self::old_machine_off, nothing)];
     const FORWARD: &'static [Forward<Self>] = &[
         Forward::new("begin", Self::begin),
         Forward::new("hand-over", Self::hand_over),
@@ -34,6 +39,11 @@ impl Job for DisableProtection {
 }
 
 impl DisableProtection {
+    /// A cancel leaves protection as it is: nothing has begun.
+    pub(super) fn old_machine_off(&mut self, world: &mut World, moment: &Moment) -> Step {
+        self.left.wait(world, moment)
+    }
+
     pub(super) fn begin(&mut self, world: &mut World, _: &Moment) -> Step {
         if !matches!(world.state()?.protection, Protection::Disabling { .. }) {
             world.apply(Event::DisableStarted { job: self.job })?;

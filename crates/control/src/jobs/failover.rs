@@ -3,7 +3,7 @@
 use super::replaced::Replaced;
 use super::way_back::{self, HasWayBack, WayBack, start_source};
 use crate::events::Severity;
-use crate::items::Shutdown;
+use crate::items::{Shutdown, name_beside};
 use crate::plan::{InstancePlan, RunPlan, TargetRun};
 use crate::world::{Step, World, engine_problem, pending, permanent, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
@@ -153,6 +153,18 @@ pub(crate) fn undo_instance(world: &mut World, id: InstanceId) -> Step {
         return Ok(Outcome::Skipped("its host is away; it deletes the machine later".into()));
     }
     pending(format!("host {} to delete machine {id}", host.name))
+}
+
+/// Another name for the machine at `site`, where none of the item's was ever and its host has one
+/// of that name, which is somebody else's. It may have been made after the item was enabled.
+fn rename(world: &mut World, site: Site) -> Result<(), StepError> {
+    let item = world.item_mut()?;
+    let beside = name_beside(&item.machine, item.id);
+    let end = item.plan.end_mut(site);
+    if !end.stale && end.run == RunPlan::Unassigned {
+        end.machine = beside;
+    }
+    Ok(())
 }
 
 impl Failover {
@@ -344,7 +356,13 @@ impl Failover {
     pub(super) fn build_overlay(&mut self, world: &mut World, moment: &Moment) -> Step {
         let point = self.point.ok_or_else(|| permanent(Code::NO_POINT, "no point was chosen"))?;
         let id = self.way_back.instance;
-        let what = (Purpose::Failover, world.target_site());
+        let to = world.target_site();
+        let made = &world.item()?.plan.instances;
+        let taken = world.host(to).has_machine(&world.end(to)?.machine);
+        if taken && !made.iter().any(|plan| plan.site == to && plan.purpose == Purpose::Failover) {
+            rename(world, to)?;
+        }
+        let what = (Purpose::Failover, to);
         add_instance(world, id, what, point, self.timeline)?;
         world.instance_reach(id, Stage::Overlay, gives_up(moment))
     }
@@ -372,6 +390,10 @@ impl Failover {
         {
             return pending(format!("host {} to stop the old machine", world.target().name));
         }
+        if world.end(to)?.run == RunPlan::Fenced && !world.is_fenced(to) {
+            // Left running there by an earlier failover: nothing else may go by its name yet.
+            return pending(format!("host {} to stop the old machine", world.target().name));
+        }
         if world.end(from)?.run != RunPlan::Unassigned {
             world.item_mut()?.plan.end_mut(from).stale = true;
             world.run_at(from, RunPlan::Fenced)?;
@@ -390,6 +412,10 @@ impl Failover {
         }
         // From its first start on it is its host's machine of the end's name.
         world.run_at(to, RunPlan::Unassigned)?;
+        let problem = world.instance_answer(id).and_then(|seen| seen.problem.as_ref());
+        if problem.is_some_and(|problem| problem.code == Code::MACHINE_FOREIGN.code) {
+            rename(world, to)?;
+        }
         world.instance_reach(id, Stage::Running, gives_up(moment))
     }
 

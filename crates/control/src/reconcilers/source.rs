@@ -7,6 +7,7 @@ use leeward_durable::StepError;
 use leeward_model::{MachineState, Protection, SourceState};
 
 pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
+    left_hosts(world);
     let Some(item) = &world.item else { return Ok(()) };
     let site = item.source_site();
     let run = item.plan.end(site).run;
@@ -50,5 +51,16 @@ pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
         }
         (MachineState::Unknown, SourceState::Running) => world.source_seen(SourceState::Unknown),
         (MachineState::Off | MachineState::Unknown, _) => Ok(()),
+    }
+}
+
+/// Notes which machines on hosts that are no ends any more are off.
+fn left_hosts(world: &mut World) {
+    let Some(item) = &world.item else { return };
+    let waits = item.plan.left.iter().filter(|left| !left.off).map(|left| left.host);
+    let off: Vec<_> = waits.filter(|host| world.left_is_off(*host)).collect();
+    let Some(item) = &mut world.item else { return };
+    for left in item.plan.left.iter_mut().filter(|left| off.contains(&left.host)) {
+        left.off = true;
     }
 }

@@ -61,6 +61,8 @@ pub struct ScriptedHost {
     pub copy_steps: u64,
     /// Why its old disks cannot be sealed, if they cannot.
     pub seed_problem: Option<leeward_model::Problem>,
+    /// Whether it is still at work on what it was told before of its machines.
+    pub busy: bool,
     /// The room in its store.
     pub store: StoreRoom,
     /// Its machines by name.
@@ -96,6 +98,7 @@ impl ScriptedHost {
             hydrated_percent: 100.0,
             copy_steps: COPY_STEPS,
             seed_problem: None,
+            busy: false,
             store: StoreRoom::Free(1 << 40),
             machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
@@ -113,6 +116,7 @@ impl ScriptedHost {
             hydrated_percent: self.hydrated_percent,
             copy_steps: self.copy_steps,
             seed_problem: self.seed_problem.clone(),
+            busy: self.busy,
             store: self.store,
             machines: self.machines.clone(),
             items: self.items.clone(),
@@ -147,6 +151,11 @@ impl ScriptedHost {
         own.map(|machine| machine.data)
             .or_else(|| made.next().map(|made| made.data))
             .expect("the test knows where the machine is live")
+    }
+
+    /// Its owner makes a machine, which is off.
+    pub fn own_machine(&mut self, name: &str) {
+        self.machines.insert(name.to_owned(), Machine::default());
     }
 
     /// Makes the source find that its change map is lost.
@@ -232,7 +241,9 @@ impl ScriptedHost {
             let host = (self.id, self.boot());
             instances_step(&mut known, duty, (host.0, &host.1), &mut self.machines, now);
             // A machine that was handed over just now is its host's already.
-            self.source_step(&mut known, duty, draw, now);
+            if !self.busy {
+                self.source_step(&mut known, duty, draw, now);
+            }
             self.items.insert(duty.item, known);
         }
         self.machines.values_mut().filter(|m| m.runs).for_each(|machine| machine.data += 1);

@@ -5,8 +5,8 @@ use super::host::{Machine, ScriptedItem};
 use super::target::point;
 use crate::Now;
 use leeward_model::{
-    DiskUse, Evidence, HostId, InstanceId, ItemId, MachineState, PointId, PointKind, Position,
-    UnixMillis,
+    Code, DiskUse, Evidence, HostId, InstanceId, ItemId, MachineState, PointId, PointKind,
+    Position, Problem, UnixMillis,
 };
 use leeward_wire::message::{InstanceDuty, InstanceObserved, ItemDuty, ProbeResult, Stage};
 use std::collections::BTreeMap;
@@ -25,6 +25,8 @@ pub struct Instance {
     pub data: u64,
     started: bool,
     kept: Option<PointId>,
+    /// Why its guest was not started.
+    problem: Option<Problem>,
 }
 
 /// Moves an item's machines one step towards their duties.
@@ -43,6 +45,7 @@ pub(super) fn instances_step(
             data: 0,
             started: false,
             kept: None,
+            problem: None,
         });
         made.duty = wanted.clone();
         if let Some(permit) = &wanted.permit {
@@ -117,11 +120,16 @@ impl Instance {
         let Some(name) = self.duty.settle_as.clone() else { return };
         let id = self.duty.instance;
         let settled = machines.get(&name).is_some_and(|machine| machine.settled == Some(id));
+        self.problem = None;
         match self.stage {
+            Stage::Running if machines.get(&name).is_some_and(|m| m.item != Some(item)) => {
+                let what = format!("{name} is another machine");
+                self.problem = Some(Code::MACHINE_FOREIGN.problem(what));
+                (self.stage, self.runs) = (Stage::Prepared, false);
+            }
             Stage::Running if !settled => {
                 let made = !machines.contains_key(&name);
                 let machine = machines.entry(name).or_default();
-                assert!(made || machine.item == Some(item), "another machine of that name");
                 assert!(!machine.runs, "the former machine still runs");
                 (machine.item, machine.settled) = (Some(item), Some(id));
                 machine.made |= made;
@@ -171,7 +179,7 @@ impl Instance {
             evidence: self.runs.then_some(ProbeResult { passed: true, evidence }),
             kept: self.kept,
             disk_use: self.runs.then_some(DISK_USE),
-            problem: None,
+            problem: self.problem.clone(),
         }
     }
 }

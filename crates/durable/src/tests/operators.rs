@@ -189,3 +189,42 @@ fn a_running_or_pending_job_refuses_answers() {
     driver.advance(Fate::Lands, Calls::Once).unwrap();
     accepts_no_answer(&driver.record().unwrap());
 }
+
+#[test]
+fn a_step_that_asks_and_looks_goes_on_by_itself_and_hears_an_answer_once() {
+    let record = failover(&[("check", &[Act::Look, Act::Look]), ("point", &[Act::Look; 3])]);
+    let registry = registry();
+    let mut driver = Driver::new(&registry, Site::default(), &record);
+    let asked = drive_to_end(&mut driver);
+    assert_eq!(asked.question(), Some(&Question::Asked("check?".into())));
+    step(&mut driver);
+    assert_eq!(driver.record().unwrap(), asked, "looking in vain stores nothing");
+
+    step(&mut driver);
+    let asked = drive_to_end(&mut driver);
+    assert_eq!(asked.question(), Some(&Question::Asked("point?".into())), "nobody answered");
+    driver.answer(Answer::Retry).unwrap();
+    step(&mut driver);
+    assert_eq!(driver.record().unwrap().next(), Next::WaitingForOperator, "it asks once more");
+    step(&mut driver);
+    step(&mut driver);
+
+    assert_eq!(drive_to_end(&mut driver).phase, Phase::Succeeded);
+    let moments = driver.world.moments_of("point");
+    let answered: Vec<bool> = moments.iter().map(|moment| moment.answered).collect();
+    assert_eq!(answered, [false, true, false, false]);
+}
+
+#[test]
+fn a_step_that_asked_and_finds_something_else_to_wait_for_asks_no_more() {
+    for act in [Act::Pend, Act::Transient] {
+        let record = failover(&[("check", &[Act::Look, act])]);
+        let registry = registry();
+        let mut driver = Driver::new(&registry, Site::default(), &record);
+        drive_to_end(&mut driver);
+        step(&mut driver);
+
+        assert_eq!(driver.record().unwrap().question(), None);
+        assert_eq!(drive_to_end(&mut driver).phase, Phase::Succeeded);
+    }
+}

@@ -2,8 +2,11 @@
 //! protected again.
 
 use super::{World, ledger::PLACES, other, settle::STEPS_MAX};
-use leeward_control::items::{DisableReason, KeepPoints, ReprotectSpec};
-use leeward_model::{DiskNumber, Site, SourceState, TestState};
+use leeward_control::{
+    items::{DisableReason, KeepPoints, ReprotectSpec},
+    jobs::{JobAnswer, RunState},
+};
+use leeward_model::{DiskNumber, JobId, Site, TestState};
 use leeward_replica::storage::Seeded;
 
 /// An end of protection that was asked for.
@@ -12,9 +15,8 @@ pub(super) struct Ending {
     keep: KeepPoints,
     /// Where the machine lived.
     active: Site,
-    /// Whether the machine that was left was known to be off. Of one that nobody could ask its
-    /// owner was told that it may run.
-    left_off: bool,
+    /// Whether somebody insisted although the machine that was left was not known to be off.
+    insisted: bool,
 }
 
 impl World {
@@ -57,8 +59,33 @@ impl World {
             self.ledger.may_not_delete();
             return;
         };
-        let left_off = matches!(view.state.source, SourceState::ConfirmedOff { .. });
-        self.ending = Some(Ending { keep, active, left_off });
+        self.ending = Some(Ending { keep, active, insisted: false });
+        self.attend(job, random).await;
+        if self.job(job).await.state == RunState::Suspended {
+            self.answer_ending(job, random).await;
+        }
+    }
+
+    /// A machine that was left is not known to be off: its host comes back, or somebody insists,
+    /// or thinks better of it.
+    async fn answer_ending(&mut self, job: JobId, random: &mut Seeded) {
+        let control = self.control();
+        match random.below(3) {
+            0 => {
+                let answer = JobAnswer::Reply("go-on".to_owned());
+                // Its host may come back at this very moment.
+                if control.job_resume(self.vault, job, answer).await.is_ok()
+                    && let Some(ending) = &mut self.ending
+                {
+                    ending.insisted = true;
+                }
+            }
+            1 => {
+                let cancelled = control.job_cancel(self.vault, job).await;
+                cancelled.expect("a cancel is always accepted");
+            }
+            _ => self.heal().await,
+        }
         self.attend(job, random).await;
     }
 
@@ -69,22 +96,22 @@ impl World {
         if self.view().await.is_some() {
             return;
         }
-        let Some(Ending { keep, active, left_off }) = self.ending.take() else { return };
+        let Some(Ending { keep, active, insisted }) = self.ending.take() else { return };
         match keep {
             KeepPoints::Keep => self.ledger.replica_kept(item),
             KeepPoints::Delete => self.ledger.replica_ended(),
         }
         self.heal().await;
         if active == Site::Recovery {
-            self.check_released(active, left_off).await;
+            self.check_released(active, insisted).await;
             self.owner_goes_back(random).await;
         }
         self.protect(random).await;
     }
 
     /// A machine whose protection has ended is its owner's, and there is one.
-    async fn check_released(&mut self, active: Site, left_off: bool) {
-        let left = left_off && self.is_running(other(active)).await;
+    async fn check_released(&mut self, active: Site, insisted: bool) {
+        let left = !insisted && self.is_running(other(active)).await;
         let owned = self.machines(active).disks(&self.owned(active)).is_some();
         if left || !owned {
             let what = format!(

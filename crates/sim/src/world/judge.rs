@@ -13,6 +13,7 @@ const BEAT_BYTES: usize = 4096;
 impl World {
     /// Checks, quickly, some of what must hold at any time.
     pub async fn check_often(&mut self) {
+        self.names_learn().await;
         self.check_rpo().await;
         self.check_stale().await;
         self.check_left().await;

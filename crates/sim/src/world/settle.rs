@@ -57,6 +57,7 @@ impl World {
 
     /// The owner starts a machine that is off and that nobody is at work on.
     pub async fn owner_cares(&mut self) {
+        self.names_learn().await;
         let view = self.view().await;
         let idle = view.as_ref().is_none_or(|view| {
             matches!(
@@ -113,6 +114,7 @@ impl World {
     }
 
     async fn check_item(&mut self, view: &ItemView) {
+        self.names_learn().await;
         let writers = self.writers();
         if writers != 1 {
             self.ledger.violated(format!("{writers} machines run at rest: {}", brief(Some(view))));
