@@ -51,6 +51,8 @@ pub(crate) struct World {
     pub(crate) recovery: HostFacts,
     /// The item's newest job of the other direction, for a job of the main lane that waits for it.
     pub(crate) reverse: Option<JobRow>,
+    /// The item's job that only watches: another one can begin once it has ended.
+    pub(crate) watch: Option<JobRow>,
     /// Effects: what was applied to the item.
     pub(crate) events: Vec<Event>,
     /// Effects: what operators read.

@@ -17,6 +17,7 @@ impl Control {
         let policy = store::policies::find(conn, item.vault, &item.policy).await?;
         let primary = self.host_facts(conn, item.plan.primary.host).await?;
         let recovery = self.host_facts(conn, item.plan.recovery.host).await?;
+        let watch = store::jobs::watching(conn, item.id).await?;
         Ok(World {
             now,
             draw: self.ports().draw.clone(),
@@ -30,6 +31,7 @@ impl Control {
             cancels: Vec::new(),
             migrated: false,
             reverse: None,
+            watch,
         })
     }
 
@@ -62,6 +64,7 @@ impl Control {
             cancels: Vec::new(),
             migrated: false,
             reverse: None,
+            watch: None,
         })
     }
 

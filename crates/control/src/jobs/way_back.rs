@@ -163,8 +163,7 @@ impl WayBack {
         if self.replaced.is_some() {
             return Ok(Outcome::Skipped("nothing replicates the machine".to_owned()));
         }
-        resync::spawn(world)?;
-        Ok(Outcome::Done)
+        resync::spawn(world)
     }
 }
 
