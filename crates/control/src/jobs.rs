@@ -230,8 +230,8 @@ pub(crate) fn registry() -> Registry<World> {
         .with::<start::Instant>()
 }
 
-/// Starts a job that shows a comparison which is already asked for.
-pub(crate) use resync::spawn as spawn_resync;
+/// Starts a job that shows a comparison which is already asked for, once it can be shown.
+pub(crate) use resync::{can_be_shown as resync_can_be_shown, spawn as spawn_resync};
 
 fn no_such_job(job: JobId) -> ControlError {
     ControlError::not_found(format!("there is no job {job}"))

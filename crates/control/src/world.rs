@@ -2,7 +2,6 @@
 
 use crate::events::{EventView, Severity};
 use crate::hosts::HostSight;
-use crate::jobs::Scenario;
 use crate::plan::{End, InstancePlan, RunPlan, TargetRun, other, rank};
 use crate::store::items::ItemRow;
 use crate::store::jobs::JobRow;
@@ -60,8 +59,8 @@ pub(crate) struct World {
     pub(crate) left: Vec<HostFacts>,
     /// The item's newest job of the other direction, for a job of the main lane that waits for it.
     pub(crate) reverse: Option<JobRow>,
-    /// The item's job that watches a copy or comparison now: one at a time. Known as above.
-    pub(crate) watch: Option<Scenario>,
+    /// The item's job that only watches: another one can begin once it has ended.
+    pub(crate) watch: Option<JobRow>,
     /// Effects: what was applied to the item.
     pub(crate) events: Vec<Event>,
     /// Effects: what operators read.

@@ -23,6 +23,7 @@ impl Control {
                 left.push(self.host_facts(conn, host).await?);
             }
         }
+        let watch = store::jobs::watching(conn, item.id).await?;
         Ok(World {
             now,
             draw: self.ports().draw.clone(),
@@ -37,7 +38,7 @@ impl Control {
             cancels: Vec::new(),
             migrated: false,
             reverse: None,
-            watch: None,
+            watch,
         })
     }
 
@@ -121,9 +122,6 @@ impl Control {
         let mut world = self.world(&mut tx, row.facts.item).await?;
         if let Some(item) = row.facts.item.filter(|_| row.facts.lane == store::jobs::Lane::Main) {
             world.reverse = store::jobs::newest_reverse(&mut tx, item).await?;
-            let running = store::jobs::running(&mut tx, item).await?;
-            let watch = running.iter().find(|job| job.facts.lane == store::jobs::Lane::Watch);
-            world.watch = watch.map(|job| job.facts.scenario);
         }
         let before = world.item.clone();
         let now_ms = world.now.wall_ms();

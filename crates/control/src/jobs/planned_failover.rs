@@ -324,8 +324,14 @@ impl PlannedFailover {
     }
 
     fn record(&mut self, world: &mut World, moment: &Moment) -> Step {
+        let reverses = world.policy.auto_reverse_planned;
+        let former = world.reverse.as_ref().filter(|row| !row.record.phase.is_final());
+        if let Some(former) = former.filter(|_| reverses) {
+            // The replication that it began with is over, and so is what it has left to do.
+            return pending(format!("reprotect {} to end", former.facts.id));
+        }
         let outcome = self.failover.record(world, moment)?;
-        if world.policy.auto_reverse_planned {
+        if reverses {
             super::reprotect::reverse(world)?;
         }
         Ok(outcome)

@@ -228,6 +228,9 @@ impl Reprotect {
         if !self.is_ours(world) {
             return Self::given_up();
         }
+        if let Some(watch) = &world.watch {
+            return pending(format!("job {}, which watched the former direction", watch.facts.id));
+        }
         let (id, machine) = (world.new_id(), self.machine);
         let text = format!("{} is being protected the other way", world.item()?.name);
         world.note("ReverseReplicationStarted", Severity::Info, text);

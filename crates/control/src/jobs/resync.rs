@@ -4,7 +4,7 @@ use super::{NewJob, Scenario};
 use crate::plan::RunPlan;
 use crate::store::jobs::Lane;
 use crate::world::{Step, World, pending};
-use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
+use leeward_durable::{Forward, Job, Moment, Outcome, Phase, Reversible, nothing};
 use leeward_model::{Event, JobId, Protection};
 use serde::{Deserialize, Serialize};
 
@@ -27,11 +27,32 @@ impl Job for Resync {
     const ABANDON: &'static [Forward<Self>] = &[];
 }
 
-/// Starts a job that shows a comparison which is already asked for.
-pub(crate) fn spawn(world: &mut World) -> Result<(), StepError> {
+/// Whether a job that shows a comparison can begin now, or need not, as one goes on to show it.
+/// Any other watch is over with what it watched, and ends at its next look.
+pub(crate) fn can_be_shown(world: &World) -> bool {
+    world.watch.is_none() || shows(world).is_some()
+}
+
+/// The job that shows comparisons, unless it was asked to end.
+fn shows(world: &World) -> Option<JobId> {
+    let watch = world.watch.as_ref()?;
+    let stays = matches!(watch.record.phase, Phase::Reversible { .. });
+    let stays = stays && !watch.record.cancel_requested;
+    (watch.facts.scenario == Scenario::Resynchronize && stays).then_some(watch.facts.id)
+}
+
+/// Starts a job that shows a comparison which is already asked for, if none does.
+pub(crate) fn spawn(world: &mut World) -> Step {
+    if let Some(job) = shows(world) {
+        return Ok(Outcome::Skipped(format!("job {job} shows it already")));
+    }
+    if let Some(watch) = &world.watch {
+        return pending(format!("job {} to end", watch.facts.id));
+    }
     let job = world.new_id();
     let memory = Resync { job, ask: false };
-    world.start_job(NewJob::of_item(job, Lane::Watch, Scenario::Resynchronize), &memory)
+    world.start_job(NewJob::of_item(job, Lane::Watch, Scenario::Resynchronize), &memory)?;
+    Ok(Outcome::Done)
 }
 
 impl Resync {

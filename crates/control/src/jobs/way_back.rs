@@ -1,6 +1,6 @@
 //! The way back from a started target: shared by failover's ABANDON and the cancel of a failover.
 
-use super::{Scenario, replaced::Replaced, resync};
+use super::{replaced::Replaced, resync};
 use crate::plan::{RunPlan, TargetRun};
 use crate::world::{HostFacts, Step, World, engine_problem, pending, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome};
@@ -163,16 +163,7 @@ impl WayBack {
         if self.replaced.is_some() {
             return Ok(Outcome::Skipped("nothing replicates the machine".to_owned()));
         }
-        match world.watch {
-            None => {
-                resync::spawn(world)?;
-                Ok(Outcome::Done)
-            }
-            Some(Scenario::Resynchronize) => {
-                Ok(Outcome::Skipped("a job shows the comparison already".to_owned()))
-            }
-            Some(_) => pending("the job that watched the copy before the failover to end"),
-        }
+        resync::spawn(world)
     }
 }
 

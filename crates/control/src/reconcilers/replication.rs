@@ -29,12 +29,14 @@ pub(super) fn reconcile(world: &mut World) -> Result<(), StepError> {
                 None if seen.resync_done < asked => Some("a way back asked for it".to_owned()),
                 None => None,
             });
-            let Some(reason) = reason else { return Ok(()) };
+            let Some(reason) = reason.filter(|_| jobs::resync_can_be_shown(world)) else {
+                return Ok(());
+            };
             let job = world.new_id();
             world.apply(Event::ResyncNeeded { job, reason: reason.clone() })?;
             let text = format!("{} is compared with its replica: {reason}", world.item()?.name);
             world.note("ResyncNeeded", Severity::Warning, text);
-            jobs::spawn_resync(world)
+            jobs::spawn_resync(world).map(drop)
         }
         Protection::Enabling { .. }
         | Protection::FailingOver { .. }

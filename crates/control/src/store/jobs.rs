@@ -127,6 +127,14 @@ pub(crate) async fn running(conn: &mut Conn, item: ItemId) -> StoreResult<Vec<Jo
     rows.iter().map(row).collect()
 }
 
+/// The item's job that only watches, if one is not over.
+pub(crate) async fn watching(conn: &mut Conn, item: ItemId) -> StoreResult<Option<JobRow>> {
+    let sql = "SELECT record, body FROM jobs WHERE item = ? AND lane = ? AND ended IS NULL";
+    let asked = sqlx::query_as(sql).bind(item.to_string()).bind(Lane::Watch.name());
+    let found = query(LOAD, asked.fetch_optional(conn).await)?;
+    found.as_ref().map(row).transpose()
+}
+
 /// An item's newest job of the other direction, running or over.
 pub(crate) async fn newest_reverse(conn: &mut Conn, item: ItemId) -> StoreResult<Option<JobRow>> {
     let sql = "SELECT record, body FROM jobs \

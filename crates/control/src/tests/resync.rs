@@ -1,7 +1,9 @@
 //! Resynchronization as a normal path: its window, its start by hand, and what is never retried.
 
 use super::*;
+use crate::jobs::{JobFilter, Scenario};
 use leeward_model::{Policy, ResyncWindow};
+use leeward_wire::message::Stage;
 
 const MINUTE_MS: i64 = 60_000;
 const DAY_MINUTES: i64 = 24 * 60;
@@ -138,4 +140,27 @@ async fn what_no_retry_can_mend_is_critical_at_once() {
         let shown = health.iter().find(|error| error.problem.code == code.code).unwrap();
         assert_eq!(shown.level == crate::items::Level::Critical, critical, "{}", code.code);
     }
+}
+
+/// The way back of a failover compares, and shows it in a job. One that showed a comparison
+/// before goes on to show this one: two would be refused, and the way back would not end before
+/// the machine is compared.
+#[tokio::test]
+async fn a_failover_out_of_a_comparison_comes_back_while_that_is_still_shown() {
+    let mut pair = Pair::protected().await;
+    let source = pair.source;
+    pair.fleet.host(source).copy_steps = 1_000_000;
+    pair.loses_change_map();
+    pair.until("the comparison", resyncs).await;
+    let job = pair.failover(Shutdown::Leave).await;
+    let starts = |view: &ItemView| view.instances.iter().any(|made| made.wanted == Stage::Running);
+    pair.until("the machine is started", starts).await;
+
+    pair.fleet.control.job_cancel(pair.vault, job).await.unwrap();
+
+    assert_eq!(pair.finish(job).await.state, RunState::Cancelled);
+    assert!(resyncs(&pair.view().await));
+    let filter = JobFilter { scenarios: vec![Scenario::Resynchronize], ..JobFilter::default() };
+    let shown = pair.fleet.control.job_list(pair.vault, &filter).await.unwrap();
+    assert_eq!(shown.iter().filter(|job| job.ended.is_none()).count(), 1);
 }
