@@ -12,7 +12,6 @@ use crate::plan::{End, Left, RunPlan, other};
 use crate::store::{self, Conn, items::ItemRow, jobs::Lane};
 use crate::world::{HostFacts, World};
 use crate::{Control, ControlError, ErrorKind, items::record::Running};
-use leeward_durable::StepError;
 use leeward_model::{
     Code, Event, InstanceId, ItemId, JobId, PointChoice, Protection, Site, SourceState, TestState,
 };
@@ -278,13 +277,13 @@ fn go_to(world: &mut World, to: Option<HostFacts>) -> Result<()> {
     {
         return Err(ControlError::not_now(format!("{}: clean up its test machine", row.name)));
     }
-    move_end(world, left, host).map_err(|error| refused(&error))
+    move_end(world, left, host)
 }
 
 /// The end at `site` is on another host from now on. What was left on the former one stays fenced
 /// there, with the points of its store.
-fn move_end(world: &mut World, site: Site, host: HostFacts) -> std::result::Result<(), StepError> {
-    let row = world.item_mut()?;
+fn move_end(world: &mut World, site: Site, host: HostFacts) -> Result<()> {
+    let Some(row) = &mut world.item else { return Ok(()) };
     let name = machine_name(&host, &row.machine, row.id);
     let former = row.plan.end(site).clone();
     let off = matches!(row.state.source, SourceState::ConfirmedOff { .. });
@@ -307,5 +306,8 @@ fn move_end(world: &mut World, site: Site, host: HostFacts) -> std::result::Resu
         Site::Recovery => world.recovery = host,
     }
     // What the host before said of its machine says nothing of this one.
-    if unsure { world.source_seen(SourceState::Unknown) } else { Ok(()) }
+    match unsure {
+        true => world.source_seen(SourceState::Unknown).map_err(|error| refused(&error)),
+        false => Ok(()),
+    }
 }
