@@ -55,9 +55,8 @@ async fn a_note_of_a_host_is_an_event_once_and_critical_where_the_machine_is_not
 #[tokio::test]
 async fn where_a_machine_is_live_and_what_is_kept_of_it_is_told_once_each() {
     let mut pair = Pair::failed_over().await;
-    let control = pair.fleet.control.clone();
     let point = pair.points().await.last().unwrap().id;
-    let job = control.item_change_point(pair.item, point).await.unwrap();
+    let job = pair.change_point(point).await.unwrap();
     pair.succeeds(job).await;
     for _ in 0..6 {
         pair.fleet.turn().await;
