@@ -390,9 +390,12 @@ impl Failover {
         {
             return pending(format!("host {} to stop the old machine", world.target().name));
         }
-        if world.end(to)?.run == RunPlan::Fenced && !world.is_fenced(to) {
+        if !permitted && world.end(to)?.run == RunPlan::Fenced && !world.is_fenced(to) {
             // Left running there by an earlier failover: nothing else may go by its name yet.
-            return pending(format!("host {} to stop the old machine", world.target().name));
+            return pending(format!("host {} to stop its old machine", world.target().name));
+        }
+        if world.end(from)?.run.permits() {
+            self.may_run(world)?;
         }
         if world.end(from)?.run != RunPlan::Unassigned {
             world.item_mut()?.plan.end_mut(from).stale = true;
@@ -417,6 +420,19 @@ impl Failover {
             rename(world, to)?;
         }
         world.instance_reach(id, Stage::Running, gives_up(moment))
+    }
+
+    /// The source held its permit until now: nobody has confirmed that it is off. What is known
+    /// may be of the machine that was left at the target before, when nothing replicates this one.
+    fn may_run(&self, world: &mut World) -> Result<(), StepError> {
+        let machine = world.source_machine();
+        if self.replaced().is_some() {
+            world.item_mut()?.plan.source_ran = machine != MachineState::Off;
+        }
+        world.source_seen(match machine {
+            MachineState::Running | MachineState::Paused => SourceState::Running,
+            MachineState::Off | MachineState::Unknown => SourceState::Unknown,
+        })
     }
 
     pub(super) fn record(&mut self, world: &mut World, _: &Moment) -> Step {

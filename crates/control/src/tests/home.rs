@@ -321,6 +321,42 @@ async fn a_handed_over_machine_runs_again_after_the_failover_that_replaced_it_wa
     }
 }
 
+/// Found by seed 2017. What was known to be off was the machine that had been left at the other
+/// site, and so the live one was not waited for: for a moment both ran.
+#[tokio::test]
+async fn a_live_machine_that_a_point_of_the_other_site_replaces_must_itself_be_confirmed_off() {
+    for temper in [Temper::Obeys, Temper::CutOff] {
+        let mut pair = Pair::reversed().await;
+        let job = pair.planned().await;
+        pair.succeeds(job).await;
+        pair.commit().await;
+        let job = pair.reprotect().await;
+        pair.until("handed over", |view| view.ends[0].run == RunView::Live).await;
+        pair.until("its host's", |view| view.instances.is_empty()).await;
+        pair.fleet.control.job_cancel(pair.vault, job).await.unwrap();
+        pair.finish(job).await;
+        let off = |view: ItemView| match view.state.source {
+            SourceState::ConfirmedOff { by, .. } => Some(by),
+            _ => None,
+        };
+        assert_eq!(off(pair.view().await).as_deref(), Some("host recovery-host"));
+        let points = pair.points().await;
+        let there = points.iter().find(|point| point.held_at == Site::Recovery).unwrap().id;
+
+        let failover = pair.retained(there).await.unwrap();
+        let source = pair.source;
+        pair.fleet.host(source).temper = temper;
+        let view = pair.finish(failover).await;
+
+        let cut_off = temper == Temper::CutOff;
+        let both = Code::BOTH_MAY_BE_LIVE.code;
+        assert_eq!(view.errors.iter().any(|error| error.code == both), cut_off, "{view:#?}");
+        assert_eq!(pair.live().len(), 1 + usize::from(cut_off));
+        let by = (!cut_off).then_some("host kvm-a");
+        assert_eq!(off(pair.view().await).as_deref(), by);
+    }
+}
+
 /// F-005.
 #[tokio::test]
 async fn a_completed_migration_ends_the_item_for_good() {
