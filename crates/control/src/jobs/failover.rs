@@ -390,10 +390,6 @@ impl Failover {
         {
             return pending(format!("host {} to stop the old machine", world.target().name));
         }
-        if !permitted && world.end(to)?.run == RunPlan::Fenced && !world.is_fenced(to) {
-            // Left running there by an earlier failover: nothing else may go by its name yet.
-            return pending(format!("host {} to stop its old machine", world.target().name));
-        }
         if world.end(from)?.run.permits() {
             self.may_run(world)?;
         }
@@ -403,6 +399,9 @@ impl Failover {
         }
         if world.source_is_off() {
             world.source_seen(world.confirmed_off(from))?;
+        }
+        if !permitted && world.end(to)?.run == RunPlan::Fenced && !world.is_fenced(to) {
+            return pending(format!("host {} to stop its old machine", world.target().name));
         }
         let off = matches!(world.state()?.source, SourceState::ConfirmedOff { .. });
         let away = !world.source().sight.connected;

@@ -122,7 +122,7 @@ impl WatchedFabric {
         &self,
         inner: Box<dyn ChangeSource>,
         machine: &MachineRef,
-        to: Site,
+        to: Option<Site>,
     ) -> Result<Box<dyn ChangeSource>, FabricError> {
         let disks = self.inner.disks(machine);
         let disks = disks.ok_or_else(|| FabricError::Unknown(machine.clone()))?;
@@ -165,14 +165,15 @@ struct WatchedSource {
     inner: Box<dyn ChangeSource>,
     disks: MemoryMachine,
     watch: Watch,
-    /// The site whose store is promised what is cut.
-    to: Site,
+    /// The site whose store is promised what is cut; none for disks that lie still, which are read
+    /// for a store of this site, as a seed, or for the other site's, as a last point.
+    to: Option<Site>,
     pending: Option<UnixMillis>,
 }
 
 impl WatchedSource {
     fn image(&self) -> Image {
-        if self.to == self.watch.site {
+        if self.to.is_none() {
             // Disks that lie still never change, so there is nothing else to read.
             let there = self.inner.disks();
             let mut image = image_of(&self.disks);
@@ -222,7 +223,10 @@ impl ChangeSource for WatchedSource {
     }
     async fn close_cut(&mut self, end: CutEnd) -> Result<(), CaptureError> {
         if let (CutEnd::Committed(position), Some(at)) = (end, self.pending.take()) {
-            self.watch.ledger.promised(self.to, position, at);
+            match self.to {
+                Some(to) => self.watch.ledger.promised(to, position, at),
+                None => self.watch.ledger.promised_somewhere(position, at),
+            }
         }
         self.inner.close_cut(end).await
     }
@@ -302,7 +306,7 @@ impl Fabric for WatchedFabric {
             let disks = self.inner.disks(&machine);
             disks.inspect(|disks| disks.write(DiskNumber(0), 0, &[0xfd; LAST_BYTES]));
         }
-        let source = self.watched(source, &machine, self.watch.site)?;
+        let source = self.watched(source, &machine, None)?;
         Ok(Still { spec, source })
     }
     async fn capture(&self, machine: &MachineRef) -> Result<Box<dyn ChangeSource>, FabricError> {
@@ -313,7 +317,7 @@ impl Fabric for WatchedFabric {
             (Some(mutation), Some(disks)) => Box::new(MutantSource::new(disks, mutation)),
             _ => plain,
         };
-        self.watched(inner, machine, other(self.watch.site))
+        self.watched(inner, machine, Some(other(self.watch.site)))
     }
     async fn machine_screenshot(&self, machine: &MachineRef) -> Result<Vec<u8>, FabricError> {
         self.inner.machine_screenshot(machine).await

@@ -63,6 +63,9 @@ pub const PLACES: [HostPlace; 3] = [HostPlace::Recovery, HostPlace::First, HostP
 pub struct Promise {
     /// The host of the store.
     pub place: HostPlace,
+    /// Where the store may be instead, as long as that was not looked at: disks that lie still are
+    /// read for either site's.
+    pub or: Option<HostPlace>,
     /// The point's place in the log.
     pub position: Position,
     /// Its time, by which the cut is known.
@@ -177,14 +180,40 @@ impl Ledger {
     pub fn promised(&self, site: Site, position: Position, cut_at: UnixMillis) {
         let mut state = self.state();
         let place = state.place(site);
-        state.promised.push(Promise { place, position, cut_at });
+        state.promised.push(Promise { place, or: None, position, cut_at });
+    }
+
+    /// As [`Self::promised`], of a store of one of both sites.
+    pub fn promised_somewhere(&self, position: Position, cut_at: UnixMillis) {
+        let mut state = self.state();
+        let (place, or) = (state.place(Site::Primary), Some(state.place(Site::Recovery)));
+        state.promised.push(Promise { place, or, position, cut_at });
+    }
+
+    /// Finds out whether what was promised of some store was promised of the one at `place`.
+    fn promises_settle(&self, place: HostPlace, reader: &ItemReader) {
+        let points = &reader.state().points;
+        for promise in &mut self.state().promised {
+            let mine = promise.place == place || promise.or == Some(place);
+            let there = points
+                .iter()
+                .any(|point| point.position == promise.position && point.cut_at == promise.cut_at);
+            match (promise.or, mine, there) {
+                (Some(_), true, true) => (promise.place, promise.or) = (place, None),
+                (Some(or), true, false) => {
+                    let other = if promise.place == place { or } else { promise.place };
+                    (promise.place, promise.or) = (other, None);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Whether the store of `site` must have points.
     pub fn has_promised(&self, site: Site) -> bool {
         let state = self.state();
         let place = state.place(site);
-        state.promised.iter().any(|promise| promise.place == place)
+        state.promised.iter().any(|promise| promise.place == place && promise.or.is_none())
     }
 
     /// The primary site's hosts change places.
@@ -226,7 +255,9 @@ impl Ledger {
     /// The replica's protection has ended and it is kept.
     pub fn replica_kept(&self, item: ItemId) {
         let mut state = self.state();
-        let promised = std::mem::take(&mut state.promised);
+        let mut promised = std::mem::take(&mut state.promised);
+        // Whose store it was is not found out any more.
+        promised.retain(|promise| promise.or.is_none());
         state.kept.insert(item, promised);
         state.may_delete = false;
     }
@@ -463,6 +494,7 @@ impl Ledger {
     /// Compares every point of a host's replica with what was cut (I1), and looks for every point
     /// that was promised (I3).
     pub fn check_replica(&self, place: HostPlace, reader: &ItemReader) {
+        self.promises_settle(place, reader);
         let promised = self.state().promised.clone();
         let promised: Vec<_> = promised.iter().filter(|promise| promise.place == place).collect();
         self.check_points(&promised, reader);
