@@ -74,7 +74,10 @@ pub enum ToServer {
     },
     /// What happened on the host and is to be an event; at most [`NOTES_MAX`], oldest first. Sent
     /// again until it is taken.
-    Notes(Vec<HostNote>),
+    Notes {
+        /// The oldest ones, at most [`NOTES_MAX`].
+        notes: Vec<HostNote>,
+    },
 }
 
 /// Something that happened on a host, perhaps while nobody listened.

@@ -177,7 +177,7 @@ async fn a_failover_back_to_a_machine_that_was_left_running_waits_until_it_is_st
         pair.fleet.turn().await;
     }
     let waiting = pair.job(job).await;
-    let says = |text: &String| text == "host recovery-host to stop the old machine";
+    let says = |text: &String| text == "host recovery-host to stop its old machine";
     assert!(waiting.tasks.iter().any(|t| t.message.as_ref().is_some_and(says)), "{waiting:#?}");
     pair.fleet.host(TARGET).busy = false;
 

@@ -2,14 +2,16 @@
 
 use leeward_model::{
     Branch, Epoch, HostId, InstanceId, JobId, Lsn, PointId, Position, Problem, Site, TimelineId,
+    UnixMillis,
 };
 use leeward_wire::message::{
-    CapturePhase, InstanceDuty, OtherStore, Purpose, Seeded, SourceDuty, SourceObserved, SourceRun,
-    Stage, TargetDuty,
+    CapturePhase, HostNote, InstanceDuty, NoteKind, OtherStore, Purpose, Seeded, SourceDuty,
+    SourceObserved, SourceRun, Stage, TargetDuty, ToHost, ToServer,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::fmt::Debug;
+use uuid::Uuid;
 
 const TIMELINE: TimelineId = TimelineId::from_u128(0x31);
 
@@ -53,6 +55,23 @@ fn source_duty(run: SourceRun) -> SourceDuty {
         resync_threshold_percent: 50,
         resync_allowed: true,
     }
+}
+
+/// A list cannot be a message by itself: messages are told apart by a member.
+#[test]
+fn notes_of_a_host_and_their_receipt_are_messages() {
+    let note = HostNote {
+        id: Uuid::from_u128(7),
+        at: UnixMillis(1_000),
+        kind: NoteKind::StartedByHand,
+        item: None,
+        object: "web01".into(),
+        text: "it was started".into(),
+    };
+    let notes = written(&ToServer::Notes { notes: vec![note] });
+    assert_eq!((&notes["type"], &notes["notes"][0]["object"]), (&json!("notes"), &json!("web01")));
+    let taken = written(&ToHost::NotesTaken { ids: vec![Uuid::from_u128(7)] });
+    assert_eq!(taken["type"], "notes-taken");
 }
 
 #[test]

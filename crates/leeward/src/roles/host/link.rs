@@ -121,7 +121,7 @@ async fn converse<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
                 writer.send(&encode_control(&observed(host).await)).await?;
                 let notes = notes::notes_read(&host.folder);
                 if !notes.is_empty() {
-                    writer.send(&encode_control(&ToServer::Notes(notes))).await?;
+                    writer.send(&encode_control(&ToServer::Notes { notes })).await?;
                 }
             }
             () = host.board.wait() => {

@@ -270,6 +270,12 @@ impl SourceWorker {
             (seen.epoch, seen.timeline) = (epoch, timeline);
             (seen.resync_done, seen.sent_bytes) = (state.resync_done, state.sent_bytes);
             seen.divergent.clone_from(&state.divergent);
+            // What was said of a former fence is no answer to the next: the machine may be started
+            // in between.
+            let fences = matches!(work.duty.run, SourceRun::Fenced | SourceRun::Seed { .. });
+            if seen.phase == CapturePhase::Fenced && !fences {
+                seen.phase = CapturePhase::Idle;
+            }
             if let Some((job, _)) = &seen.shutdown
                 && !matches!(&work.duty.run, SourceRun::ShutDown { job: now, .. } if now == job)
             {

@@ -174,7 +174,7 @@ async fn take(
                 let _ = reply.send(answer);
             }
         }
-        ToServer::Notes(notes) => match control.host_notes(session.host, notes).await {
+        ToServer::Notes { notes } => match control.host_notes(session.host, notes).await {
             Ok(ids) => return Some(ToHost::NotesTaken { ids }),
             Err(error) => tracing::error!(host = %session.host, %error, "notes were not stored"),
         },
