@@ -97,10 +97,12 @@ fn both_options_give_the_same_disks_and_lose_nothing() {
             assert!(came.disks[0] == came.disks[1], "{stale:?}: not what the machine had written");
         }
         assert!(synchronized.disks[1] == copied.disks[1], "{stale:?}: the options differ");
-        // Bytes of a full copy are those of the blocks that hold anything, wherever the old disks.
+        // Bytes of a full copy are those of the blocks that hold anything, wherever the old disks;
+        // what was on the way when the guest was asked to shut down, and not committed yet, again.
         let blocks = copied.disks[0].iter().flat_map(|disk| disk.chunks(BLOCK as usize));
         let holding = blocks.filter(|block| block.iter().any(|byte| *byte != 0)).count() as u64;
-        assert_eq!(copied.sent, holding * BLOCK, "{stale:?}");
+        let due = holding * BLOCK;
+        assert!((due..=2 * due).contains(&copied.sent), "{stale:?}: {} of {due}", copied.sent);
         assert!(synchronized.sent <= copied.sent, "{stale:?}: {}", synchronized.sent);
         if stale.is_none() {
             assert!(synchronized.sent < copied.sent, "what did not change was sent");
