@@ -64,14 +64,7 @@ async fn protected(world: &mut World) {
 
 /// Failed over and committed, with points of the first direction.
 async fn committed_at_recovery(sizes: Option<[u64; 2]>, random: &mut Seeded) -> World {
-    let mut world = match sizes {
-        Some(sizes) => World::sized(Mistakes::default(), sizes).await,
-        None => World::new(Mistakes::default()).await,
-    };
-    world.write(random);
-    world.protect(random).await;
-    world.wait(5_000).await;
-    world.write(random);
+    let mut world = World::replicated(sizes, random).await;
     failover(&mut world, PointChoice::Latest, Shutdown::First).await;
     commit(&mut world).await;
     world

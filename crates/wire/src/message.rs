@@ -430,6 +430,20 @@ pub enum CapturePhase {
     Released,
 }
 
+impl CapturePhase {
+    /// How far the reading of the whole machine is, while that goes on.
+    pub fn copying(&self) -> Option<CopyProgress> {
+        match self {
+            CapturePhase::Copying(progress) => Some(*progress),
+            CapturePhase::Idle
+            | CapturePhase::Delta
+            | CapturePhase::Paused
+            | CapturePhase::Fenced
+            | CapturePhase::Released => None,
+        }
+    }
+}
+
 /// Progress of reading a whole machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CopyProgress {

@@ -10,7 +10,7 @@ use crate::store::{self, Conn, items::ItemRow};
 use crate::world::World;
 use crate::{Control, ControlError, health, jobs::Scenario};
 use leeward_model::{FabricId, JobId, MachineSpec, MachineState, Protection, Site, UnixMillis};
-use leeward_wire::message::{CapturePhase, CopyProgress, NewestPoint, SourceObserved, Stage};
+use leeward_wire::message::{NewestPoint, Stage};
 
 impl Control {
     /// Shows a stored item.
@@ -56,17 +56,6 @@ async fn was_planned(conn: &mut Conn, row: &ItemRow) -> Result<bool> {
             && job.record.phase == leeward_durable::Phase::Succeeded
     });
     Ok(last.is_some_and(|job| job.facts.scenario == Scenario::PlannedFailover))
-}
-
-fn copy_of(seen: &SourceObserved) -> Option<CopyProgress> {
-    match seen.phase {
-        CapturePhase::Copying(progress) => Some(progress),
-        CapturePhase::Idle
-        | CapturePhase::Delta
-        | CapturePhase::Paused
-        | CapturePhase::Fenced
-        | CapturePhase::Released => None,
-    }
 }
 
 /// Whether points are due, so that their age means something.
@@ -120,7 +109,7 @@ fn show(row: ItemRow, stored: Stored, world: &World) -> ItemView {
         target_host: world.recovery.id,
         target_host_name: world.recovery.name.clone(),
         target_connected: world.recovery.sight.connected,
-        copy: connected_source.and_then(copy_of),
+        copy: connected_source.and_then(|seen| seen.phase.copying()),
         resync_reason: connected_source.and_then(|seen| seen.resync_reason.clone()),
         newest,
         points: target.map(|seen| seen.points),

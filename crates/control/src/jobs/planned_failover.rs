@@ -13,7 +13,7 @@ use leeward_model::{
     Code, Event, FailoverOrigin, JobId, MachineState, PointChoice, Position, Protection,
     SourceState,
 };
-use leeward_wire::message::{CapturePhase, CopyProgress, ShutdownOutcome};
+use leeward_wire::message::{CopyProgress, ShutdownOutcome};
 use serde::{Deserialize, Serialize};
 
 /// How long the source host may be away before the job is refused: nothing was done yet.
@@ -104,11 +104,6 @@ impl Job for PlannedFailover {
         Forward::new("record", Self::record),
     ];
     const ABANDON: &'static [Forward<Self>] = &way_back::steps::<Self>();
-}
-
-/// Whether the source host reads the whole machine.
-fn compares(world: &World) -> bool {
-    world.source_now().is_some_and(|seen| matches!(seen.phase, CapturePhase::Copying(_)))
 }
 
 impl PlannedFailover {
@@ -287,7 +282,8 @@ impl PlannedFailover {
             }
             // It is off: only its last data are on the way, by comparison after a retry.
             Some(ShutdownOutcome::InProgress)
-                if world.source_machine() == MachineState::Off && (!late || compares(world)) =>
+                if world.source_machine() == MachineState::Off
+                    && (!late || copying(world).is_some()) =>
             {
                 pending(format!("the last data from host {host}"))
             }
@@ -373,15 +369,9 @@ fn copies_everything(world: &World) -> bool {
     )
 }
 
+/// How far the source host is with reading the whole machine, while it does.
 fn copying(world: &World) -> Option<CopyProgress> {
-    match world.source_now()?.phase {
-        CapturePhase::Copying(progress) => Some(progress),
-        CapturePhase::Idle
-        | CapturePhase::Delta
-        | CapturePhase::Paused
-        | CapturePhase::Fenced
-        | CapturePhase::Released => None,
-    }
+    world.source_now()?.phase.copying()
 }
 
 fn figures(progress: CopyProgress) -> String {

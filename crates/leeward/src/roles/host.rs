@@ -33,8 +33,13 @@ pub use autostart::start_allowed;
 use board::Board;
 use clock::{ServerClock, WallClock};
 use leeward_fabric::Fabric;
-use leeward_model::{DiscoveredMachine, HostId, InstanceId, ItemId, VaultId};
-use leeward_wire::message::{Assignment, ItemDuty, Observed, SourceDuty, StoreRoom, TargetDuty};
+use leeward_model::{Branch, DiscoveredMachine, Epoch, HostId, InstanceId, ItemId, VaultId};
+use leeward_wire::{
+    data::{DataHello, Role},
+    message::{
+        Assignment, ItemDuty, Observed, PROTOCOL_VERSION, SourceDuty, StoreRoom, TargetDuty,
+    },
+};
 use lobby::Lobby;
 use site_store::SiteStore;
 use std::{
@@ -184,6 +189,20 @@ impl Host {
     /// Whether this host has anything to do for the item.
     pub fn has_duty(&self, item: ItemId) -> bool {
         self.duty(item, |_| Some(())).is_some()
+    }
+
+    /// What this host says first in a data session that it dials or answers as a sender.
+    pub fn hello(&self, item: ItemId, role: Role, epoch: Epoch, branch: Branch) -> DataHello {
+        DataHello {
+            version_min: PROTOCOL_VERSION,
+            version_max: PROTOCOL_VERSION,
+            item,
+            host: self.id,
+            host_boot: self.boot.clone(),
+            role,
+            epoch,
+            branch,
+        }
     }
 
     /// The vault of an item that this host has a duty for.

@@ -253,6 +253,20 @@ pub async fn live(seed: u64, mistakes: Mistakes) -> Told {
 }
 
 impl World {
+    /// A world whose machine has been protected for a while and has written since; its two disks
+    /// have `sizes` in bytes, or the usual ones.
+    pub async fn replicated(sizes: Option<[u64; 2]>, random: &mut Seeded) -> World {
+        let mut world = match sizes {
+            Some(sizes) => World::sized(Mistakes::default(), sizes).await,
+            None => World::new(Mistakes::default()).await,
+        };
+        world.write(random);
+        world.protect(random).await;
+        world.wait(5_000).await;
+        world.write(random);
+        world
+    }
+
     /// Protects the machine and waits until it is.
     pub async fn protect(&mut self, random: &mut Seeded) {
         if self.enable().await.is_none() {

@@ -22,7 +22,6 @@ use leeward_wire::{
     },
     hash,
     keys::{DataKey, HashKey},
-    message::PROTOCOL_VERSION,
     seal::{Level, Sealer},
     segment::SegmentHeader,
 };
@@ -249,16 +248,7 @@ impl DataLink {
             StoreEnd::Dialled(_) | StoreEnd::Own => Role::DialerSends,
             StoreEnd::Dials(_) => Role::DialerReceives,
         };
-        let hello = DataHello {
-            version_min: PROTOCOL_VERSION,
-            version_max: PROTOCOL_VERSION,
-            item: work.item,
-            host: host.id,
-            host_boot: host.boot.clone(),
-            role,
-            epoch: work.epoch,
-            branch,
-        };
+        let hello = host.hello(work.item, role, work.epoch, branch);
         let stream = match end {
             StoreEnd::Dialled(address) => host.dialer.dial(&address).await?,
             StoreEnd::Own => door::within(host),

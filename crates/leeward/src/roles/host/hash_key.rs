@@ -124,16 +124,7 @@ async fn dial(host: &Host, item: ItemId, address: &str) -> Result<Dialled, KeyEr
         KeyError::Refused(Box::new(Code::NOT_FOUND.problem(what)))
     };
     let duty = host.target_duty(item).ok_or_else(not_now)?;
-    let hello = DataHello {
-        version_min: PROTOCOL_VERSION,
-        version_max: PROTOCOL_VERSION,
-        item,
-        host: host.id,
-        host_boot: host.boot.clone(),
-        role: Role::HashKey,
-        epoch: duty.fence,
-        branch: duty.branch,
-    };
+    let hello = host.hello(item, Role::HashKey, duty.fence, duty.branch);
     let (read, write) = tokio::io::split(host.dialer.dial(address).await?);
     let (reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
     writer.message(&DataMessage::Hello(hello)).await?;

@@ -7,8 +7,8 @@ use super::{Host, target};
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
 use leeward_model::{ItemId, Problem};
 use leeward_wire::{
-    data::{DataHello, DataMessage, Role},
-    message::{ItemDuty, PROTOCOL_VERSION, TargetDuty},
+    data::{DataMessage, Role},
+    message::{ItemDuty, TargetDuty},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -120,16 +120,7 @@ async fn receive(
     let stream = host.dialer.dial(address).await?;
     let (read, write) = tokio::io::split(stream);
     let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
-    let hello = DataHello {
-        version_min: PROTOCOL_VERSION,
-        version_max: PROTOCOL_VERSION,
-        item,
-        host: host.id,
-        host_boot: host.boot.clone(),
-        role: Role::DialerReceives,
-        epoch: duty.branch.epoch,
-        branch: duty.branch,
-    };
+    let hello = host.hello(item, Role::DialerReceives, duty.branch.epoch, duty.branch);
     writer.message(&DataMessage::Hello(hello)).await?;
     let Ok(came) = timeout(SOURCE_WAIT, reader.message(SOURCE_WAIT * 2)).await else {
         writer.close().await;

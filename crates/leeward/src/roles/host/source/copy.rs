@@ -11,7 +11,7 @@ use leeward_wire::{
     data::{BlockHashesRequest, Commit, ExtentBlockHashes, HashesRequest},
     frame::{BLOCK_HASHES_MAX, HASHES_MAX},
     hash::EXTENT_ABSENT,
-    message::{CapturePhase, CopyProgress, SourceDuty},
+    message::{CapturePhase, CopyProgress, SourceDuty, SourceRun},
 };
 use std::{
     path::PathBuf,
@@ -140,6 +140,10 @@ impl SourceWorker {
         let mut committed = Instant::now();
         while let Some(batch) = pass.next().await? {
             if changed(work, changes) {
+                if pending > 0 && shuts_down(work, changes) {
+                    // The copy goes on once the machine is off: nothing is to be sent twice.
+                    self.commit_progress(false).await?;
+                }
                 return Err(SourceError::Changed);
             }
             let found = batch.found.len() as u64;
@@ -226,6 +230,15 @@ pub(super) fn changed(work: &SourceWork, changes: &watch::Receiver<Option<Source
     // What is under way goes on when its window closes.
     let duty = SourceDuty { resync_allowed: work.duty.resync_allowed, ..now.duty.clone() };
     SourceWork { duty, ..now.clone() } != *work
+}
+
+/// Whether the machine of the same branch is now to be shut down, and nothing else changed. Only
+/// then there is time for the store: a fence has none.
+fn shuts_down(work: &SourceWork, changes: &watch::Receiver<Option<SourceWork>>) -> bool {
+    changes.borrow().as_ref().is_some_and(|now| {
+        matches!(now.duty.run, SourceRun::ShutDown { .. })
+            && SourceWorker::key(now) == SourceWorker::key(work)
+    })
 }
 
 /// Makes the journal of the delta in flight durable.

@@ -1,7 +1,10 @@
 //! The final point of a machine that is off already: its disks are read where they lie, and what
 //! differs from the newest point is sent. They are never written.
 
-use super::{Goes, Open, RETRY, SourceError, SourceWork, SourceWorker, power::FINAL_DELTA_TRIES};
+use super::{
+    Goes, Open, RETRY, SourceError, SourceWork, SourceWorker, copy::changed,
+    power::FINAL_DELTA_TRIES,
+};
 use crate::roles::host::data_link::DataLink;
 use leeward_fabric::{FabricError, Still};
 use leeward_model::{PointId, PointKind};
@@ -31,6 +34,9 @@ impl SourceWorker {
                     // So that a person who is asked again sees why.
                     self.show(|seen| seen.problem = Some(problem));
                     tokio::time::sleep(RETRY).await;
+                    if changed(work, changes) {
+                        return Err(SourceError::Changed);
+                    }
                 }
                 Ok(point) => return Ok(point),
             }
