@@ -265,3 +265,35 @@ fn a_planned_failover_of_a_machine_that_is_off_asks_its_owner() {
 
     assert_eq!(violations, Vec::<String>::new());
 }
+
+/// Seed 6988 left a machine off whose protection ended and began again: nobody started it, and the
+/// job that waits for the first point said nothing of it. Now the job says so, and its owner is
+/// the one who starts it.
+#[test]
+fn a_machine_that_is_off_when_its_protection_begins_is_said_to_be_waited_for() {
+    let violations = simulate(async {
+        let mut world = World::new(Mistakes::default()).await;
+        let machine = world.owned(Site::Primary);
+        world.machines(Site::Primary).kill_process(&machine);
+        world.enable().await.unwrap();
+        let told = async |world: &World| {
+            let running = world.jobs_running().await;
+            let words = running.iter().flat_map(|job| &job.tasks);
+            let mut words = words.filter_map(|task| task.message.as_deref());
+            words.any(|words| words.contains("to be started: it is off"))
+        };
+        assert!(world.reaches(1_000, told).await, "{:?}", world.jobs_running().await);
+
+        world.owner_starts(Site::Primary).await;
+        let protected = async |world: &World| {
+            let view = world.view().await;
+            view.is_some_and(|view| view.state.protection == Protection::Protected)
+        };
+        assert!(world.reaches(2_000, protected).await);
+
+        world.settle().await;
+        world.ledger.violations()
+    });
+
+    assert_eq!(violations, Vec::<String>::new());
+}
