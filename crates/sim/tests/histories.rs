@@ -77,6 +77,8 @@ fn random_histories_keep_every_promise() {
     let lived_count = lived.len();
     eprintln!("{lived_count} of seeds {seeds:?}: {points} points in {took:.0} s");
     eprintln!("{each:.3} s of processor time for each history");
+    let (first, last) = (seeds.start(), seeds.end());
+    println!("PROOF E11 histories={lived_count} points={points} seeds={first}-{last}");
     let told: Vec<_> = failed.map(|(seed, told)| tell(*seed, told)).collect();
     assert!(told.is_empty(), "{} histories failed:\n{}", told.len(), told.join("\n\n"));
 }

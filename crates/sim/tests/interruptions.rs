@@ -337,6 +337,7 @@ fn every_job_survives_every_interruption_at_every_step() {
         .collect();
     let took = begun.elapsed().as_secs_f64();
     eprintln!("{} interruptions in {took:.0} s", done.len());
+    println!("PROOF E1 interruptions_in_a_whole_world={}", done.len());
     assert!(wrong.is_empty(), "{} went wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert!(missing.is_empty(), "these were never interrupted: {missing:?}");
 }

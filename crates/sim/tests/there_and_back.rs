@@ -212,6 +212,7 @@ fn a_reprotect_that_is_interrupted_anywhere_goes_on_where_it_was() {
     };
 
     let done = crowd(0..INTERRUPTIONS, interrupted, |_| false);
+    println!("PROOF E15 interruptions={INTERRUPTIONS} per_mille={PER_MILLE:?}");
 
     for (n, differing, crossed, violations) in done {
         assert_eq!(violations, Vec::<String>::new(), "interruption {n}");

@@ -327,6 +327,7 @@ async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
 async fn every_place_of(scenarios: &[&str]) {
     let registry = crate::jobs::registry();
     let steps = enumerate(&registry);
+    let mut survived = 0;
     for scenario in scenarios {
         let kind = kind_of(scenario);
         let base = base(scenario).await.expect("a kind with steps");
@@ -341,9 +342,11 @@ async fn every_place_of(scenarios: &[&str]) {
                 let fell = run(&mut pair, job, step.place, lead, blow).await;
                 assert!(fell, "{scenario} never came to {step:?}");
                 check(&mut pair, scenario, job).await;
+                survived += 1;
             }
         }
     }
+    println!("PROOF E1 crashes_and_cancels={survived} scenarios={}", scenarios.len());
 }
 
 /// F-079.

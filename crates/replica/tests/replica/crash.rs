@@ -202,10 +202,52 @@ fn every_sequence_of_three_operations_survives_a_power_cut_at_every_step() {
         }
     }
 
-    println!("{} crash states checked", tally.states);
+    println!("PROOF E3 crash_states={} sequences=every_up_to_3", tally.states);
     assert!(tally.failures.is_empty(), "{}: {:#?}", tally.failures.len(), &tally.failures[..1]);
     assert!(tally.states >= 20_000, "only {} states", tally.states);
 }
+
+/// Crash states of long sequences in a usual run, and in a long one.
+const RANDOM_STATES: u64 = 5_000;
+const RANDOM_STATES_LONG: u64 = 10_000_000;
+
+/// E3: long sequences, drawn; the power goes at every step of every operation.
+#[test]
+fn random_sequences_of_operations_survive_a_power_cut_at_every_step() {
+    let long = std::env::var_os("LONG").is_some();
+    let states = if long { RANDOM_STATES_LONG } else { RANDOM_STATES };
+    let seed = seed("random sequences");
+    let base = base_disk();
+    let share = |worker: u64| {
+        let mut random = Seeded::new(seed.wrapping_mul(1_000_003).wrapping_add(worker));
+        let mut harness = harness("random cuts", 4);
+        let mut tally = Tally { states: 0, failures: Vec::new() };
+        let mut sequences = 0_u64;
+        while tally.states < states / WORKERS && tally.failures.is_empty() {
+            let count = 4 + random.below(9) as usize;
+            let ops: Vec<Op> =
+                (0..count).map(|_| OPS[random.below(OPS.len() as u64) as usize]).collect();
+            harness.run_with(&base, &ops, &mut tally, 0);
+            sequences += 1;
+        }
+        (tally, sequences)
+    };
+
+    let shares = std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..WORKERS).map(|worker| scope.spawn(move || share(worker))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect::<Vec<_>>()
+    });
+
+    let states: u64 = shares.iter().map(|(tally, _)| tally.states).sum();
+    let sequences: u64 = shares.iter().map(|(_, sequences)| sequences).sum();
+    println!("PROOF E3 crash_states={states} sequences={sequences} seed={seed}");
+    let failures: Vec<_> = shares.iter().flat_map(|(tally, _)| &tally.failures).collect();
+    assert!(failures.is_empty(), "{}: {:#?}", failures.len(), failures[0]);
+}
+
+/// Threads that live through random sequences; a run's result depends on their number.
+const WORKERS: u64 = 2;
 
 const STORY: [Op; 9] = [
     Op::Append,

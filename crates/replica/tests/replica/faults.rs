@@ -90,7 +90,7 @@ fn run(fault: Fault) -> u64 {
 fn no_failing_call_loses_acknowledged_data_or_yields_wrong_bytes() {
     for fault in [Fault::Error, Fault::NoSpace, Fault::ShortWrite, Fault::LostReply] {
         let calls = run(fault);
-        println!("{fault:?}: {} calls failed one by one", calls - 1);
+        println!("PROOF E4 fault={fault:?} failed_calls={}", calls - 1);
         assert!(calls > 50, "the story has only {calls} calls");
     }
 }
