@@ -150,20 +150,20 @@ impl Requests {
 
     /// Puts an object if there is none.
     ///
-    /// An answer that is lost may have been a yes, and then the next try finds our own object:
-    /// equal bytes are ours. Whoever puts what somebody else may put too makes its bytes unlike
-    /// theirs with a nonce.
+    /// An answer that is lost may have been a yes, and a request may arrive twice: then the answer
+    /// that comes is about our own object. Equal bytes are ours; whoever puts what somebody else
+    /// may put too makes its bytes unlike theirs with a nonce.
     pub(super) async fn put_new(
         &self,
         name: &str,
         bytes: Bytes,
         patience: Patience,
     ) -> Result<Put, StorageError> {
-        let once = |tries| self.put_once(name, bytes.clone(), tries);
+        let once = |_| self.put_once(name, bytes.clone());
         self.retry("put", name, patience, once).await
     }
 
-    async fn put_once(&self, name: &str, bytes: Bytes, tries: u32) -> Result<Put, Trouble> {
+    async fn put_once(&self, name: &str, bytes: Bytes) -> Result<Put, Trouble> {
         self.check_held(name)?;
         let payload = PutPayload::from_bytes(bytes.clone());
         let put = self.backing.put_opts(&self.key(name), payload, PutMode::Create.into()).await;
@@ -173,17 +173,13 @@ impl Requests {
             Err(error) => return Err(judge("put", &self.shown(name), &error)),
         }
         // Two puts at once are answered like one that is too late: only the object itself tells.
-        let there = if tries == 1 {
-            self.head_once(name).await.map(|_| Put::Exists)
-        } else {
-            let found = self.get_once(name, None).await;
-            found.map(|found| if found == bytes { Put::Created } else { Put::Exists })
-        };
-        match there {
+        match self.get_once(name, None).await {
+            Ok(found) if found == bytes => Ok(Put::Created),
+            Ok(_) => Ok(Put::Exists),
             Err(Trouble::Final(StorageError::Absent { .. })) => {
                 Err(Trouble::Passing("refused for an object that is not there".into()))
             }
-            there => there,
+            Err(trouble) => Err(trouble),
         }
     }
 
@@ -268,13 +264,13 @@ impl Requests {
         len: u64,
         patience: Patience,
     ) -> Result<(), StorageError> {
-        let once = |tries| async move {
+        let once = |_| async move {
             self.check_held(name)?;
             let (key, parts) = (self.key(name), parts.to_vec());
             let done = self.backing.complete_multipart(&key, upload, parts).await;
             let Err(error) = done else { return Ok(()) };
-            // After a lost answer the upload is gone and the object is there.
-            if tries > 1 && self.head_once(name).await.is_ok_and(|head| head.len == len) {
+            // After a lost answer, or a second request, the upload is gone and the object is there.
+            if self.head_once(name).await.is_ok_and(|head| head.len == len) {
                 return Ok(());
             }
             Err(judge("complete", &self.shown(name), &error))
