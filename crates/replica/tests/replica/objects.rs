@@ -132,7 +132,7 @@ fn the_whole_counts_more_than_its_parts_and_a_blob_without_its_first_part_is_gon
     assert!(reader.list("s").unwrap().is_empty());
 }
 
-/// F-139. A long blob is put in several parts, on a good road and on a bad one.
+/// A long blob is put in several parts, on a good road and on a bad one.
 #[test]
 fn a_long_blob_comes_back_byte_by_byte_over_a_bad_road() {
     let bytes = noise(21 << 20);
