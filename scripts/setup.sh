@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that what ./demo and ./test need is on this machine: Debian packages (installed through
-# apt when root, listed when not) and, with --tests, the test runner and the Python client library.
+# apt when root, listed when not) and, with --tests, the test runner, the Python client library and
+# the stores that others wrote: moto (S3) from PyPI, Azurite (Azure Blob) from npm.
 # It changes nothing else and is quick when nothing is missing.
 set -euo pipefail
 
@@ -11,6 +12,8 @@ packages=(
   gcc make cmake                                   # the C parts of dependencies
 )
 tests=(libnbd-bin python3 python3-venv iproute2 faketime) # outside peers, namespaces, wrong clocks
+
+command -v npm >/dev/null 2>&1 || tests+=(nodejs npm) # runs Azurite
 
 with_tests=no
 [ "${1:-}" = --tests ] && with_tests=yes
@@ -59,12 +62,25 @@ if ! cargo nextest --version >/dev/null 2>&1; then
 fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=$root/target/python
-if ! "$venv/bin/python" -c 'import azure.mgmt.recoveryservicessiterecovery' >/dev/null 2>&1; then
+if ! "$venv/bin/python" -c 'import azure.mgmt.recoveryservicessiterecovery, moto, flask' \
+    >/dev/null 2>&1; then
   python=$(command -v /usr/bin/python3 || command -v python3)
   "$python" -m venv "$venv"
   for attempt in 1 2 3; do
-    "$venv/bin/pip" install --quiet --disable-pip-version-check \
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       -r "$root/conformance/requirements.txt" && break
     [ "$attempt" = 3 ] && { echo "pip could not install the Python client" >&2; exit 3; }
+  done
+fi
+
+node=$root/target/node
+if ! cmp -s "$root/conformance/stores/package-lock.json" "$node/package-lock.json" ||
+   [ ! -x "$node/node_modules/.bin/azurite-blob" ]; then
+  mkdir -p "$node"
+  cp "$root"/conformance/stores/package*.json "$node/"
+  for attempt in 1 2 3; do
+    (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --silent) && break
+    # The lock is what says that this is done.
+    [ "$attempt" = 3 ] && { rm -f "$node/package-lock.json"; echo "npm could not install Azurite" >&2; exit 3; }
   done
 fi

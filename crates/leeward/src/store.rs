@@ -28,8 +28,11 @@ pub const CARD: &str = "In an emergency, with nothing left but the store:
                               --socket /tmp/disk.sock
      and start QEMU with    -drive file=nbd+unix:///?socket=/tmp/disk.sock,format=raw,snapshot=on
   4. Get a disk back        leeward store restore STORE --item NAME --point latest --disk ID OUT
-STORE is a folder, DATA/store of `leeward up` or `leeward host`. NAME is the machine's name.
-The key file lies in the store. If it is lost: --recovery-key FILE (`-` reads standard input).
+STORE is a folder, DATA/store of `leeward up` or `leeward host`, or a place in a bucket:
+s3://BUCKET/PREFIX (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL) or
+az://CONTAINER/PREFIX (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY). NAME is the
+machine's name. The key file lies in the folder; that of a bucket never does, and is given with
+--key-file FILE. If it is lost: --recovery-key FILE (`-` reads standard input).
 Reading takes no lock and changes nothing: it is safe beside a running server.
 
 Exit codes: 0 done; 1 it failed, or something is damaged; 2 the command line cannot be used;
@@ -38,7 +41,7 @@ Exit codes: 0 done; 1 it failed, or something is damaged; 2 the command line can
 /// The verbs of the tool.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum StoreVerb {
-    /// Makes a store in an empty folder; its recovery key is written beside it, once.
+    /// Makes a store in an empty folder or bucket; its recovery key is written beside it, once.
     Init(init::InitOptions),
     /// Lists recovery points, newest first.
     Points(show::PointsOptions),

@@ -173,7 +173,7 @@ fn a_store_is_made_once_and_its_recovery_key_is_kept_beside_it() {
     let lost = desk.text("nowhere/key.txt");
     desk.refused(&["init", &desk.text("new"), "--recovery-key", &lost], 2, "no folder");
     assert!(!desk.path("new").exists(), "a store was made whose recovery key nobody has");
-    desk.refused(&["init", "s3://bucket/prefix"], 5, "LW-0102");
+    desk.refused(&["init", "ftp://bucket/prefix"], 2, "LW-0101");
 }
 
 /// F-046, F-150.

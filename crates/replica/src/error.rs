@@ -84,7 +84,9 @@ impl StoreError {
     pub fn code(&self) -> Code {
         match self {
             StoreError::Storage(error) if error.is_no_space() => Code::STORE_NO_SPACE,
-            StoreError::Storage(StorageError::Locked { .. }) => Code::FOLDER_IN_USE,
+            StoreError::Storage(StorageError::Locked { .. } | StorageError::LeaseLost { .. }) => {
+                Code::FOLDER_IN_USE
+            }
             StoreError::Storage(_) | StoreError::Stale { .. } => Code::STORE_IO,
             StoreError::Foreign { .. } | StoreError::Conflict { .. } => Code::STORE_FOREIGN,
             StoreError::Key { .. } => Code::KEY_MISSING,
@@ -98,7 +100,17 @@ impl StoreError {
 
     /// What the operator reads; `what` says what was tried on which object.
     pub fn problem(&self, what: impl Into<String>) -> Problem {
-        self.code().because(what, self.to_string())
+        let mut cause = self.to_string();
+        // The store's own words name the blob only: what is below says why.
+        let mut source = match self {
+            StoreError::Storage(error) => std::error::Error::source(error),
+            _ => None,
+        };
+        while let Some(below) = source {
+            cause += &format!(": {below}");
+            source = below.source();
+        }
+        self.code().because(what, cause)
     }
 
     pub(crate) fn damaged(blob: &str, why: impl ToString) -> StoreError {

@@ -126,9 +126,9 @@ pub(crate) fn read_whole(
     path: &str,
     limit: usize,
 ) -> Result<Vec<u8>, StoreError> {
-    let len = blobs.len(path)?.ok_or_else(|| StorageError::Absent { name: path.to_owned() })?;
-    let len = usize::try_from(len).ok().filter(|len| *len <= limit);
-    let len = len.ok_or_else(|| StoreError::damaged(path, "it is longer than any of its kind"))?;
-    let bytes = blobs.read_at(path, 0, len)?;
-    if bytes.len() == len { Ok(bytes) } else { Err(StoreError::damaged(path, "it ends early")) }
+    let bytes = blobs.read_whole(path, limit + 1)?;
+    if bytes.len() <= limit {
+        return Ok(bytes);
+    }
+    Err(StoreError::damaged(path, "it is longer than any of its kind"))
 }

@@ -43,6 +43,8 @@ impl ManifestLog {
             state: ItemState::default(),
         };
         let checkpoint = newest - newest % CHECKPOINT_EVERY;
+        let names = (checkpoint.max(1)..=newest).map(|number| log.folder.path(&name(number)));
+        log.folder.blobs.read_ahead(&names.collect::<Vec<_>>());
         if checkpoint > 0 {
             log.take_checkpoint(checkpoint)?;
         }

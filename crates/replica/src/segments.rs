@@ -111,7 +111,7 @@ impl OpenSegment {
         {
             let hash = self.header.hash();
             appender.append(&encode_footer(&self.entries, &folder.footer_key, &hash))?;
-            appender.sync_data()?;
+            appender.finish()?;
             if !self.named {
                 folder.blobs.sync_dir(&folder.path("segments"))?;
                 self.named = true;

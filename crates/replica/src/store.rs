@@ -13,7 +13,7 @@ use crate::{
 use leeward_model::{ItemId, VaultId};
 use leeward_wire::keys::HashKey;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{io, sync::Arc};
 use uuid::Uuid;
 
 const IDENTITY: &str = "store.json";
@@ -92,10 +92,7 @@ impl Store {
         identity: StoreIdentity,
         random: &dyn Random,
     ) -> Result<RecipientSecret, StoreError> {
-        let taken = || StoreError::Foreign { why: "there is a store in this place".into() };
-        if blobs.len(IDENTITY)?.is_some() || !blobs.list(ITEMS)?.is_empty() {
-            return Err(taken());
-        }
+        check_no_store(blobs)?;
         let fresh = RecipientSecret::draw(RecipientKind::KeyFile, random);
         let text = format!("{}\n", fresh.to_text());
         let key_file = match blobs.put_new(KEY_FILE, text.as_bytes())? {
@@ -106,20 +103,36 @@ impl Store {
                 read_key_file(blobs)?
             }
         };
-        let recovery = RecipientSecret::draw(RecipientKind::Recovery, random);
-        let mut blob = IdentityBlob {
-            format: FORMAT,
-            identity,
-            key_file_recipient: hex(&key_file.public()),
-            recovery_recipient: hex(&recovery.public()),
-            mac: String::new(),
-        };
-        blob.mac = blob.mac(&key_file.identity_key());
-        let json = serde_json::to_string_pretty(&blob).expect("the identity is plain JSON");
-        match blobs.put_new(IDENTITY, format!("{json}\n").as_bytes())? {
-            Put::Created => Ok(recovery),
-            Put::Exists => Err(taken()),
-        }
+        put_identity(blobs, identity, &key_file, random)
+    }
+
+    /// As [`Self::init`], for a place that others can read: the secret of the key file recipient is
+    /// not put there but given to `keep`, as text, before anything is put.
+    ///
+    /// # Errors
+    /// As [`Self::init`]; [`StoreError::Storage`] when `keep` fails, and nothing was put.
+    pub fn init_apart(
+        blobs: &dyn BlobStore,
+        identity: StoreIdentity,
+        random: &dyn Random,
+        keep: &dyn Fn(&str) -> io::Result<()>,
+    ) -> Result<RecipientSecret, StoreError> {
+        check_no_store(blobs)?;
+        let key_file = RecipientSecret::draw(RecipientKind::KeyFile, random);
+        keep(&key_file.to_text()).map_err(|source| StorageError::Io {
+            action: "keep the key file of",
+            name: identity.store.to_string(),
+            source,
+        })?;
+        put_identity(blobs, identity, &key_file, random)
+    }
+
+    /// What a store says of itself, without any proof: enough to look for its key.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] when there is none; [`StoreError::Damaged`].
+    pub fn claimed_identity(blobs: &dyn BlobStore) -> Result<StoreIdentity, StoreError> {
+        Ok(read_identity(blobs)?.identity)
     }
 
     /// Whether there is a store.
@@ -142,17 +155,7 @@ impl Store {
         random: Arc<dyn Random>,
     ) -> Result<Store, StoreError> {
         let foreign = |why: &str| StoreError::Foreign { why: why.to_owned() };
-        let bytes = match read_whole(blobs.as_ref(), IDENTITY, SMALL_BLOB_BYTES_MAX) {
-            Err(StoreError::Storage(StorageError::Absent { .. })) => {
-                return Err(foreign("there is no store in this place"));
-            }
-            read => read?,
-        };
-        let blob: IdentityBlob =
-            serde_json::from_slice(&bytes).map_err(|error| StoreError::damaged(IDENTITY, error))?;
-        if blob.format != FORMAT {
-            return Err(foreign(&format!("it has format {}, not {FORMAT}", blob.format)));
-        }
+        let blob = read_identity(blobs.as_ref())?;
         if owner.is_some_and(|owner| owner != blob.identity.owner) {
             return Err(foreign(&format!("it belongs to {}", blob.identity.owner)));
         }
@@ -327,6 +330,56 @@ impl Store {
         let (blobs, random) = (self.blobs.clone(), self.random.clone());
         Ok(Arc::new(ItemFolder::new(blobs, random, owner, keys, generation)))
     }
+}
+
+fn check_no_store(blobs: &dyn BlobStore) -> Result<(), StoreError> {
+    if blobs.len(IDENTITY)?.is_some() || !blobs.list(ITEMS)?.is_empty() {
+        return Err(taken());
+    }
+    Ok(())
+}
+
+fn taken() -> StoreError {
+    StoreError::Foreign { why: "there is a store in this place".into() }
+}
+
+/// Makes the store by saying whose it is; returns its recovery secret.
+fn put_identity(
+    blobs: &dyn BlobStore,
+    identity: StoreIdentity,
+    key_file: &RecipientSecret,
+    random: &dyn Random,
+) -> Result<RecipientSecret, StoreError> {
+    let recovery = RecipientSecret::draw(RecipientKind::Recovery, random);
+    let mut blob = IdentityBlob {
+        format: FORMAT,
+        identity,
+        key_file_recipient: hex(&key_file.public()),
+        recovery_recipient: hex(&recovery.public()),
+        mac: String::new(),
+    };
+    blob.mac = blob.mac(&key_file.identity_key());
+    let json = serde_json::to_string_pretty(&blob).expect("the identity is plain JSON");
+    match blobs.put_new(IDENTITY, format!("{json}\n").as_bytes())? {
+        Put::Created => Ok(recovery),
+        Put::Exists => Err(taken()),
+    }
+}
+
+fn read_identity(blobs: &dyn BlobStore) -> Result<IdentityBlob, StoreError> {
+    let foreign = |why: &str| StoreError::Foreign { why: why.to_owned() };
+    let bytes = match read_whole(blobs, IDENTITY, SMALL_BLOB_BYTES_MAX) {
+        Err(StoreError::Storage(StorageError::Absent { .. })) => {
+            return Err(foreign("there is no store in this place"));
+        }
+        read => read?,
+    };
+    let blob: IdentityBlob =
+        serde_json::from_slice(&bytes).map_err(|error| StoreError::damaged(IDENTITY, error))?;
+    if blob.format != FORMAT {
+        return Err(foreign(&format!("it has format {}, not {FORMAT}", blob.format)));
+    }
+    Ok(blob)
 }
 
 fn read_key_file(blobs: &dyn BlobStore) -> Result<RecipientSecret, StoreError> {

@@ -1,78 +1,192 @@
-//! `leeward store init`: a new store in an empty folder.
+//! `leeward store init`: a new store in an empty folder or an empty place of a bucket.
 
-use super::{Failure, file_problem, place::PlaceOptions, print, print_json, problem};
+use super::{
+    Failure, file_problem,
+    place::{Place, PlaceOptions, usual_key_file},
+    print, print_json, problem,
+};
 use crate::{cli::Output, folder::write_secret};
 use leeward_model::Code;
-use leeward_replica::{Store, StoreIdentity, SystemRandom, storage::LocalStore};
+use leeward_replica::{RecipientSecret, Store, StoreIdentity, SystemRandom, storage::BlobStore};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
 use uuid::Uuid;
 
 /// What to make.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InitOptions {
-    /// The folder: empty, or not there yet.
+    /// A folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX: empty, or not there yet.
     #[arg(value_name = "STORE")]
     store: String,
-    /// File to write the recovery key to; it must not exist. Without it: STORE.recovery-key.txt.
+    /// File to write the recovery key to; it must not exist. Without it: STORE.recovery-key.txt,
+    /// for a bucket in the present folder.
     #[arg(long, value_name = "FILE")]
     recovery_key: Option<PathBuf>,
-    /// Make the store beside what is in the folder already. Nothing of that is changed.
+    /// File to write the key of a store in a bucket to; it must not exist. Without it a file of
+    /// the store's id in the folder leeward/keys of the user's settings. A folder keeps its own.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Make the store beside what is there already. Nothing of that is changed.
     #[arg(long)]
     beside_other_files: bool,
 }
 
 pub(super) fn run(options: &InitOptions, output: Output) -> Result<(), Failure> {
-    let place = PlaceOptions { store: options.store.clone(), recovery_key: None };
-    let folder = place.folder()?;
-    let what = || format!("no store was made in {}", folder.display());
-    let key_file = options.recovery_key.clone().unwrap_or_else(|| beside(folder));
-    let key_file = std::path::absolute(key_file).map_err(|error| file_problem(what(), &error))?;
-    if key_file.exists() {
-        let cause = format!("{} exists, and a key is never overwritten", key_file.display());
-        return Err(problem(Code::NAME_TAKEN, what(), cause));
-    }
-    // Shown once, kept nowhere: there must be a place for it before there is a key.
-    if !key_file.parent().is_some_and(Path::is_dir) {
-        let cause = format!("there is no folder for the recovery key {}", key_file.display());
-        return Err(problem(Code::BAD_REQUEST, what(), cause));
-    }
-    if folder.exists() && !options.beside_other_files {
-        let mut entries =
-            std::fs::read_dir(folder).map_err(|error| file_problem(what(), &error))?;
-        if entries.next().is_some() {
-            let cause = "the folder is not empty; --beside-other-files makes it all the same";
-            return Err(problem(Code::NAME_TAKEN, what(), cause));
-        }
-    }
-    let blobs =
-        LocalStore::open(folder).map_err(|error| place.failed("cannot be made", &error.into()))?;
+    let place = PlaceOptions {
+        store: options.store.clone(),
+        recovery_key: None,
+        key_file: None,
+        force_takeover: false,
+    };
+    let found = place.place()?;
     let identity = StoreIdentity { store: Uuid::new_v4(), owner: Uuid::new_v4(), generation: 1 };
-    let secret = Store::init(&blobs, identity, &SystemRandom)
-        .map_err(|error| place.failed("cannot be made", &error))?;
-    write_secret(&key_file, format!("{}\n", secret.to_text()).as_bytes()).map_err(|error| {
+    let what = || format!("no store was made in {}", options.store);
+    let recovery = options.recovery_key.clone().unwrap_or_else(|| beside(&options.store, &found));
+    let recovery = free_file(&what(), "recovery key", recovery)?;
+    let key_file = key_file(options, &found, identity.store, &what())?;
+    check_empty_folder(options, &found, &what())?;
+    let blobs = place.writing(&found)?;
+    check_empty_bucket(options, &found, blobs.as_ref(), &what())?;
+    let secret = make(&place, blobs.as_ref(), identity, key_file.as_deref())?;
+    write_secret(&recovery, format!("{}\n", secret.to_text()).as_bytes()).map_err(|error| {
         file_problem(
-            format!("the recovery key could not be kept in {}", key_file.display()),
+            format!("the recovery key could not be kept in {}", recovery.display()),
             &error,
         )
     })?;
     match output {
         Output::Json => print_json(&json!({
-            "store": identity.store, "folder": folder, "recoveryKeyFile": key_file,
+            "store": identity.store, "folder": options.store, "recoveryKeyFile": recovery,
+            "keyFile": key_file,
         })),
-        Output::Table => print(&format!(
-            "store {} is ready in {}\nthe recovery key is in {}: move it to a safe place\n",
-            identity.store,
-            folder.display(),
-            key_file.display()
-        )),
+        Output::Table => {
+            let key = key_file.map_or_else(String::new, |file| {
+                format!("its key is in {}, not in the bucket: keep a copy\n", file.display())
+            });
+            print(&format!(
+                "store {} is ready in {}\n{key}the recovery key is in {}: move it to a safe place\n",
+                identity.store,
+                options.store,
+                recovery.display()
+            ));
+        }
     }
     Ok(())
 }
 
+/// Where the key of a store in a bucket goes; none for a folder.
+fn key_file(
+    options: &InitOptions,
+    found: &Place,
+    store: Uuid,
+    what: &str,
+) -> Result<Option<PathBuf>, Failure> {
+    match (found, &options.key_file) {
+        (Place::Folder(_), None) => Ok(None),
+        (Place::Folder(_), Some(_)) => {
+            let cause = "a store in a folder keeps its key file itself";
+            Err(problem(Code::BAD_REQUEST, what, cause))
+        }
+        (Place::Objects(_), Some(file)) => free_file(what, "key", file.clone()).map(Some),
+        (Place::Objects(_), None) => {
+            let file = usual_key_file(store)?;
+            let mut builder = std::fs::DirBuilder::new();
+            let folder = file.parent().unwrap_or(Path::new("/"));
+            let made = builder.recursive(true).mode(0o700).create(folder);
+            made.map_err(|error| {
+                file_problem(format!("could not make {}", folder.display()), &error)
+            })?;
+            free_file(what, "key", file).map(Some)
+        }
+    }
+}
+
+/// A file that can be made: a key is shown once, so there must be a place for it before there is
+/// one.
+fn free_file(what: &str, kind: &str, file: PathBuf) -> Result<PathBuf, Failure> {
+    let file = std::path::absolute(file).map_err(|error| file_problem(what, &error))?;
+    if file.exists() {
+        let cause = format!("{} exists, and a key is never overwritten", file.display());
+        return Err(problem(Code::NAME_TAKEN, what, cause));
+    }
+    if !file.parent().is_some_and(Path::is_dir) {
+        let cause = format!("there is no folder for the {kind} {}", file.display());
+        return Err(problem(Code::BAD_REQUEST, what, cause));
+    }
+    Ok(file)
+}
+
+/// Looks before anything is made: opening for writing makes the folder.
+fn check_empty_folder(options: &InitOptions, found: &Place, what: &str) -> Result<(), Failure> {
+    let Place::Folder(folder) = found else { return Ok(()) };
+    if !folder.exists() || options.beside_other_files {
+        return Ok(());
+    }
+    let mut entries = std::fs::read_dir(folder).map_err(|error| file_problem(what, &error))?;
+    if entries.next().is_some() {
+        let cause = "the folder is not empty; --beside-other-files makes it all the same";
+        return Err(problem(Code::NAME_TAKEN, what, cause));
+    }
+    Ok(())
+}
+
+fn check_empty_bucket(
+    options: &InitOptions,
+    found: &Place,
+    blobs: &dyn BlobStore,
+    what: &str,
+) -> Result<(), Failure> {
+    if matches!(found, Place::Folder(_)) || options.beside_other_files {
+        return Ok(());
+    }
+    let listed = blobs.list("");
+    let listed =
+        listed.map_err(|error| Box::new(leeward_replica::StoreError::from(error).problem(what)))?;
+    match listed.first() {
+        None => Ok(()),
+        Some(name) => {
+            let cause = format!(
+                "{name} lies there already; --beside-other-files makes the store all the same"
+            );
+            Err(problem(Code::NAME_TAKEN, what, cause))
+        }
+    }
+}
+
+fn make(
+    place: &PlaceOptions,
+    blobs: &dyn BlobStore,
+    identity: StoreIdentity,
+    key_file: Option<&Path>,
+) -> Result<RecipientSecret, Failure> {
+    let made = match key_file {
+        None => Store::init(blobs, identity, &SystemRandom),
+        Some(file) => {
+            let keep = |text: &str| -> io::Result<()> {
+                write_secret(file, format!("{text}\n").as_bytes())
+            };
+            Store::init_apart(blobs, identity, &SystemRandom, &keep)
+        }
+    };
+    made.map_err(|error| place.failed("cannot be made", &error))
+}
+
 /// Beside the folder, not in it: whoever takes the store away does not take its key along.
-fn beside(folder: &Path) -> PathBuf {
-    let mut name = folder.file_name().unwrap_or_else(|| "store".as_ref()).to_owned();
-    name.push(".recovery-key.txt");
-    folder.with_file_name(name)
+fn beside(store: &str, found: &Place) -> PathBuf {
+    const SUFFIX: &str = ".recovery-key.txt";
+    match found {
+        Place::Folder(folder) => {
+            let mut name = folder.file_name().unwrap_or_else(|| "store".as_ref()).to_owned();
+            name.push(SUFFIX);
+            folder.with_file_name(name)
+        }
+        Place::Objects(_) => {
+            let name = store.split_once("://").map_or(store, |(_, name)| name);
+            PathBuf::from(format!("{}{SUFFIX}", name.trim_end_matches('/').replace('/', "-")))
+        }
+    }
 }

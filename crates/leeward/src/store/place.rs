@@ -1,52 +1,106 @@
 //! Where a store is, and opening it: for reading without a lock, for writing with the owner's.
+//!
+//! A folder holds its key file itself. A bucket never does: whoever can read it must not be able
+//! to unlock it, so its key file lies in a folder of the user's.
 
 use super::{Failure, problem};
 use leeward_model::Code;
 use leeward_replica::{
-    RecipientSecret, Store, StoreError, SystemRandom, Unlock, storage::LocalStore,
+    RecipientSecret, Store, StoreError, SystemRandom, Unlock,
+    storage::{BlobStore, LocalStore, ObjectBlobs, ObjectPlace, Takeover},
 };
 use std::{
     io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
+use uuid::Uuid;
 
 /// Which store, and how to unlock it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlaceOptions {
-    /// The store: a folder.
+    /// The store: a folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX.
     #[arg(value_name = "STORE")]
     pub store: String,
     /// File with the recovery key, if the store's key file is lost; `-` is standard input.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
     pub recovery_key: Option<PathBuf>,
+    /// The store's key file, if it is not in its usual place.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Take the lock of a store in a bucket now, because its holder is gone for good. Only a verb
+    /// that writes asks for the lock.
+    #[arg(long)]
+    pub force_takeover: bool,
+}
+
+/// What STORE names.
+pub(super) enum Place {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// A bucket or container.
+    Objects(ObjectPlace),
 }
 
 impl PlaceOptions {
-    /// The store's folder.
+    /// What STORE names.
     ///
     /// # Errors
-    /// `NOT_SUPPORTED` for a bucket.
-    pub(super) fn folder(&self) -> Result<&Path, Failure> {
-        if self.store.contains("://") {
-            let cause = "stores in buckets (s3://, az://) are not built yet";
-            return Err(problem(Code::NOT_SUPPORTED, format!("store {}", self.store), cause));
+    /// `BAD_REQUEST` for what is neither a folder nor a place in a bucket.
+    pub(super) fn place(&self) -> Result<Place, Failure> {
+        match ObjectPlace::parse(&self.store) {
+            Ok(None) => Ok(Place::Folder(PathBuf::from(&self.store))),
+            Ok(Some(place)) => Ok(Place::Objects(place)),
+            Err(error) => Err(problem(Code::BAD_REQUEST, "the store's name cannot be used", error)),
         }
-        Ok(Path::new(&self.store))
     }
 
-    fn unlock(&self) -> Result<Unlock, Failure> {
-        let Some(file) = &self.recovery_key else { return Ok(Unlock::KeyFile) };
-        let what = || format!("the recovery key in {} cannot be used", file.display());
-        let mut text = String::new();
-        let read = if file == Path::new("-") {
-            std::io::stdin().read_to_string(&mut text).map(drop)
-        } else {
-            std::fs::read_to_string(file).map(|read| text = read)
-        };
-        read.map_err(|error| problem(Code::KEY_MISSING, what(), error))?;
-        let secret = RecipientSecret::parse(&text);
-        Ok(Unlock::Secret(secret.map_err(|error| Box::new(error.problem(what())))?))
+    fn unlock(&self, place: &Place, blobs: &dyn BlobStore) -> Result<Unlock, Failure> {
+        if let Some(file) = &self.recovery_key {
+            return secret(file, "recovery key").map(Unlock::Secret);
+        }
+        if let Some(file) = &self.key_file {
+            return secret(file, "key file").map(Unlock::Secret);
+        }
+        if let Place::Folder(_) = place {
+            return Ok(Unlock::KeyFile);
+        }
+        let identity = Store::claimed_identity(blobs);
+        let identity = identity.map_err(|error| self.failed("cannot be opened", &error))?;
+        secret(&usual_key_file(identity.store)?, "key file").map(Unlock::Secret)
+    }
+
+    fn reading(&self, place: &Place) -> Result<Arc<dyn BlobStore>, Failure> {
+        match place {
+            Place::Folder(folder) if !folder.is_dir() => {
+                let what = format!("there is no store in {}", folder.display());
+                Err(problem(Code::NOT_FOUND, what, "there is no such folder"))
+            }
+            Place::Folder(folder) => Ok(Arc::new(LocalStore::open_reading(folder))),
+            Place::Objects(place) => {
+                let blobs = ObjectBlobs::open_reading(place);
+                Ok(Arc::new(blobs.map_err(|error| self.failed("cannot be opened", &error.into()))?))
+            }
+        }
+    }
+
+    /// The place, proved to be one that can be written.
+    ///
+    /// # Errors
+    /// What keeps it from that.
+    pub(super) fn writing(&self, place: &Place) -> Result<Arc<dyn BlobStore>, Failure> {
+        let fail = |error: StoreError| self.failed("cannot be opened for writing", &error);
+        match place {
+            Place::Folder(folder) => {
+                Ok(Arc::new(LocalStore::open(folder).map_err(|error| fail(error.into()))?))
+            }
+            Place::Objects(place) => {
+                let takeover =
+                    if self.force_takeover { Takeover::Forced } else { Takeover::WhenStale };
+                let blobs = ObjectBlobs::open(place, takeover);
+                Ok(Arc::new(blobs.map_err(|error| fail(error.into()))?))
+            }
+        }
     }
 
     /// Opens the store for reading: no lock, no write.
@@ -54,14 +108,16 @@ impl PlaceOptions {
     /// # Errors
     /// What keeps it closed.
     pub(super) fn open(&self) -> Result<Store, Failure> {
-        let folder = self.folder()?;
-        if !folder.is_dir() {
-            let what = format!("there is no store in {}", folder.display());
-            return Err(problem(Code::NOT_FOUND, what, "there is no such folder"));
-        }
-        let blobs = Arc::new(LocalStore::open_reading(folder));
-        Store::open(blobs, None, &self.unlock()?, Arc::new(SystemRandom))
-            .map_err(|error| self.failed("cannot be opened", &error))
+        self.open_with().map(|(store, _)| store)
+    }
+
+    fn open_with(&self) -> Result<(Store, Unlock), Failure> {
+        let place = self.place()?;
+        let blobs = self.reading(&place)?;
+        let unlock = self.unlock(&place, blobs.as_ref())?;
+        let store = Store::open(blobs, None, &unlock, Arc::new(SystemRandom))
+            .map_err(|error| self.failed("cannot be opened", &error))?;
+        Ok((store, unlock))
     }
 
     /// Opens the store for writing, as its owner: refused while a server or another tool has it.
@@ -69,15 +125,40 @@ impl PlaceOptions {
     /// # Errors
     /// What keeps it closed.
     pub(super) fn open_writer(&self) -> Result<Store, Failure> {
-        let owner = self.open()?.identity().owner;
-        let fail = |error: StoreError| self.failed("cannot be opened for writing", &error);
-        let blobs = LocalStore::open(self.folder()?).map_err(|error| fail(error.into()))?;
-        Store::open_writer(Arc::new(blobs), owner, &self.unlock()?, Arc::new(SystemRandom))
-            .map_err(fail)
+        let (store, unlock) = self.open_with()?;
+        let blobs = self.writing(&self.place()?)?;
+        Store::open_writer(blobs, store.identity().owner, &unlock, Arc::new(SystemRandom))
+            .map_err(|error| self.failed("cannot be opened for writing", &error))
     }
 
     /// The problem of an error of the store.
     pub(super) fn failed(&self, what: &str, error: &StoreError) -> Failure {
         Box::new(error.problem(format!("the store in {} {what}", self.store)))
     }
+}
+
+/// Where the key file of a store in a bucket lies, unless the user says otherwise.
+///
+/// # Errors
+/// When the user has no folder for settings.
+pub(super) fn usual_key_file(store: Uuid) -> Result<PathBuf, Failure> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|at| at.is_absolute());
+    let folder = absolute("XDG_CONFIG_HOME");
+    let folder = folder.or_else(|| absolute("HOME").map(|home| home.join(".config")));
+    let cause = "neither XDG_CONFIG_HOME nor HOME names a folder; --key-file FILE does";
+    let what = "there is no place for the store's key file";
+    let folder = folder.ok_or_else(|| problem(Code::KEY_MISSING, what, cause))?;
+    Ok(folder.join("leeward").join("keys").join(format!("{store}.key")))
+}
+
+fn secret(file: &Path, kind: &str) -> Result<RecipientSecret, Failure> {
+    let what = || format!("the {kind} in {} cannot be used", file.display());
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text).map(drop)
+    } else {
+        std::fs::read_to_string(file).map(|read| text = read)
+    };
+    read.map_err(|error| problem(Code::KEY_MISSING, what(), error))?;
+    RecipientSecret::parse(&text).map_err(|error| Box::new(error.problem(what())))
 }

@@ -414,7 +414,8 @@ impl BlobStore for CrashDisk {
     fn lock(&self, name: &str) -> Result<StoreLock, StorageError> {
         let mut inner = self.inner();
         if !inner.locks.insert(name.to_owned()) {
-            return Err(StorageError::Locked { name: name.to_owned() });
+            let holder = "another process".into();
+            return Err(StorageError::Locked { name: name.to_owned(), holder });
         }
         Ok(Box::new(CrashLock { disk: self.clone(), name: name.to_owned() }))
     }

@@ -282,7 +282,8 @@ impl BlobStore for LocalStore {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Box::new(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(StorageError::Locked { name: self.root.join(name).display().to_string() })
+                let name = self.root.join(name).display().to_string();
+                Err(StorageError::Locked { name, holder: "another process".into() })
             }
             Err(error) => Err(io(error.into())),
         }

@@ -9,6 +9,7 @@ mod crash;
 #[cfg(feature = "testing")]
 mod faulty;
 mod local;
+mod object;
 #[cfg(feature = "testing")]
 mod room;
 
@@ -17,6 +18,9 @@ pub use crash::{CrashDisk, LostSync, Seeded};
 #[cfg(feature = "testing")]
 pub use faulty::{Fault, FaultyStore};
 pub use local::LocalStore;
+#[cfg(feature = "testing")]
+pub use object::Backing;
+pub use object::{ConnectError, LeaseTimes, ObjectBlobs, ObjectPlace, Takeover};
 #[cfg(feature = "testing")]
 pub use room::RoomStore;
 
@@ -57,9 +61,17 @@ pub enum StorageError {
         name: String,
     },
     /// Another process holds the lock.
-    #[error("{name:?} is locked by another process")]
+    #[error("{name:?} is locked by {holder}")]
     Locked {
         /// The lock.
+        name: String,
+        /// By whom, as far as that is known.
+        holder: String,
+    },
+    /// This process held the lock, and it was taken away or could not be renewed in time.
+    #[error("{name:?} was not written: this process does not hold the lock any more")]
+    LeaseLost {
+        /// What was to be written.
         name: String,
     },
     /// The name is not one that a store uses.
@@ -68,10 +80,10 @@ pub enum StorageError {
         /// The name.
         name: String,
     },
-    /// The file system does not refuse to create what exists.
-    #[error("{name:?} lies on a file system that does not enforce create-if-absent")]
+    /// What is below does not refuse to create what exists.
+    #[error("{name:?} does not enforce create-if-absent, so two writers could both win")]
     NotEnforced {
-        /// The folder.
+        /// The folder or bucket.
         name: String,
     },
 }
@@ -87,6 +99,7 @@ impl StorageError {
             | StorageError::Absent { .. }
             | StorageError::Poisoned { .. }
             | StorageError::Locked { .. }
+            | StorageError::LeaseLost { .. }
             | StorageError::Name { .. }
             | StorageError::NotEnforced { .. } => false,
         }
@@ -117,6 +130,14 @@ pub trait Appender: Send {
     /// [`StorageError::Io`]; a failed flush is never tried again, from then on everything answers
     /// [`StorageError::Poisoned`].
     fn sync_data(&mut self) -> Result<(), StorageError>;
+
+    /// Makes durable what was appended; nothing more will be.
+    ///
+    /// # Errors
+    /// As [`Self::sync_data`].
+    fn finish(&mut self) -> Result<(), StorageError> {
+        self.sync_data()
+    }
 }
 
 /// What keeps the lock of [`BlobStore::lock`] while it lives.
@@ -141,6 +162,21 @@ pub trait BlobStore: Send + Sync {
     /// # Errors
     /// [`StorageError::Absent`] when there is no such blob.
     fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, StorageError>;
+
+    /// Reads a blob that was put whole, at most `max` bytes of it.
+    ///
+    /// # Errors
+    /// [`StorageError::Absent`] when there is no such blob.
+    fn read_whole(&self, name: &str, max: usize) -> Result<Vec<u8>, StorageError> {
+        let len = self.len(name)?.ok_or_else(|| StorageError::Absent { name: name.to_owned() })?;
+        self.read_at(name, 0, usize::try_from(len).map_or(max, |len| len.min(max)))
+    }
+
+    /// Says which blobs will be read whole next, each once: a store far away may fetch them
+    /// together. They never change once they are there.
+    fn read_ahead(&self, names: &[String]) {
+        let _ = names;
+    }
 
     /// Length in bytes, `None` when there is no such blob.
     ///

@@ -1,7 +1,8 @@
 //! The contract of every blob store, and what the local one adds.
 
 use leeward_replica::storage::{
-    BlobStore, CrashDisk, Fault, FaultyStore, LocalStore, Put, Seeded, StorageError,
+    BlobStore, CrashDisk, Fault, FaultyStore, LeaseTimes, LocalStore, ObjectBlobs, Put, Seeded,
+    StorageError, Takeover,
 };
 use std::sync::Arc;
 
@@ -45,6 +46,9 @@ fn every_blob_store_keeps_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     contract(&LocalStore::open(folder.path()).unwrap());
     contract(&CrashDisk::new());
+    let memory = Arc::new(object_store::memory::InMemory::new());
+    let (times, takeover) = (LeaseTimes::USUAL, Takeover::WhenStale);
+    contract(&ObjectBlobs::over(memory, false, times, takeover).unwrap());
     contract(&FaultyStore::new(Arc::new(CrashDisk::new()), 0, Fault::Error));
 }
 

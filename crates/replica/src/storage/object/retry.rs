@@ -1,0 +1,111 @@
+//! Which failures of an object store pass, how often a request is tried, and what an operator is
+//! told in the end. Sends nothing itself.
+
+use super::super::StorageError;
+use object_store::Error;
+use std::{error::Error as _, io, time::Duration};
+use uuid::Uuid;
+
+/// How long a request and all its tries may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// No try begins later than this after the first one.
+    pub(super) deadline: Duration,
+    /// One try; beyond it the answer counts as lost.
+    pub(super) attempt: Duration,
+}
+
+impl Patience {
+    /// For everything that somebody needs: longer than a server's restart, shorter than the five
+    /// minutes for which a signature holds.
+    pub(super) const FULL: Patience =
+        Patience { deadline: Duration::from_secs(180), attempt: Duration::from_secs(60) };
+    /// For tidying up, which may as well be left undone.
+    pub(super) const SHORT: Patience =
+        Patience { deadline: Duration::from_secs(5), attempt: Duration::from_secs(10) };
+}
+
+/// First pause between two tries; it doubles up to [`PAUSE_MAX`].
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+/// Longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The pause after try number `tries`, counted from 1: between a half and the whole of its step,
+/// so that many clients do not come back at once.
+pub(super) fn pause(tries: u32) -> Duration {
+    let step = PAUSE_FIRST.saturating_mul(1 << tries.clamp(1, 16).saturating_sub(1)).min(PAUSE_MAX);
+    let random = f64::from(Uuid::new_v4().as_fields().0) / f64::from(u32::MAX);
+    step.mul_f64(0.5 + random / 2.0)
+}
+
+/// What a failed try means.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// It may work later. Whether the request had an effect is not known.
+    Passing(String),
+    /// It never will.
+    Final(StorageError),
+}
+
+/// Judges what the object store answered to `action` on `name`.
+pub(super) fn judge(action: &'static str, name: &str, error: &Error) -> Trouble {
+    let text = chain(error);
+    let fail = |kind, text: String| {
+        let (name, source) = (name.to_owned(), io::Error::new(kind, text));
+        Trouble::Final(StorageError::Io { action, name, source })
+    };
+    let no_bucket = ["NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"];
+    match error {
+        _ if no_bucket.iter().any(|code| text.contains(code)) => {
+            let why = format!("there is no such bucket or container: {text}");
+            fail(io::ErrorKind::NotFound, why)
+        }
+        Error::NotFound { .. } => Trouble::Final(StorageError::Absent { name: name.to_owned() }),
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+            let why = format!("the store refuses these credentials: {text}");
+            fail(io::ErrorKind::PermissionDenied, why)
+        }
+        Error::NotSupported { .. } | Error::NotImplemented { .. } => {
+            fail(io::ErrorKind::Unsupported, text)
+        }
+        Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => {
+            fail(io::ErrorKind::InvalidInput, text)
+        }
+        _ => match status(&text) {
+            Some(501) => fail(io::ErrorKind::Unsupported, text),
+            // 409 between two conditional puts at once, 408 and 429: come back later.
+            Some(status) if (300..500).contains(&status) && ![408, 409, 429].contains(&status) => {
+                fail(io::ErrorKind::InvalidData, text)
+            }
+            _ => Trouble::Passing(text),
+        },
+    }
+}
+
+/// The error after the last try.
+pub(super) fn given_up(action: &'static str, name: &str, tries: u32, why: &str) -> StorageError {
+    let times = if tries == 1 { "once".to_owned() } else { format!("{tries} times") };
+    let source = io::Error::new(io::ErrorKind::TimedOut, format!("tried {times}; {why}"));
+    StorageError::Io { action, name: name.to_owned(), source }
+}
+
+/// The status in the text of an error: the library keeps its own type for it to itself.
+fn status(text: &str) -> Option<u16> {
+    let (_, rest) = text.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
+}
+
+/// An error and its causes in one line, each once, and not longer than anybody reads.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text += &format!(": {more}");
+        }
+        source = cause.source();
+    }
+    let line: Vec<&str> = text.split_whitespace().collect();
+    line.join(" ").chars().take(600).collect()
+}
