@@ -17,6 +17,7 @@ mod item;
 mod kept;
 mod key_blobs;
 mod keyring;
+mod kits;
 pub mod manifest;
 mod manifest_log;
 #[cfg(feature = "testing")]
@@ -41,6 +42,7 @@ pub use item::Mutation;
 pub use item::{ItemStore, PointReceipt};
 pub use kept::{KeptFile, KeptRecord};
 pub use keyring::{ItemKeys, KeyOwner, RecipientKind, RecipientSecret};
+pub use kits::KitTest;
 pub use manifest::PointRecord;
 pub use pins::Pin;
 pub use random::{Random, SystemRandom};

@@ -36,7 +36,15 @@ impl PlaceOptions {
     }
 
     fn unlock(&self) -> Result<Unlock, Failure> {
-        let Some(file) = &self.recovery_key else { return Ok(Unlock::KeyFile) };
+        Ok(self.secret()?.map_or(Unlock::KeyFile, Unlock::Secret))
+    }
+
+    /// The secret that was given in place of the key file, if one was.
+    ///
+    /// # Errors
+    /// `KEY_MISSING`.
+    pub(crate) fn secret(&self) -> Result<Option<RecipientSecret>, Failure> {
+        let Some(file) = &self.recovery_key else { return Ok(None) };
         let what = || format!("the recovery key in {} cannot be used", file.display());
         let mut text = String::new();
         let read = if file == Path::new("-") {
@@ -46,21 +54,30 @@ impl PlaceOptions {
         };
         read.map_err(|error| problem(Code::KEY_MISSING, what(), error))?;
         let secret = RecipientSecret::parse(&text);
-        Ok(Unlock::Secret(secret.map_err(|error| Box::new(error.problem(what())))?))
+        Ok(Some(secret.map_err(|error| Box::new(error.problem(what())))?))
     }
 
     /// Opens the store for reading: no lock, no write.
     ///
     /// # Errors
     /// What keeps it closed.
-    pub(super) fn open(&self) -> Result<Store, Failure> {
+    pub(crate) fn open(&self) -> Result<Store, Failure> {
+        self.open_with(self.secret()?)
+    }
+
+    /// As [`Self::open`], with `secret` if there is one, else with the key file.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_with(&self, secret: Option<RecipientSecret>) -> Result<Store, Failure> {
         let folder = self.folder()?;
         if !folder.is_dir() {
             let what = format!("there is no store in {}", folder.display());
             return Err(problem(Code::NOT_FOUND, what, "there is no such folder"));
         }
         let blobs = Arc::new(LocalStore::open_reading(folder));
-        Store::open(blobs, None, &self.unlock()?, Arc::new(SystemRandom))
+        let unlock = secret.map_or(Unlock::KeyFile, Unlock::Secret);
+        Store::open(blobs, None, &unlock, Arc::new(SystemRandom))
             .map_err(|error| self.failed("cannot be opened", &error))
     }
 
@@ -77,7 +94,7 @@ impl PlaceOptions {
     }
 
     /// The problem of an error of the store.
-    pub(super) fn failed(&self, what: &str, error: &StoreError) -> Failure {
+    pub(crate) fn failed(&self, what: &str, error: &StoreError) -> Failure {
         Box::new(error.problem(format!("the store in {} {what}", self.store)))
     }
 }
