@@ -5,6 +5,7 @@ pub mod cli;
 pub mod client;
 pub mod export;
 pub mod folder;
+pub mod kit;
 pub mod roles;
 pub mod store;
 pub mod trust;

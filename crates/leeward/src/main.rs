@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use leeward::{
     cli::{self, Connection, EXIT_CODES, Verb},
     export::{self, ExportOptions},
+    kit::{self, KitVerb},
     roles::{
         site::{self, HostOptions},
         up::{self, UpOptions},
@@ -34,6 +35,9 @@ enum Command {
     /// Break-glass tool: reads and writes a replica store without any server.
     #[command(subcommand, after_help = store::CARD)]
     Store(StoreVerb),
+    /// Recovery kit: opens a replica store with everything else gone.
+    #[command(subcommand, after_help = store::EXIT_CODES)]
+    Kit(KitVerb),
     #[command(flatten)]
     Verb(Verb),
 }
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
             Command::Host(options) => site::run(options).await.map(|()| ExitCode::SUCCESS),
             Command::Export(options) => export::run(options).await.map(|()| ExitCode::SUCCESS),
             Command::Store(verb) => Ok(store::run(verb, arguments.connection.output).await),
+            Command::Kit(verb) => Ok(kit::run(verb, arguments.connection.output).await),
             Command::Verb(verb) => Ok(cli::run(arguments.connection, verb).await),
         }
     });

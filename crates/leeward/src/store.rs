@@ -9,10 +9,12 @@ mod capture;
 mod diff;
 mod find;
 mod init;
-mod place;
+pub(crate) mod place;
+mod rekey;
 mod restore;
 mod serve;
 mod show;
+mod shred;
 mod source;
 mod verify;
 
@@ -38,6 +40,11 @@ Reading takes no lock and changes nothing: it is safe beside a running server.
 Exit codes: 0 done; 1 it failed, or something is damaged; 2 the command line cannot be used;
 4 there is no such store, item, point or disk, or the store refuses; 5 not supported yet";
 
+/// The exit codes of the tool, and of `leeward kit`.
+pub const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed, or something is damaged; 2 the \
+command line cannot be used;
+4 there is no such store, item, point or disk, or the store refuses; 5 not supported yet";
+
 /// The verbs of the tool.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum StoreVerb {
@@ -55,12 +62,16 @@ pub enum StoreVerb {
     Diff(diff::DiffOptions),
     /// Reads and proves every byte; names what is bad and the points it touches.
     Verify(verify::VerifyOptions),
+    /// Makes new keys: data keys of items, the recovery key, the key file.
+    Rekey(rekey::RekeyOptions),
+    /// Destroys an item for good: its keys first, then its data.
+    Shred(shred::ShredOptions),
     /// Makes a recovery point of disks that are files, block devices or NBD exports.
     Capture(capture::CaptureOptions),
 }
 
 /// What a verb says that does not end well.
-type Failure = Box<Problem>;
+pub(crate) type Failure = Box<Problem>;
 
 /// Runs a verb; its exit code is that of the card.
 pub async fn run(verb: StoreVerb, output: Output) -> ExitCode {
@@ -72,8 +83,15 @@ pub async fn run(verb: StoreVerb, output: Output) -> ExitCode {
         StoreVerb::Restore(options) => restore::run(options).await,
         StoreVerb::Diff(options) => blocking(move || diff::run(&options, output)).await,
         StoreVerb::Verify(options) => blocking(move || verify::run(&options, output)).await,
+        StoreVerb::Rekey(options) => blocking(move || rekey::run(&options, output)).await,
+        StoreVerb::Shred(options) => blocking(move || shred::run(&options, output)).await,
         StoreVerb::Capture(options) => capture::run(options).await,
     };
+    finish(done)
+}
+
+/// The exit code of a verb, after its problem was written to standard error.
+pub(crate) fn finish(done: Result<(), Failure>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -106,7 +124,7 @@ fn exit_code(problem: &Problem) -> u8 {
 }
 
 /// Runs work that waits for disks off the async threads.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
@@ -116,12 +134,12 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// The problem of a code for one object, boxed.
-fn problem(code: Code, what: impl Into<String>, cause: impl ToString) -> Failure {
+pub(crate) fn problem(code: Code, what: impl Into<String>, cause: impl ToString) -> Failure {
     Box::new(code.because(what, cause.to_string()))
 }
 
 /// The problem of a file that is not the store's.
-fn file_problem(what: impl Into<String>, error: &std::io::Error) -> Failure {
+pub(crate) fn file_problem(what: impl Into<String>, error: &std::io::Error) -> Failure {
     let full =
         matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
     Box::new(Problem {
@@ -134,17 +152,17 @@ fn file_problem(what: impl Into<String>, error: &std::io::Error) -> Failure {
 }
 
 /// Writes to standard output; a reader that went away has seen enough.
-fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Writes JSON to standard output.
-fn print_json(value: &serde_json::Value) {
+pub(crate) fn print_json(value: &serde_json::Value) {
     print(&format!("{value:#}\n"));
 }
 
 /// A wall time in RFC 3339, in UTC.
-fn time_text(time: leeward_model::UnixMillis) -> String {
+pub(crate) fn time_text(time: leeward_model::UnixMillis) -> String {
     jiff::Timestamp::from_millisecond(time.0)
         .map_or_else(|_| String::new(), |time| time.to_string())
 }

@@ -3,13 +3,14 @@
 //! Holds no state of the item: that is in its manifests.
 
 use crate::{
-    ItemKeys, StoreError,
+    StoreError,
+    key_blobs::Keyring,
     keyring::{KeyOwner, hex, unhex},
     random::Random,
     storage::{BlobStore, Put, StorageError},
 };
 use leeward_model::{ItemId, SegmentId};
-use leeward_wire::keys::{MacKey, footer_mac_key, mac, mac_matches, manifest_mac_key};
+use leeward_wire::keys::{MacKey, mac, mac_matches};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
@@ -32,22 +33,20 @@ pub(crate) struct ItemFolder {
     pub(crate) blobs: Arc<dyn BlobStore>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) owner: KeyOwner,
-    pub(crate) keys: ItemKeys,
+    pub(crate) keys: Keyring,
     pub(crate) generation: u64,
     pub(crate) manifest_key: MacKey,
-    pub(crate) footer_key: MacKey,
 }
 
 impl ItemFolder {
     pub(crate) fn new(
         blobs: Arc<dyn BlobStore>,
         random: Arc<dyn Random>,
-        owner: KeyOwner,
-        keys: ItemKeys,
+        keys: Keyring,
         generation: u64,
     ) -> ItemFolder {
-        let (manifest_key, footer_key) = (manifest_mac_key(&keys.data), footer_mac_key(&keys.data));
-        ItemFolder { blobs, random, owner, keys, generation, manifest_key, footer_key }
+        let (owner, manifest_key) = (keys.owner(), keys.manifest_key.clone());
+        ItemFolder { blobs, random, owner, keys, generation, manifest_key }
     }
 
     /// Path of `rest` in this item's folder.

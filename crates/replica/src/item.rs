@@ -182,8 +182,9 @@ impl ItemStore {
         if (header.vault, header.item) != (owner.vault, owner.item) {
             return refuse(format!("it is of item {} in vault {}", header.item, header.vault));
         }
-        if header.key_version != 1 {
-            return refuse(format!("there is no key version {}", header.key_version));
+        if !self.reader.folder.keys.takes(header.key_version)? {
+            let why = "is not the newest data key, nor the one before it";
+            return refuse(format!("key version {} {why}", header.key_version));
         }
         let state = self.reader.state();
         let Some(branch) = state.branch(header.timeline) else {

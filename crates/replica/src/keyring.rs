@@ -1,7 +1,8 @@
-//! The keys of an item, wrapped for the store's key file and for the recovery recipient.
+//! The keys of an item, wrapped for the store's key file and for its recovery recipients.
 //!
 //! Wrapping is X25519 with a one-time key, HKDF-SHA-256 and AES-256-GCM. Plain keys are held in
-//! memory only. What the keys are used for is the business of `leeward_wire::keys`.
+//! memory only. Where the blobs lie is in `key_blobs`; what the keys are used for is the business
+//! of `leeward_wire::keys`.
 
 use crate::{
     StoreError,
@@ -19,15 +20,19 @@ use std::fmt;
 use uuid::Uuid;
 
 const MAGIC: [u8; 4] = *b"LWK1";
-const VERSION: u16 = 1;
-const HEADER_BYTES: usize = 56;
+/// The first form: data key version 1, as it is when the item is made.
+const FORMAT_FIRST: u16 = 1;
+/// The second form: says which data key version it is, and of which recipients.
+const FORMAT_STAMPED: u16 = 2;
+const FIRST_HEADER_BYTES: usize = 56;
+const STAMPED_HEADER_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 32 + 32 + 64 + 16;
-/// Recipients of an item's keys: two are written; more than this were never written by us.
-const RECIPIENTS_MAX: usize = 16;
+/// Most recipients of an item's keys: the key file and so many recovery recipients less one.
+pub(crate) const RECIPIENTS_MAX: usize = 16;
 const WRAP_LABEL: &[u8] = b"leeward v1 item key wrap";
 const STORE_MAC_CONTEXT: &str = "leeward 2026-11 v1 store identity mac key";
 
-/// Which of a store's two recipients a secret is.
+/// Which kind of recipient of a store a secret is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecipientKind {
     /// The key file beside the store.
@@ -110,6 +115,15 @@ impl RecipientSecret {
         public.as_ref().try_into().expect("an X25519 public key has 32 bytes")
     }
 
+    /// Tells the recipient from others, and nothing of the secret: 16 hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        RecipientSecret::fingerprint_of(&self.public())
+    }
+
+    pub(crate) fn fingerprint_of(recipient: &[u8; 32]) -> String {
+        hex(&blake3::hash(recipient).as_bytes()[..8])
+    }
+
     /// Key of the MAC over the store's identity.
     pub(crate) fn identity_key(&self) -> [u8; 32] {
         blake3::derive_key(STORE_MAC_CONTEXT, &self.bytes)
@@ -135,10 +149,12 @@ fn checksum(key: &[u8; 32]) -> [u8; 4] {
     *blake3::hash(key).as_bytes().first_chunk().expect("4 of 32 bytes")
 }
 
-/// The two keys of an item in one store.
+/// One version of the keys of an item in one store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ItemKeys {
-    /// Seals and authenticates; this store's alone.
+    /// Number of the data key, from 1.
+    pub version: u32,
+    /// Seals and authenticates; this store's alone, but for what was imported.
     pub data: DataKey,
     /// Hashes extents; the same in every store of the item.
     pub hash: HashKey,
@@ -155,44 +171,79 @@ pub struct KeyOwner {
     pub item: ItemId,
 }
 
+/// Which data key a blob of keys holds, and for whose recipients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KeyStamp {
+    /// Number of the data key.
+    pub(crate) version: u32,
+    /// Generation of the store's recipients; 0 in the first form, which does not say it.
+    pub(crate) generation: u32,
+}
+
+impl KeyStamp {
+    /// The stamp of the blob that an item is made with.
+    pub(crate) const FIRST: KeyStamp = KeyStamp { version: 1, generation: 0 };
+}
+
 impl KeyOwner {
-    fn header(&self, recipients: usize) -> [u8; HEADER_BYTES] {
-        let mut header = [0; HEADER_BYTES];
-        header[0..4].copy_from_slice(&MAGIC);
-        header[4..6].copy_from_slice(&VERSION.to_le_bytes());
-        header[6..8].copy_from_slice(&(recipients as u16).to_le_bytes());
-        header[8..24].copy_from_slice(self.store.as_bytes());
-        header[24..40].copy_from_slice(&self.vault.to_bytes());
-        header[40..56].copy_from_slice(&self.item.to_bytes());
+    fn header(&self, stamp: KeyStamp, recipients: usize) -> Vec<u8> {
+        let first = stamp == KeyStamp::FIRST;
+        let format = if first { FORMAT_FIRST } else { FORMAT_STAMPED };
+        let mut header = Vec::with_capacity(STAMPED_HEADER_BYTES);
+        header.extend_from_slice(&MAGIC);
+        header.extend_from_slice(&format.to_le_bytes());
+        header.extend_from_slice(&(recipients as u16).to_le_bytes());
+        header.extend_from_slice(self.store.as_bytes());
+        header.extend_from_slice(&self.vault.to_bytes());
+        header.extend_from_slice(&self.item.to_bytes());
+        if !first {
+            header.extend_from_slice(&stamp.version.to_le_bytes());
+            header.extend_from_slice(&stamp.generation.to_le_bytes());
+        }
         header
     }
 }
 
 impl ItemKeys {
-    /// Draws a data key, and a hash key unless the item has one from another store.
+    /// Draws a first data key, and a hash key unless the item has one from another store.
     pub(crate) fn draw(hash: Option<HashKey>, random: &dyn Random) -> ItemKeys {
         ItemKeys {
+            version: 1,
             data: DataKey::from_bytes(draw(random)),
             hash: hash.unwrap_or_else(|| HashKey::from_bytes(draw(random))),
         }
     }
 
-    /// The bytes of the item's `keys` blob: one entry for each recipient.
+    /// Draws data key `version` of an item whose hash key is `hash`.
+    pub(crate) fn draw_version(version: u32, hash: &HashKey, random: &dyn Random) -> ItemKeys {
+        ItemKeys { version, ..ItemKeys::draw(Some(hash.clone()), random) }
+    }
+
+    /// The bytes of a blob of keys: one entry for each recipient.
+    ///
+    /// `stamp.version` must be this version's.
     pub(crate) fn wrap(
         &self,
         owner: &KeyOwner,
+        stamp: KeyStamp,
         recipients: &[[u8; 32]],
         random: &dyn Random,
     ) -> Vec<u8> {
-        let mut out = owner.header(recipients.len()).to_vec();
+        assert_eq!(stamp.version, self.version, "a blob is named by the version it holds");
+        assert!((1..=RECIPIENTS_MAX).contains(&recipients.len()), "recipients are counted before");
+        let header = owner.header(stamp, recipients.len());
+        let mut out = header.clone();
         for recipient in recipients {
             let once = RecipientSecret::draw(RecipientKind::KeyFile, random);
             let ephemeral = once.public();
             let mut sealed = [self.data.expose().as_slice(), self.hash.expose()].concat();
             let key = wrap_key(&once, recipient, &ephemeral, recipient);
-            let aad = aad(owner, recipients.len(), recipient);
             key.expect("a fresh key agrees with any recipient of ours")
-                .seal_in_place_append_tag(zero_nonce(), Aad::from(aad), &mut sealed)
+                .seal_in_place_append_tag(
+                    zero_nonce(),
+                    Aad::from(aad(&header, recipient)),
+                    &mut sealed,
+                )
                 .expect("64 bytes can be sealed");
             out.extend_from_slice(recipient);
             out.extend_from_slice(&ephemeral);
@@ -201,7 +252,7 @@ impl ItemKeys {
         out
     }
 
-    /// Opens a `keys` blob with the key file's or the recovery recipient's secret.
+    /// Opens a blob of keys with the secret of any of its recipients.
     ///
     /// # Errors
     /// [`StoreError::Key`] when no entry is for `secret`, or the entry does not open: the blob is
@@ -213,23 +264,25 @@ impl ItemKeys {
     ) -> Result<ItemKeys, StoreError> {
         let fail =
             |why: &str| StoreError::Key { what: format!("item {}", owner.item), why: why.into() };
-        let count = recipients(bytes).ok_or_else(|| fail("its keys blob is not whole"))?;
-        if bytes[..HEADER_BYTES] != owner.header(count) {
+        let claim = claim(bytes).ok_or_else(|| fail("its keys blob is not whole"))?;
+        if claim.owner != *owner {
             return Err(fail("its keys blob belongs to another item or store"));
         }
+        let header = owner.header(claim.stamp, claim.recipients);
         let public = secret.public();
-        let mut entries = bytes[HEADER_BYTES..].chunks_exact(ENTRY_BYTES);
+        let mut entries = bytes[header.len()..].chunks_exact(ENTRY_BYTES);
         let entry = entries.find(|entry| entry[..32] == public);
         let entry = entry.ok_or_else(|| fail("it is not locked for this key"))?;
         let mut sealed = entry[64..].to_vec();
         let key = wrap_key(secret, &entry[32..64], &entry[32..64], &public)
             .ok_or_else(|| fail("its wrapped key is damaged"))?;
         let plain = key
-            .open_in_place(zero_nonce(), Aad::from(aad(owner, count, &public)), &mut sealed)
+            .open_in_place(zero_nonce(), Aad::from(aad(&header, &public)), &mut sealed)
             .map_err(|_| fail("its wrapped key is damaged"))?;
         let (data, hash) = plain.split_at(32);
         let array = |bytes: &[u8]| bytes.try_into().expect("the wrapped keys have 32 bytes each");
         let keys = ItemKeys {
+            version: claim.stamp.version,
             data: DataKey::from_bytes(array(data)),
             hash: HashKey::from_bytes(array(hash)),
         };
@@ -238,28 +291,44 @@ impl ItemKeys {
     }
 }
 
-/// The vault and item that a `keys` blob claims; proven only by opening it.
-pub(crate) fn claimed_owner(bytes: &[u8]) -> Option<KeyOwner> {
-    recipients(bytes)?;
+/// What the header of a blob of keys says; proven only by opening it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeyClaim {
+    pub(crate) owner: KeyOwner,
+    pub(crate) stamp: KeyStamp,
+    recipients: usize,
+}
+
+/// Reads the header of a blob of keys; none when it has not the form of one.
+pub(crate) fn claim(bytes: &[u8]) -> Option<KeyClaim> {
     let mut fields = Fields(bytes);
-    fields.take(8)?;
-    Some(KeyOwner {
+    let (magic, format, count) = (fields.array::<4>()?, fields.u16()?, fields.u16()?);
+    let owner = KeyOwner {
         store: Uuid::from_bytes(fields.array()?),
         vault: VaultId::from_bytes(fields.array()?),
         item: ItemId::from_bytes(fields.array()?),
+    };
+    let (stamp, header) = match format {
+        FORMAT_FIRST => (KeyStamp::FIRST, FIRST_HEADER_BYTES),
+        FORMAT_STAMPED => {
+            let stamp = KeyStamp { version: fields.u32()?, generation: fields.u32()? };
+            (stamp, STAMPED_HEADER_BYTES)
+        }
+        _ => return None,
+    };
+    let recipients = usize::from(count);
+    let whole = bytes.len() == header + recipients * ENTRY_BYTES;
+    // The second form says its stamp, and has none that stands for the first.
+    let stamped = format == FORMAT_FIRST || (stamp.version > 0 && stamp.generation > 0);
+    (magic == MAGIC && stamped && recipients <= RECIPIENTS_MAX && whole).then_some(KeyClaim {
+        owner,
+        stamp,
+        recipients,
     })
 }
 
-fn recipients(bytes: &[u8]) -> Option<usize> {
-    let mut fields = Fields(bytes);
-    let (magic, version, count) = (fields.array::<4>()?, fields.u16()?, fields.u16()?);
-    let count = usize::from(count);
-    let whole = bytes.len() == HEADER_BYTES + count * ENTRY_BYTES;
-    (magic == MAGIC && version == VERSION && count <= RECIPIENTS_MAX && whole).then_some(count)
-}
-
-fn aad(owner: &KeyOwner, recipients: usize, recipient: &[u8; 32]) -> Vec<u8> {
-    [owner.header(recipients).as_slice(), recipient].concat()
+fn aad(header: &[u8], recipient: &[u8; 32]) -> Vec<u8> {
+    [header, recipient].concat()
 }
 
 /// Every wrapping key is used for one message, so the nonce need not differ.

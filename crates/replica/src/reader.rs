@@ -15,10 +15,7 @@ use leeward_model::{
     Branch, Epoch, Evidence, ItemId, Lsn, MachineSpec, Marker, PointId, PointInfo, Position, Site,
     TimelineId, UnixMillis, VaultId,
 };
-use leeward_wire::{
-    seal::Opener,
-    segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
-};
+use leeward_wire::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use serde::{Deserialize, Serialize};
 use std::{cmp::Reverse, sync::Arc};
 use uuid::Uuid;
@@ -31,6 +28,8 @@ const PAGE_MAX: usize = 1000;
 pub struct ItemReader {
     pub(crate) folder: Arc<ItemFolder>,
     pub(crate) log: ManifestLog,
+    /// The newest version.
+    keys: ItemKeys,
 }
 
 /// A page of an item's points.
@@ -49,7 +48,8 @@ enum Listed<'a> {
 
 impl ItemReader {
     pub(crate) fn load(folder: Arc<ItemFolder>) -> Result<ItemReader, StoreError> {
-        Ok(ItemReader { log: ManifestLog::load(folder.clone())?, folder })
+        let keys = folder.keys.newest();
+        Ok(ItemReader { log: ManifestLog::load(folder.clone())?, folder, keys })
     }
 
     /// Takes what was committed since.
@@ -70,9 +70,24 @@ impl ItemReader {
         self.folder.owner.vault
     }
 
-    /// The item's keys, for the sealer of its data; in memory only.
+    /// The newest version of the item's keys, for the sealer of its data; in memory only.
     pub fn keys(&self) -> &ItemKeys {
-        &self.folder.keys
+        &self.keys
+    }
+
+    /// Takes the data keys that were made since; a sealer asks before it begins.
+    ///
+    /// # Errors
+    /// [`StoreError::Storage`], [`StoreError::NoItem`].
+    pub fn refresh_keys(&mut self) -> Result<(), StoreError> {
+        self.folder.keys.refresh()?;
+        self.keys = self.folder.keys.newest();
+        Ok(())
+    }
+
+    /// Numbers of the item's data keys that can be opened, ascending.
+    pub fn key_versions(&self) -> Vec<u32> {
+        self.folder.keys.numbers()
     }
 
     /// The name that the item was given with [`Self::set_label`].
@@ -397,7 +412,7 @@ pub(crate) fn open_marker(
 ) -> Result<Marker, StoreError> {
     let path = folder.segment_path(header.segment);
     let record = read_record(folder, &path, offset, len)?;
-    let opener = Opener::new(&folder.keys.data, header);
+    let opener = folder.keys.opener(&path, header)?;
     let opened = opener.open_marker(&record.header, &record.header_bytes, &record.stored);
     opened.map_err(|error| StoreError::damaged(&path, error))
 }

@@ -110,7 +110,9 @@ impl OpenSegment {
             && !self.entries.is_empty()
         {
             let hash = self.header.hash();
-            appender.append(&encode_footer(&self.entries, &folder.footer_key, &hash))?;
+            let path = folder.segment_path(self.header.segment);
+            let key = folder.keys.footer(&path, &self.header)?;
+            appender.append(&encode_footer(&self.entries, &key, &hash))?;
             appender.finish()?;
             if !self.named {
                 folder.blobs.sync_dir(&folder.path("segments"))?;
@@ -207,7 +209,8 @@ fn read_footer(
     };
     let Some(begin) = len.checked_sub(length as u64) else { return Ok(None) };
     let tail = folder.blobs.read_at(path, begin, length)?;
-    let footer = decode_footer(&tail, len, &folder.footer_key, &header.hash());
+    let key = folder.keys.footer(path, header)?;
+    let footer = decode_footer(&tail, len, &key, &header.hash());
     Ok(footer.ok().map(|footer| footer.entries))
 }
 

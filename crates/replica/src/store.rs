@@ -4,61 +4,24 @@
 //! ids that its items carry.
 
 use crate::{
-    ItemKeys, ItemReader, ItemStore, RecipientKind, RecipientSecret, StoreError,
-    folder::{ITEMS, ItemFolder, LABEL, item_path, read_whole},
-    keyring::{KeyOwner, claimed_owner, hex, unhex},
+    ItemKeys, ItemReader, ItemStore, RecipientKind, RecipientSecret, StoreError, StoreIdentity,
+    folder::{ITEMS, ItemFolder, LABEL, item_path},
+    identity::{self, IDENTITY, Identity, KEY_FILE},
+    key_blobs::{self, Keyring},
+    keyring::{KeyOwner, KeyStamp},
     random::Random,
     storage::{BlobStore, Put, StorageError, StoreLock},
 };
 use leeward_model::{ItemId, VaultId};
 use leeward_wire::keys::HashKey;
-use serde::{Deserialize, Serialize};
 use std::{io, sync::Arc};
 use uuid::Uuid;
 
-const IDENTITY: &str = "store.json";
-const KEY_FILE: &str = "store.key";
 const LOCK: &str = "store.lock";
-const FORMAT: u32 = 1;
-const SMALL_BLOB_BYTES_MAX: usize = 64 << 10;
-
-/// Whose store it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreIdentity {
-    /// The store's id, drawn when it was made.
-    pub store: Uuid,
-    /// The host that owns it.
-    pub owner: Uuid,
-    /// Which config server's installation the owner acts for; grows when another adopts it.
-    pub generation: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct IdentityBlob {
-    format: u32,
-    #[serde(flatten)]
-    identity: StoreIdentity,
-    key_file_recipient: String,
-    recovery_recipient: String,
-    /// Keyed hash over the fields above; its key comes from the key file.
-    mac: String,
-}
-
-impl IdentityBlob {
-    fn mac(&self, key: &[u8; 32]) -> String {
-        let StoreIdentity { store, owner, generation } = self.identity;
-        let text = format!(
-            "{} {store} {owner} {generation} {} {}",
-            self.format, self.key_file_recipient, self.recovery_recipient
-        );
-        blake3::keyed_hash(key, text.as_bytes()).to_hex().to_string()
-    }
-
-    fn recipients(&self) -> Option<[[u8; 32]; 2]> {
-        let key = |text: &str| unhex(text)?.try_into().ok();
-        Some([key(&self.key_file_recipient)?, key(&self.recovery_recipient)?])
-    }
-}
+/// Held by whoever puts keys, beside the owner's lock or without it.
+const KEYS_LOCK: &str = "keys.lock";
+/// So often the identity is read again when it was replaced while a store was being opened.
+const OPENS_MAX: usize = 4;
 
 /// With what a store is unlocked.
 #[derive(Clone, Debug)]
@@ -69,13 +32,23 @@ pub enum Unlock {
     Secret(RecipientSecret),
 }
 
+/// What the destruction of an item deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Destroyed {
+    /// Blobs of wrapped keys, deleted durably before anything else.
+    pub keys: u64,
+    /// Other blobs: segments, manifests, notes.
+    pub blobs: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+}
+
 /// See the module.
 pub struct Store {
-    blobs: Arc<dyn BlobStore>,
-    random: Arc<dyn Random>,
-    identity: StoreIdentity,
-    recipients: [[u8; 32]; 2],
-    secret: RecipientSecret,
+    pub(crate) blobs: Arc<dyn BlobStore>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) identity: Identity,
+    pub(crate) secret: RecipientSecret,
     lock: Option<StoreLock>,
 }
 
@@ -100,7 +73,7 @@ impl Store {
             Put::Exists => {
                 // It may have been put by a process that ended before its name was durable.
                 blobs.sync_dir("")?;
-                read_key_file(blobs)?
+                identity::read_key_file(blobs, KEY_FILE)?
             }
         };
         put_identity(blobs, identity, &key_file, random)
@@ -132,7 +105,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Foreign`] when there is none; [`StoreError::Damaged`].
     pub fn claimed_identity(blobs: &dyn BlobStore) -> Result<StoreIdentity, StoreError> {
-        Ok(read_identity(blobs)?.identity)
+        Ok(identity::newest(blobs)?.identity)
     }
 
     /// Whether there is a store.
@@ -154,28 +127,18 @@ impl Store {
         unlock: &Unlock,
         random: Arc<dyn Random>,
     ) -> Result<Store, StoreError> {
-        let foreign = |why: &str| StoreError::Foreign { why: why.to_owned() };
-        let blob = read_identity(blobs.as_ref())?;
-        if owner.is_some_and(|owner| owner != blob.identity.owner) {
-            return Err(foreign(&format!("it belongs to {}", blob.identity.owner)));
+        let mut found = identity::newest(blobs.as_ref())?;
+        for _ in 1..OPENS_MAX {
+            let opened = unlocked(blobs.as_ref(), &found, owner, unlock);
+            let newest = identity::newest(blobs.as_ref())?;
+            // Another process changed the recipients: a failure may be for that alone.
+            if opened.is_ok() || newest == found {
+                break;
+            }
+            found = newest;
         }
-        let recipients = blob
-            .recipients()
-            .ok_or_else(|| StoreError::damaged(IDENTITY, "a recipient is misspelt"))?;
-        let secret = match unlock {
-            Unlock::KeyFile => read_key_file(blobs.as_ref())?,
-            Unlock::Secret(secret) => secret.clone(),
-        };
-        if !recipients.contains(&secret.public()) {
-            return Err(StoreError::Key {
-                what: "the store".into(),
-                why: "the key is not one of this store's two".into(),
-            });
-        }
-        if secret.kind() == RecipientKind::KeyFile && blob.mac(&secret.identity_key()) != blob.mac {
-            return Err(StoreError::damaged(IDENTITY, "its MAC does not fit"));
-        }
-        Ok(Store { blobs, random, identity: blob.identity, recipients, secret, lock: None })
+        let secret = unlocked(blobs.as_ref(), &found, owner, unlock)?;
+        Ok(Store { blobs, random, identity: found, secret, lock: None })
     }
 
     /// Opens a store for writing: takes the owner's lock.
@@ -193,12 +156,24 @@ impl Store {
         // What an ended predecessor put may not have a durable name yet.
         store.blobs.sync_dir("")?;
         store.blobs.sync_dir(ITEMS)?;
+        store.finish_rekey()?;
         Ok(store)
     }
 
     /// Whose store it is.
     pub fn identity(&self) -> StoreIdentity {
-        self.identity
+        self.identity.identity
+    }
+
+    /// Generation of its recipients: 1 for those that it was made with, one more with every
+    /// change of the key file or of the recovery recipients.
+    pub fn key_generation(&self) -> u32 {
+        self.identity.key_generation
+    }
+
+    /// Fingerprints of the recipients: the key file's, then those of the recovery keys.
+    pub fn recipients(&self) -> Vec<String> {
+        self.identity.recipients().iter().map(RecipientSecret::fingerprint_of).collect()
     }
 
     /// Items whose keys exist, ascending.
@@ -209,7 +184,7 @@ impl Store {
         let mut items = Vec::new();
         for name in self.blobs.list(ITEMS)? {
             if let Ok(item) = name.parse::<ItemId>()
-                && self.blobs.len(&item_path(item, "keys"))?.is_some()
+                && !key_blobs::list(self.blobs.as_ref(), item)?.is_empty()
             {
                 items.push(item);
             }
@@ -230,12 +205,12 @@ impl Store {
         hash: Option<HashKey>,
     ) -> Result<ItemStore, StoreError> {
         self.check_writer()?;
-        let path = item_path(item, "keys");
-        let owner = KeyOwner { store: self.identity.store, vault, item };
-        if self.blobs.len(&path)?.is_none() {
+        let owner = KeyOwner { store: self.identity().store, vault, item };
+        if key_blobs::list(self.blobs.as_ref(), item)?.is_empty() {
+            let (recipients, first) = (self.identity.recipients(), KeyStamp::FIRST);
             let keys = ItemKeys::draw(hash.clone(), self.random.as_ref());
-            let bytes = keys.wrap(&owner, &self.recipients, self.random.as_ref());
-            self.blobs.put_new(&path, &bytes)?;
+            let bytes = keys.wrap(&owner, first, &recipients, self.random.as_ref());
+            self.blobs.put_new(&key_blobs::path(item, first), &bytes)?;
         }
         let opened = self.item_open(item)?;
         let reader = opened.reader();
@@ -254,7 +229,7 @@ impl Store {
     /// [`StoreError::Refused`] when this store was not opened for writing.
     pub fn item_open(&self, item: ItemId) -> Result<ItemStore, StoreError> {
         self.check_writer()?;
-        self.blobs.sync_dir(&format!("{ITEMS}/{item}"))?;
+        key_blobs::sync(self.blobs.as_ref(), item)?;
         ItemStore::load(self.folder(item)?)
     }
 
@@ -266,35 +241,50 @@ impl Store {
         ItemReader::load(self.folder(item)?)
     }
 
-    /// Deletes an item: its data key first, so that nothing can be read from then on, whatever is
-    /// left. Deleting again finishes what was left.
+    /// Deletes an item: its data keys first, all of them, so that nothing can be read from then
+    /// on, whatever is left. Deleting again finishes what was left.
     ///
     /// # Errors
     /// [`StoreError::Storage`]; [`StoreError::Refused`] when this store was not opened for
     /// writing, or while a pin of the item exists.
-    pub fn item_delete(&self, item: ItemId) -> Result<(), StoreError> {
-        self.check_writer()?;
-        let folder = format!("{ITEMS}/{item}");
-        let keys = item_path(item, "keys");
-        if self.blobs.len(&keys)?.is_some() {
-            let pins = self.blobs.list(&item_path(item, "pins"))?;
-            if !pins.is_empty() {
-                let why = format!("{} pins hold its points", pins.len());
-                return Err(StoreError::refused("the deletion of an item", why));
-            }
+    pub fn item_delete(&self, item: ItemId) -> Result<Destroyed, StoreError> {
+        let keys = key_blobs::list(self.blobs.as_ref(), item)?;
+        let pins = self.blobs.list(&item_path(item, "pins"))?;
+        if !keys.is_empty() && !pins.is_empty() {
+            let why = format!("{} pins hold its points", pins.len());
+            return Err(StoreError::refused("the deletion of an item", why));
         }
-        self.blobs.delete(&keys)?;
-        self.blobs.sync_dir(&folder)?;
-        self.blobs.delete(&item_path(item, LABEL))?;
+        self.item_destroy(item)
+    }
+
+    /// As [`Self::item_delete`], whatever pins there are.
+    ///
+    /// # Errors
+    /// [`StoreError::Storage`]; [`StoreError::Refused`] when this store was not opened for writing.
+    pub fn item_destroy(&self, item: ItemId) -> Result<Destroyed, StoreError> {
+        self.check_writer()?;
+        let _keys = self.lock_keys()?;
+        let (blobs, folder) = (self.blobs.as_ref(), format!("{ITEMS}/{item}"));
+        let keys = key_blobs::list(blobs, item)?;
+        key_blobs::delete(blobs, item, &keys)?;
+        // Also when there were none: a predecessor may have ended before its deletion was durable.
+        key_blobs::sync(blobs, item)?;
+        let mut destroyed = Destroyed { keys: keys.len() as u64, ..Destroyed::default() };
+        key_blobs::delete_folder(blobs, item)?;
+        blobs.delete(&item_path(item, LABEL))?;
         for part in ["manifest", "segments", "pins", "kept", "evidence"] {
             let part = item_path(item, part);
-            for name in self.blobs.list(&part)? {
-                self.blobs.delete(&format!("{part}/{name}"))?;
+            for name in blobs.list(&part)? {
+                let path = format!("{part}/{name}");
+                destroyed.blobs += 1;
+                destroyed.bytes += blobs.len(&path)?.unwrap_or(0);
+                blobs.delete(&path)?;
             }
-            self.blobs.delete(&part)?;
+            blobs.delete(&part)?;
         }
-        self.blobs.delete(&folder)?;
-        Ok(self.blobs.sync_dir(ITEMS)?)
+        blobs.delete(&folder)?;
+        blobs.sync_dir(ITEMS)?;
+        Ok(destroyed)
     }
 
     /// Bytes that may still be written below the store, when that is known.
@@ -305,30 +295,39 @@ impl Store {
         Ok(self.blobs.free_bytes()?)
     }
 
-    fn check_writer(&self) -> Result<(), StoreError> {
+    pub(crate) fn check_writer(&self) -> Result<(), StoreError> {
         match self.lock {
             Some(_) => Ok(()),
             None => Err(StoreError::refused("a change", "the store was opened for reading")),
         }
     }
 
-    fn folder(&self, item: ItemId) -> Result<Arc<ItemFolder>, StoreError> {
-        let path = item_path(item, "keys");
-        let bytes = match read_whole(self.blobs.as_ref(), &path, SMALL_BLOB_BYTES_MAX) {
-            Err(StoreError::Storage(StorageError::Absent { .. })) => {
-                return Err(StoreError::NoItem { item });
-            }
-            read => read?,
-        };
-        let key = |why: &str| StoreError::Key { what: format!("item {item}"), why: why.into() };
-        let owner = claimed_owner(&bytes).ok_or_else(|| key("its keys blob is not whole"))?;
-        if (owner.store, owner.item) != (self.identity.store, item) {
-            return Err(key("its keys blob belongs to another item or store"));
+    /// The secret that signs identities and notes: what this store was unlocked with, if that is
+    /// it, as for a store that does not keep its key file itself, or else its key file.
+    ///
+    /// # Errors
+    /// [`StoreError::Key`].
+    pub(crate) fn key_file_secret(&self) -> Result<RecipientSecret, StoreError> {
+        if self.secret.public() == self.identity.key_file_recipient {
+            return Ok(self.secret.clone());
         }
-        let keys = ItemKeys::unwrap_with(&bytes, &owner, &self.secret)?;
-        let generation = self.identity.generation;
+        self.identity.read_key_file(self.blobs.as_ref())
+    }
+
+    /// Keeps every other process from putting or deleting keys.
+    pub(crate) fn lock_keys(&self) -> Result<StoreLock, StoreError> {
+        Ok(self.blobs.lock(KEYS_LOCK)?)
+    }
+
+    pub(crate) fn keyring(&self, item: ItemId) -> Result<Keyring, StoreError> {
+        Keyring::load(self.blobs.clone(), self.identity().store, item, self.secret.clone())
+    }
+
+    fn folder(&self, item: ItemId) -> Result<Arc<ItemFolder>, StoreError> {
+        let keys = self.keyring(item)?;
+        let generation = self.identity().generation;
         let (blobs, random) = (self.blobs.clone(), self.random.clone());
-        Ok(Arc::new(ItemFolder::new(blobs, random, owner, keys, generation)))
+        Ok(Arc::new(ItemFolder::new(blobs, random, keys, generation)))
     }
 }
 
@@ -351,49 +350,27 @@ fn put_identity(
     random: &dyn Random,
 ) -> Result<RecipientSecret, StoreError> {
     let recovery = RecipientSecret::draw(RecipientKind::Recovery, random);
-    let mut blob = IdentityBlob {
-        format: FORMAT,
-        identity,
-        key_file_recipient: hex(&key_file.public()),
-        recovery_recipient: hex(&recovery.public()),
-        mac: String::new(),
-    };
-    blob.mac = blob.mac(&key_file.identity_key());
-    let json = serde_json::to_string_pretty(&blob).expect("the identity is plain JSON");
-    match blobs.put_new(IDENTITY, format!("{json}\n").as_bytes())? {
+    match Identity::first(identity, key_file, &recovery).put(blobs)? {
         Put::Created => Ok(recovery),
         Put::Exists => Err(taken()),
     }
 }
 
-fn read_identity(blobs: &dyn BlobStore) -> Result<IdentityBlob, StoreError> {
-    let foreign = |why: &str| StoreError::Foreign { why: why.to_owned() };
-    let bytes = match read_whole(blobs, IDENTITY, SMALL_BLOB_BYTES_MAX) {
-        Err(StoreError::Storage(StorageError::Absent { .. })) => {
-            return Err(foreign("there is no store in this place"));
-        }
-        read => read?,
-    };
-    let blob: IdentityBlob =
-        serde_json::from_slice(&bytes).map_err(|error| StoreError::damaged(IDENTITY, error))?;
-    if blob.format != FORMAT {
-        return Err(foreign(&format!("it has format {}, not {FORMAT}", blob.format)));
+/// The secret that `unlock` stands for, if it opens `found` and the store is `owner`'s.
+fn unlocked(
+    blobs: &dyn BlobStore,
+    found: &Identity,
+    owner: Option<Uuid>,
+    unlock: &Unlock,
+) -> Result<RecipientSecret, StoreError> {
+    if owner.is_some_and(|owner| owner != found.identity.owner) {
+        let why = format!("it belongs to {}", found.identity.owner);
+        return Err(StoreError::Foreign { why });
     }
-    Ok(blob)
-}
-
-fn read_key_file(blobs: &dyn BlobStore) -> Result<RecipientSecret, StoreError> {
-    let fail = |why: &str| StoreError::Key { what: "the store".into(), why: why.into() };
-    let bytes = match read_whole(blobs, KEY_FILE, SMALL_BLOB_BYTES_MAX) {
-        Err(StoreError::Storage(StorageError::Absent { .. })) => {
-            return Err(fail("its key file is missing"));
-        }
-        read => read?,
+    let secret = match unlock {
+        Unlock::KeyFile => found.read_key_file(blobs)?,
+        Unlock::Secret(secret) => secret.clone(),
     };
-    let text = String::from_utf8(bytes).map_err(|_| fail("its key file is not text"))?;
-    let secret = RecipientSecret::parse(&text)?;
-    match secret.kind() {
-        RecipientKind::KeyFile => Ok(secret),
-        RecipientKind::Recovery => Err(fail("its key file holds the recovery secret")),
-    }
+    found.check(&secret)?;
+    Ok(secret)
 }

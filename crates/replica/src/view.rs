@@ -127,11 +127,9 @@ impl View {
                         }
                     }
                 }
-                segments.push(ViewSegment {
-                    id: range.segment,
-                    path: folder.segment_path(range.segment),
-                    opener: Opener::new(&folder.keys.data, &found.header),
-                });
+                let path = folder.segment_path(range.segment);
+                let opener = folder.keys.opener(&path, &found.header)?;
+                segments.push(ViewSegment { id: range.segment, path, opener });
             }
         }
         let open = |(_, _, header, entry): (u16, Lsn, SegmentHeader, FooterEntry)| {

@@ -36,16 +36,14 @@ pub struct InitOptions {
 }
 
 pub(super) fn run(options: &InitOptions, output: Output) -> Result<(), Failure> {
-    let place = PlaceOptions {
-        store: options.store.clone(),
-        recovery_key: None,
-        key_file: None,
-        force_takeover: false,
-    };
+    let place = PlaceOptions::from(options.store.clone());
     let found = place.place()?;
     let identity = StoreIdentity { store: Uuid::new_v4(), owner: Uuid::new_v4(), generation: 1 };
     let what = || format!("no store was made in {}", options.store);
-    let recovery = options.recovery_key.clone().unwrap_or_else(|| beside(&options.store, &found));
+    let recovery = options
+        .recovery_key
+        .clone()
+        .unwrap_or_else(|| beside(&options.store, &found, ".recovery-key.txt"));
     let recovery = free_file(&what(), "recovery key", recovery)?;
     let key_file = key_file(options, &found, identity.store, &what())?;
     check_empty_folder(options, &found, &what())?;
@@ -175,18 +173,18 @@ fn make(
     made.map_err(|error| place.failed("cannot be made", &error))
 }
 
-/// Beside the folder, not in it: whoever takes the store away does not take its key along.
-fn beside(store: &str, found: &Place) -> PathBuf {
-    const SUFFIX: &str = ".recovery-key.txt";
+/// A file for a recovery key beside the folder, not in it: whoever takes the store away does not
+/// take its key along. For a bucket it is in the present folder.
+pub(super) fn beside(store: &str, found: &Place, suffix: &str) -> PathBuf {
     match found {
         Place::Folder(folder) => {
             let mut name = folder.file_name().unwrap_or_else(|| "store".as_ref()).to_owned();
-            name.push(SUFFIX);
+            name.push(suffix);
             folder.with_file_name(name)
         }
         Place::Objects(_) => {
             let name = store.split_once("://").map_or(store, |(_, name)| name);
-            PathBuf::from(format!("{}{SUFFIX}", name.trim_end_matches('/').replace('/', "-")))
+            PathBuf::from(format!("{}{suffix}", name.trim_end_matches('/').replace('/', "-")))
         }
     }
 }

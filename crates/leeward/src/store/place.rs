@@ -34,6 +34,13 @@ pub struct PlaceOptions {
     pub force_takeover: bool,
 }
 
+impl From<String> for PlaceOptions {
+    /// The store of that name, to be unlocked with its own key file.
+    fn from(store: String) -> PlaceOptions {
+        PlaceOptions { store, recovery_key: None, key_file: None, force_takeover: false }
+    }
+}
+
 /// What STORE names.
 pub(super) enum Place {
     /// A folder of this machine.
@@ -55,13 +62,20 @@ impl PlaceOptions {
         }
     }
 
-    fn unlock(&self, place: &Place, blobs: &dyn BlobStore) -> Result<Unlock, Failure> {
-        if let Some(file) = &self.recovery_key {
-            return secret(file, "recovery key").map(Unlock::Secret);
+    /// The secret that was given in place of the store's own key file, if one was.
+    ///
+    /// # Errors
+    /// `KEY_MISSING`.
+    pub(crate) fn secret(&self) -> Result<Option<RecipientSecret>, Failure> {
+        match (&self.recovery_key, &self.key_file) {
+            (Some(file), _) => secret(file, "recovery key").map(Some),
+            (None, Some(file)) => secret(file, "key file").map(Some),
+            (None, None) => Ok(None),
         }
-        if let Some(file) = &self.key_file {
-            return secret(file, "key file").map(Unlock::Secret);
-        }
+    }
+
+    /// With what the store is unlocked when no secret was given.
+    fn usual_unlock(&self, place: &Place, blobs: &dyn BlobStore) -> Result<Unlock, Failure> {
         if let Place::Folder(_) = place {
             return Ok(Unlock::KeyFile);
         }
@@ -107,14 +121,25 @@ impl PlaceOptions {
     ///
     /// # Errors
     /// What keeps it closed.
-    pub(super) fn open(&self) -> Result<Store, Failure> {
-        self.open_with().map(|(store, _)| store)
+    pub(crate) fn open(&self) -> Result<Store, Failure> {
+        self.open_with(self.secret()?)
     }
 
-    fn open_with(&self) -> Result<(Store, Unlock), Failure> {
+    /// As [`Self::open`], with `secret` if there is one, else with the key file.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_with(&self, secret: Option<RecipientSecret>) -> Result<Store, Failure> {
+        self.opened(secret).map(|(store, _)| store)
+    }
+
+    fn opened(&self, secret: Option<RecipientSecret>) -> Result<(Store, Unlock), Failure> {
         let place = self.place()?;
         let blobs = self.reading(&place)?;
-        let unlock = self.unlock(&place, blobs.as_ref())?;
+        let unlock = match secret {
+            Some(secret) => Unlock::Secret(secret),
+            None => self.usual_unlock(&place, blobs.as_ref())?,
+        };
         let store = Store::open(blobs, None, &unlock, Arc::new(SystemRandom))
             .map_err(|error| self.failed("cannot be opened", &error))?;
         Ok((store, unlock))
@@ -125,14 +150,14 @@ impl PlaceOptions {
     /// # Errors
     /// What keeps it closed.
     pub(super) fn open_writer(&self) -> Result<Store, Failure> {
-        let (store, unlock) = self.open_with()?;
+        let (store, unlock) = self.opened(self.secret()?)?;
         let blobs = self.writing(&self.place()?)?;
         Store::open_writer(blobs, store.identity().owner, &unlock, Arc::new(SystemRandom))
             .map_err(|error| self.failed("cannot be opened for writing", &error))
     }
 
     /// The problem of an error of the store.
-    pub(super) fn failed(&self, what: &str, error: &StoreError) -> Failure {
+    pub(crate) fn failed(&self, what: &str, error: &StoreError) -> Failure {
         Box::new(error.problem(format!("the store in {} {what}", self.store)))
     }
 }

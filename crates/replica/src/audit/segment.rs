@@ -4,6 +4,7 @@ use super::{Damage, DiskPart};
 use crate::{StoreError, folder::ItemFolder, manifest::SegmentRange, segments::record_end};
 use leeward_model::{EXTENT_BYTES, Lsn, TimelineId};
 use leeward_wire::{
+    keys::MacKey,
     record::{RECORD_HEADER_BYTES, RecordHeader, RecordKind},
     seal::Opener,
     segment::{
@@ -82,7 +83,15 @@ pub(super) fn audit(folder: &ItemFolder, range: &SegmentRange) -> Result<Segment
             return Ok(found);
         }
     };
-    let footer = footer(folder, &bytes, range, &header);
+    let (footer_key, opener) = match keys(folder, &path, &header) {
+        Ok(keys) => keys,
+        Err(StoreError::Damaged { why, .. }) => {
+            found.bad(None, None, why);
+            return Ok(found);
+        }
+        Err(error) => return Err(error),
+    };
+    let footer = footer(&footer_key, &bytes, range, &header);
     let entries = match footer {
         Footer::Good(entries) => entries,
         Footer::Bad(why) => {
@@ -91,8 +100,17 @@ pub(super) fn audit(folder: &ItemFolder, range: &SegmentRange) -> Result<Segment
         }
         Footer::None => scanned(&bytes, range),
     };
-    records(folder, range, &header, &bytes, &entries, &mut found);
+    records(&opener, range, &bytes, &entries, &mut found);
     Ok(found)
+}
+
+/// What proves the segment's footer and opens its records.
+fn keys(
+    folder: &ItemFolder,
+    path: &str,
+    header: &SegmentHeader,
+) -> Result<(MacKey, Opener), StoreError> {
+    Ok((folder.keys.footer(path, header)?, folder.keys.opener(path, header)?))
 }
 
 fn belongs(folder: &ItemFolder, range: &SegmentRange, header: &SegmentHeader) -> bool {
@@ -109,19 +127,14 @@ enum Footer {
     None,
 }
 
-fn footer(
-    folder: &ItemFolder,
-    bytes: &[u8],
-    range: &SegmentRange,
-    header: &SegmentHeader,
-) -> Footer {
+fn footer(key: &MacKey, bytes: &[u8], range: &SegmentRange, header: &SegmentHeader) -> Footer {
     let tail = &bytes[range.bytes as usize..];
     let trailer = bytes.last_chunk::<FOOTER_TRAILER_BYTES>();
     let length = trailer.and_then(|trailer| footer_len(trailer).ok());
     if let Some(length) = length
         && let Some(begin) = bytes.len().checked_sub(length)
     {
-        let (key, whole) = (&folder.footer_key, bytes.len() as u64);
+        let whole = bytes.len() as u64;
         return match decode_footer(&bytes[begin..], whole, key, &header.hash()) {
             Ok(footer) => Footer::Good(footer.entries),
             Err(error) => Footer::Bad(error.to_string()),
@@ -143,14 +156,12 @@ fn scanned(bytes: &[u8], range: &SegmentRange) -> Vec<FooterEntry> {
 
 /// Opens every record of the range, in the order of the file.
 fn records(
-    folder: &ItemFolder,
+    opener: &Opener,
     range: &SegmentRange,
-    header: &SegmentHeader,
     bytes: &[u8],
     entries: &[FooterEntry],
     found: &mut SegmentAudit,
 ) {
-    let opener = Opener::new(&folder.keys.data, header);
     let mut entries: Vec<_> = entries.iter().filter(|entry| entry.lsn <= range.last).collect();
     entries.sort_unstable_by_key(|entry| entry.offset);
     let mut at = SEGMENT_HEADER_BYTES as u64;
@@ -160,7 +171,7 @@ fn records(
             break;
         }
         at = end;
-        match open(&opener, entry, &bytes[from as usize..end as usize]) {
+        match open(opener, entry, &bytes[from as usize..end as usize]) {
             Ok(()) => found.records += 1,
             Err(why) => found.bad(Some((from, end - from)), part(entry), why),
         }

@@ -12,6 +12,7 @@ mod divergent;
 mod faults;
 mod golden;
 mod half_made;
+mod keys;
 mod objects;
 mod oracle;
 mod races;

@@ -214,7 +214,7 @@ impl World {
             item: ITEM,
             timeline: self.branch.timeline,
             epoch: self.epoch,
-            key_version: 1,
+            key_version: self.reader().keys().version,
             first_lsn,
             created_at: UnixMillis(self.now),
         };

@@ -225,7 +225,7 @@ impl World {
                 item: reader.item(),
                 timeline: branch.timeline,
                 epoch: branch.epoch,
-                key_version: 1,
+                key_version: reader.keys().version,
                 first_lsn: last.next(),
                 created_at: leeward_model::UnixMillis(0),
             };

@@ -185,7 +185,8 @@ impl SiteStore {
     pub async fn destroy(self: &Arc<Self>, item: ItemId) -> Result<(), StoreError> {
         self.close(item);
         let this = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || this.store.item_delete(item)).await;
+        let done =
+            tokio::task::spawn_blocking(move || this.store.item_delete(item).map(drop)).await;
         done.unwrap_or_else(|error| Err(StoreError::Stale { why: error.to_string() }))
     }
 
@@ -244,6 +245,8 @@ impl SiteStore {
         let now = self.wall.now();
         self.with(item, move |store| {
             store.open_branch(branch, now)?;
+            // A data key that was made since the item was opened is the new session's.
+            store.reader_mut().refresh_keys()?;
             let reader = store.reader();
             let state = reader.state();
             let committed = reader.committed(branch.timeline);
@@ -264,7 +267,7 @@ impl SiteStore {
                 version: leeward_wire::message::PROTOCOL_VERSION,
                 data_key: keys.data.clone(),
                 hash_key: keys.hash.clone(),
-                key_version: 1,
+                key_version: keys.version,
                 durable,
                 newest_point: newest.map(|point| (point.id, point.position)),
                 credit_bytes,

@@ -108,7 +108,7 @@ impl Writer {
                 item: reader.item(),
                 timeline: self.base.timeline,
                 epoch: epoch.max(reader.fence()),
-                key_version: 1,
+                key_version: reader.keys().version,
                 first_lsn: lsn,
                 created_at: self.created_at,
             };

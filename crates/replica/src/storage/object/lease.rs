@@ -181,7 +181,7 @@ pub(super) fn take(
     let number = taken.unwrap_or_else(|| Err(ended(&requests.shown(folder))))?;
     let (over, renewed) = (AtomicBool::new(false), Mutex::new(begun));
     let held = Arc::new(Held { number, lost_after: times.lost, over, renewed });
-    requests.set_held(Some(held.clone()));
+    requests.hold(held.clone());
     let (end, ended) = mpsc::channel();
     let (folder, engine) = (folder.to_owned(), engine.clone());
     let keeper = Keeper { engine, requests: requests.clone(), folder, note, held };
@@ -236,7 +236,7 @@ impl Keeper {
         if let Err(error) = self.write(renewals + 1, true) {
             tracing::warn!(%error, "the lock of the store is held until it is stale");
         }
-        self.requests.set_held(None);
+        self.requests.let_go(&self.held);
     }
 
     /// Writes our lease anew; false when it is not the newest any more.

@@ -47,7 +47,8 @@ pub(super) struct Requests {
     /// What operators know the place by: `s3://bucket/prefix`.
     place: String,
     prefix: String,
-    held: Mutex<Option<Arc<Held>>>,
+    /// The leases that this process took.
+    held: Mutex<Vec<Arc<Held>>>,
 }
 
 pub(super) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,9 +66,14 @@ impl Requests {
         if name.is_empty() { self.place.clone() } else { format!("{}/{name}", self.place) }
     }
 
-    /// From now on nothing is written unless this lease is held; `None` for no such condition.
-    pub(super) fn set_held(&self, held: Option<Arc<Held>>) {
-        *guard(&self.held) = held;
+    /// From now on nothing is written unless this lease is held.
+    pub(super) fn hold(&self, held: Arc<Held>) {
+        guard(&self.held).push(held);
+    }
+
+    /// This lease is no condition any more.
+    pub(super) fn let_go(&self, ended: &Arc<Held>) {
+        guard(&self.held).retain(|held| !Arc::ptr_eq(held, ended));
     }
 
     fn key(&self, name: &str) -> Path {
@@ -75,7 +81,7 @@ impl Requests {
     }
 
     fn check_held(&self, name: &str) -> Result<(), Trouble> {
-        let lost = guard(&self.held).as_ref().is_some_and(|held| !held.is_held());
+        let lost = guard(&self.held).iter().any(|held| !held.is_held());
         let error = || StorageError::LeaseLost { name: self.shown(name) };
         if lost { Err(Trouble::Final(error())) } else { Ok(()) }
     }
