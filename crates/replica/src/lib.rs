@@ -26,6 +26,7 @@ mod retention;
 mod segments;
 pub mod storage;
 mod store;
+mod thinning;
 mod view;
 
 pub use audit::{Audit, AuditProgress, Damage, DiskPart};
@@ -43,4 +44,5 @@ pub use random::{Random, SystemRandom};
 pub use reader::{ItemReader, PointPage};
 pub use retention::{Expired, Retention};
 pub use store::{Store, StoreIdentity, Unlock};
+pub use thinning::{Candidate, Thinning, ThinningError, ThinningStep, Worth, thinned_out};
 pub use view::{Run, RunKind, View};

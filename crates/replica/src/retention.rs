@@ -5,17 +5,25 @@
 #[cfg(feature = "testing")]
 use crate::Mutation;
 use crate::{
-    ItemStore, KeptRecord, StoreError, collect::droppable, evidence, kept, manifest::Change,
+    ItemStore, KeptRecord, PointRecord, StoreError,
+    collect::droppable,
+    evidence, kept,
+    manifest::Change,
+    thinning::{Candidate, Thinning, Worth, thinned_out},
 };
-use leeward_model::{PointId, SegmentId, TimelineId, UnixMillis};
-use std::collections::BTreeSet;
+use leeward_model::{
+    PointId, PointKind, PointOrigin, SegmentId, TimelineId, UnixMillis, Verification,
+};
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
-/// How long points are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How long points are kept, and how close together.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Points older than this go, in milliseconds since they were received.
     pub keep_ms: u64,
+    /// How points are thinned out before that; none keeps all of them.
+    pub thinning: Option<Thinning>,
     /// Until then, by the store's clock, no point goes at all.
     pub keep_until: Option<UnixMillis>,
 }
@@ -57,7 +65,10 @@ impl ItemStore {
         let gone = listed.filter(|point| {
             old(point.received_at) && !pinned.contains(&point.id) && Some(point.id) != newest
         });
-        let points: Vec<PointId> = gone.map(|point| point.id).collect();
+        let mut points: Vec<PointId> = gone.map(|point| point.id).collect();
+        if let Some(thinning) = &retention.thinning {
+            points.extend(self.thinned_out(now, thinning, &points, &pinned)?);
+        }
         if !points.is_empty() {
             self.commit(points.iter().copied().map(Change::PointRemoved).collect(), now)?;
         }
@@ -82,6 +93,36 @@ impl ItemStore {
         self.pins_seen = Some(pins);
         self.reader.log.trim(now)?;
         Ok(expired)
+    }
+
+    /// The points that a history without `gone` does without. The newest point, the newest that
+    /// is verified, pinned ones and named ones are exempt.
+    fn thinned_out(
+        &self,
+        now: UnixMillis,
+        thinning: &Thinning,
+        gone: &[PointId],
+        pinned: &BTreeSet<PointId>,
+    ) -> Result<Vec<PointId>, StoreError> {
+        let gone: BTreeSet<&PointId> = gone.iter().collect();
+        let points = &self.reader.state().points;
+        let tested = evidence::of_all(&self.reader.folder)?;
+        let is_verified = |point: &&PointRecord| {
+            matches!(tested.get(&point.id), Some(Verification::Verified(_)))
+        };
+        let newest = points.last().map(|point| point.id);
+        let verified = points.iter().rev().find(is_verified).map(|point| point.id);
+        let candidate = |point: &PointRecord| Candidate {
+            id: point.id,
+            received_at: point.received_at,
+            worth: worth(point, &tested),
+            exempt: pinned.contains(&point.id)
+                || point.origin != PointOrigin::Replicated
+                || [newest, verified].contains(&Some(point.id)),
+        };
+        let left = points.iter().filter(|point| !gone.contains(&point.id));
+        let candidates: Vec<Candidate> = left.map(candidate).collect();
+        Ok(thinned_out(&candidates, now, thinning))
     }
 
     /// Deletes segments that no point, pin, kept work or written timeline needs.
@@ -157,5 +198,14 @@ impl ItemStore {
         needed.extend(&state.retired);
         let all = state.branches.iter().map(|branch| branch.timeline);
         Ok(all.filter(|timeline| !needed.contains(timeline)).collect())
+    }
+}
+
+fn worth(point: &PointRecord, tested: &BTreeMap<PointId, Verification>) -> Worth {
+    match (point.kind, tested.get(&point.id)) {
+        (_, Some(Verification::Failed(_))) => Worth::Failed,
+        (PointKind::Final | PointKind::ApplicationConsistent, _) => Worth::Consistent,
+        (PointKind::CrashConsistent, Some(Verification::Verified(_))) => Worth::Verified,
+        (PointKind::CrashConsistent, Some(Verification::Untested) | None) => Worth::Plain,
     }
 }

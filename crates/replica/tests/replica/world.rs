@@ -91,7 +91,7 @@ pub fn disk_table() -> Vec<DiskEntry> {
 }
 
 pub fn retention() -> Retention {
-    Retention { keep_ms: 1_000, keep_until: None }
+    Retention { keep_ms: 1_000, thinning: None, keep_until: None }
 }
 
 /// See the module.
