@@ -8,8 +8,10 @@ use crate::{
     random::Random,
     storage::{BlobStore, Put, StorageError},
 };
-use leeward_model::{ItemId, SegmentId};
-use leeward_wire::keys::{MacKey, footer_mac_key, mac, mac_matches, manifest_mac_key};
+use leeward_model::{ItemId, LayerId, SegmentId};
+use leeward_wire::keys::{
+    MacKey, footer_mac_key, layer_mac_key, mac, mac_matches, manifest_mac_key,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
@@ -36,6 +38,7 @@ pub(crate) struct ItemFolder {
     pub(crate) generation: u64,
     pub(crate) manifest_key: MacKey,
     pub(crate) footer_key: MacKey,
+    pub(crate) layer_key: MacKey,
 }
 
 impl ItemFolder {
@@ -47,7 +50,8 @@ impl ItemFolder {
         generation: u64,
     ) -> ItemFolder {
         let (manifest_key, footer_key) = (manifest_mac_key(&keys.data), footer_mac_key(&keys.data));
-        ItemFolder { blobs, random, owner, keys, generation, manifest_key, footer_key }
+        let layer_key = layer_mac_key(&keys.data);
+        ItemFolder { blobs, random, owner, keys, generation, manifest_key, footer_key, layer_key }
     }
 
     /// Path of `rest` in this item's folder.
@@ -57,6 +61,10 @@ impl ItemFolder {
 
     pub(crate) fn segment_path(&self, segment: SegmentId) -> String {
         self.path(&format!("segments/{segment}"))
+    }
+
+    pub(crate) fn layer_path(&self, layer: LayerId) -> String {
+        self.path(&format!("layers/{layer}"))
     }
 
     /// Reads a whole blob of at most `limit` bytes.

@@ -7,6 +7,7 @@
 
 mod audit;
 mod collect;
+mod deletes;
 mod error;
 mod evidence;
 mod export;
@@ -15,6 +16,7 @@ mod folder;
 mod item;
 mod kept;
 mod keyring;
+mod layers;
 pub mod manifest;
 mod manifest_log;
 #[cfg(feature = "testing")]
@@ -27,6 +29,7 @@ mod segments;
 pub mod storage;
 mod store;
 mod thinning;
+mod upkeep;
 mod view;
 
 pub use audit::{Audit, AuditProgress, Damage, DiskPart};
@@ -41,8 +44,9 @@ pub use keyring::{ItemKeys, KeyOwner, RecipientKind, RecipientSecret};
 pub use manifest::PointRecord;
 pub use pins::Pin;
 pub use random::{Random, SystemRandom};
-pub use reader::{ItemReader, PointPage};
+pub use reader::{ItemReader, PointPage, Space};
 pub use retention::{Expired, Retention};
 pub use store::{Store, StoreIdentity, Unlock};
 pub use thinning::{Candidate, Thinning, ThinningError, ThinningStep, Worth, thinned_out};
+pub use upkeep::Upkeep;
 pub use view::{Run, RunKind, View};

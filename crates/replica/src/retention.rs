@@ -5,9 +5,7 @@
 #[cfg(feature = "testing")]
 use crate::Mutation;
 use crate::{
-    ItemStore, KeptRecord, PointRecord, StoreError,
-    collect::droppable,
-    evidence, kept,
+    ItemStore, KeptRecord, PointRecord, StoreError, evidence, kept,
     manifest::Change,
     thinning::{Candidate, Thinning, Worth, thinned_out},
 };
@@ -28,6 +26,11 @@ pub struct Retention {
     pub keep_until: Option<UnixMillis>,
 }
 
+/// An index of at most so many records is gone through whenever something was let go: 128 MiB.
+const COLLECT_RECORDS_CHEAP: u64 = 4 << 20;
+/// A larger one at most this often, in milliseconds: once an hour.
+const COLLECT_EVERY_MS: i64 = 3_600_000;
+
 /// What [`ItemStore::expire`] let go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
@@ -35,7 +38,7 @@ pub struct Expired {
     pub points: Vec<PointId>,
     /// Kept work that is no longer listed; its files are the caller's to delete.
     pub kept: Vec<KeptRecord>,
-    /// Segments that were deleted.
+    /// Segments that nothing needs any more; their blobs stay for [`crate::Upkeep::grace_ms`].
     pub segments: Vec<SegmentId>,
 }
 
@@ -84,15 +87,25 @@ impl ItemStore {
         for point in forgotten {
             evidence::delete(&folder, *point)?;
         }
-        // Collecting reads the index of every segment, so it waits until something was let go.
+        self.merge_layers(now)?;
         let pins: BTreeSet<Uuid> = pins.iter().map(|pin| pin.id).collect();
         let unpinned = self.pins_seen.as_ref().is_none_or(|seen| !seen.is_subset(&pins));
-        if unpinned || !expired.points.is_empty() || !expired.kept.is_empty() {
+        self.collect_due |= unpinned || !expired.points.is_empty() || !expired.kept.is_empty();
+        if self.collect_due && self.may_collect(now) {
             expired.segments = self.collect(now)?;
         }
         self.pins_seen = Some(pins);
+        self.delete_due(now)?;
         self.reader.log.trim(now)?;
         Ok(expired)
+    }
+
+    /// Whether going through the whole index is cheap, or was not done for long.
+    fn may_collect(&self, now: UnixMillis) -> bool {
+        let state = self.reader.state();
+        let layered: u64 = state.layers.values().map(|layer| layer.records).sum();
+        let rested = |at: UnixMillis| at.0.saturating_add(COLLECT_EVERY_MS) <= now.0;
+        layered <= COLLECT_RECORDS_CHEAP || self.collected_at.is_none_or(rested)
     }
 
     /// The points that a history without `gone` does without. The newest point, the newest that
@@ -107,9 +120,8 @@ impl ItemStore {
         let gone: BTreeSet<&PointId> = gone.iter().collect();
         let points = &self.reader.state().points;
         let tested = evidence::of_all(&self.reader.folder)?;
-        let is_verified = |point: &&PointRecord| {
-            matches!(tested.get(&point.id), Some(Verification::Verified(_)))
-        };
+        let is_verified =
+            |point: &&PointRecord| matches!(tested.get(&point.id), Some(Verification::Verified(_)));
         let newest = points.last().map(|point| point.id);
         let verified = points.iter().rev().find(is_verified).map(|point| point.id);
         let candidate = |point: &PointRecord| Candidate {
@@ -125,7 +137,7 @@ impl ItemStore {
         Ok(thinned_out(&candidates, now, thinning))
     }
 
-    /// Deletes segments that no point, pin, kept work or written timeline needs.
+    /// Drops segments that no point, pin, kept work or written timeline needs.
     ///
     /// # Errors
     /// As [`Self::expire`].
@@ -136,21 +148,23 @@ impl ItemStore {
             self.commit(retired.into_iter().map(Change::BranchRetired).collect(), now)?;
         }
         // Pins are listed here, after the removal of points is durable: see `pins`.
-        let mut dropped = droppable(&self.reader)?;
+        let tally = self.tally(now)?;
+        let needed = |id: &SegmentId| tally.segments.contains_key(id);
+        let all = self.reader.state().segments.keys().copied();
+        let mut dropped: Vec<SegmentId> = all.filter(|id| !needed(id)).collect();
         #[cfg(feature = "testing")]
         if self.mutation == Some(Mutation::CollectTooMuch) {
             dropped = self.reader.state().segments.keys().copied().collect();
         }
         let busy = |id: &SegmentId| self.pending.iter().any(|open| open.header.segment == *id);
         dropped.retain(|id| !busy(id));
-        if dropped.is_empty() {
-            return Ok(dropped);
+        let mut changes = self.rebuild(&self.bloated(&tally))?;
+        changes.extend(dropped.iter().copied().map(Change::SegmentDropped));
+        if !changes.is_empty() {
+            self.commit(changes, now)?;
         }
-        self.commit(dropped.iter().copied().map(Change::SegmentDropped).collect(), now)?;
-        let folder = self.reader.folder.clone();
-        for id in &dropped {
-            folder.blobs.delete(&folder.segment_path(*id))?;
-        }
+        (self.collect_due, self.collected_at) = (false, Some(now));
+        self.delete_due(now)?;
         Ok(dropped)
     }
 

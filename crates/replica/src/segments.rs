@@ -146,6 +146,7 @@ impl OpenSegment {
             first: self.header.first_lsn,
             last,
             bytes: record_end(entry),
+            records: last.0 - self.header.first_lsn.0 + 1,
         })
     }
 }
@@ -186,7 +187,7 @@ pub(crate) fn read_index(
     };
     entries.retain(|entry| entry.lsn <= range.last);
     let newest = entries.iter().max_by_key(|entry| entry.lsn);
-    let whole = entries.len() as u64 == range.last.0 - range.first.0 + 1;
+    let whole = entries.len() as u64 == range.records;
     if !whole || newest.is_none_or(|newest| record_end(newest) != range.bytes) {
         return Err(damaged("its records are not those of its manifest".into()));
     }

@@ -2,12 +2,12 @@
 //! hour, one a day. Pure; what goes by age alone, and what is never let go, is `retention`'s.
 //!
 //! The rules:
-//! 1. A point younger than [`Thinning::all_ms`] stays.
-//! 2. Older ones fall into slots of a fixed width, counted from 1970, so that a slot is the same
-//!    in every run. The width is that of the first step whose `until_ms` is not yet passed.
-//! 3. Of a slot the best point stays: by [`Worth`], then the one that was received first, then the
+//! 1. Time is cut into slots of each step's width, counted from 1970, so that they are the same in
+//!    every run. A slot is thinned once all of it is as old as its step says; until then its points
+//!    are in the slots of the step before, or, with the first step, all stay.
+//! 2. Of a slot the best point stays: by [`Worth`], then the one that was received first, then the
 //!    one that was committed first.
-//! 4. Exempt points stay and fill no slot.
+//! 3. Exempt points stay and fill no slot.
 //!
 //! The width of a step is a multiple of the one before it. The best of a slot is then the best of
 //! the best of the narrower slots in it: however often this runs while points age, what is left is
@@ -23,25 +23,27 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 /// One width of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThinningStep {
+    /// From this age in milliseconds on.
+    pub after_ms: u64,
     /// Of this many milliseconds one point stays.
     pub every_ms: u64,
-    /// For points up to this age in milliseconds; the last step goes on beyond it.
-    pub until_ms: u64,
 }
 
 /// How a history is thinned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thinning {
-    all_ms: u64,
     steps: Vec<ThinningStep>,
 }
 
 /// Why a plan of thinning cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ThinningError {
-    /// A width of nothing.
-    #[error("a step of 0 ms has no points")]
-    Empty,
+    /// A width of nothing, or beyond what a clock counts.
+    #[error("a step of {every_ms} ms cannot be used")]
+    Width {
+        /// The step.
+        every_ms: u64,
+    },
     /// Not a multiple of the step before it.
     #[error("a step of {every_ms} ms is no multiple of the one of {before_ms} ms before it")]
     NotNested {
@@ -51,61 +53,58 @@ pub enum ThinningError {
         before_ms: u64,
     },
     /// Steps whose ages do not grow.
-    #[error("a step that ends at an age of {until_ms} ms follows one that ends no earlier")]
+    #[error("a step from an age of {after_ms} ms on follows one that begins no earlier")]
     NotAscending {
-        /// Where it ends.
-        until_ms: u64,
+        /// Where it begins.
+        after_ms: u64,
     },
 }
 
 impl Thinning {
-    /// A plan: all points up to `all_ms`, then the steps.
+    /// A plan: all points, until the first step begins.
     ///
     /// # Errors
     /// See [`ThinningError`].
-    pub fn new(all_ms: u64, steps: Vec<ThinningStep>) -> Result<Thinning, ThinningError> {
-        let (mut width, mut age) = (1, all_ms);
+    pub fn new(steps: Vec<ThinningStep>) -> Result<Thinning, ThinningError> {
+        let mut before: Option<ThinningStep> = None;
         for step in &steps {
-            let ThinningStep { every_ms, until_ms } = *step;
-            if every_ms == 0 {
-                return Err(ThinningError::Empty);
+            let ThinningStep { after_ms, every_ms } = *step;
+            if every_ms == 0 || i64::try_from(every_ms).is_err() {
+                return Err(ThinningError::Width { every_ms });
             }
-            if !every_ms.is_multiple_of(width) {
-                return Err(ThinningError::NotNested { every_ms, before_ms: width });
+            if let Some(before) = before {
+                if !every_ms.is_multiple_of(before.every_ms) {
+                    let before_ms = before.every_ms;
+                    return Err(ThinningError::NotNested { every_ms, before_ms });
+                }
+                if after_ms <= before.after_ms {
+                    return Err(ThinningError::NotAscending { after_ms });
+                }
             }
-            if until_ms <= age {
-                return Err(ThinningError::NotAscending { until_ms });
-            }
-            (width, age) = (every_ms, until_ms);
+            before = Some(*step);
         }
-        Ok(Thinning { all_ms, steps })
+        Ok(Thinning { steps })
     }
 
-    /// Points up to this age in milliseconds all stay.
-    pub fn all_ms(&self) -> u64 {
-        self.all_ms
-    }
-
-    /// Of how many milliseconds one point of this age stays; `None` when all do.
-    fn every_ms(&self, age_ms: u64) -> Option<u64> {
-        if age_ms <= self.all_ms {
-            return None;
-        }
-        let due = self.steps.iter().find(|step| age_ms <= step.until_ms).or(self.steps.last());
-        due.map(|step| step.every_ms)
+    /// The slot of a point that was received at this time: its width and its number.
+    fn slot(&self, received_at: UnixMillis, now: UnixMillis) -> Option<(u64, i64)> {
+        self.steps.iter().rev().find_map(|step| {
+            let width = step.every_ms as i64;
+            let number = received_at.0.div_euclid(width);
+            let end = number.saturating_add(1).saturating_mul(width);
+            let after = i64::try_from(step.after_ms).unwrap_or(i64::MAX);
+            (end <= now.0.saturating_sub(after)).then_some((step.every_ms, number))
+        })
     }
 }
 
 impl Default for Thinning {
-    /// All of the last 2 hours, then one a minute up to a day, one an hour up to a week, then one
-    /// a day.
+    /// All of the last 2 hours, then one a minute; one an hour after a day, one a day after a week.
     fn default() -> Thinning {
-        let steps = vec![
-            ThinningStep { every_ms: MINUTE_MS, until_ms: DAY_MS },
-            ThinningStep { every_ms: HOUR_MS, until_ms: 7 * DAY_MS },
-            ThinningStep { every_ms: DAY_MS, until_ms: u64::MAX },
-        ];
-        Thinning { all_ms: 2 * HOUR_MS, steps }
+        let step = |after_ms, every_ms| ThinningStep { after_ms, every_ms };
+        let steps =
+            vec![step(2 * HOUR_MS, MINUTE_MS), step(DAY_MS, HOUR_MS), step(7 * DAY_MS, DAY_MS)];
+        Thinning { steps }
     }
 }
 
@@ -137,16 +136,10 @@ pub struct Candidate {
 
 /// The points that go; `points` are in the order of their commits, and so is the result.
 pub fn thinned_out(points: &[Candidate], now: UnixMillis, plan: &Thinning) -> Vec<PointId> {
-    // A slot of each width, as slots of different widths overlap where one step meets the next.
     let mut best: BTreeMap<(u64, i64), usize> = BTreeMap::new();
     let mut slots = Vec::with_capacity(points.len());
     for (order, point) in points.iter().enumerate() {
-        let age_ms = now.0.saturating_sub(point.received_at.0).max(0) as u64;
-        let width = plan.every_ms(age_ms).filter(|_| !point.exempt);
-        let slot = width.map(|every_ms| {
-            let width = i64::try_from(every_ms).unwrap_or(i64::MAX);
-            (every_ms, point.received_at.0.div_euclid(width))
-        });
+        let slot = plan.slot(point.received_at, now).filter(|_| !point.exempt);
         if let Some(slot) = slot {
             let chosen = best.entry(slot).or_insert(order);
             if is_better(point, &points[*chosen]) {
@@ -175,8 +168,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn plan() -> Thinning {
-        let step = |every_ms, until_ms| ThinningStep { every_ms, until_ms };
-        Thinning::new(20, vec![step(5, 60), step(15, 200), step(60, 400)]).unwrap()
+        let step = |after_ms, every_ms| ThinningStep { after_ms, every_ms };
+        Thinning::new(vec![step(20, 5), step(60, 15), step(200, 60)]).unwrap()
     }
 
     fn worths() -> impl Strategy<Value = Worth> {
@@ -205,21 +198,24 @@ mod tests {
 
     /// The rules word by word: a point goes when another one of its slot is better.
     fn by_definition(points: &[Candidate], now: i64, plan: &Thinning) -> Vec<PointId> {
-        let width = |point: &Candidate| {
-            let age = now - point.received_at.0;
-            let steps = plan.steps.iter().find(|step| age <= step.until_ms as i64);
-            let step = steps.or(plan.steps.last()).map(|step| step.every_ms as i64);
-            step.filter(|_| age > plan.all_ms as i64 && !point.exempt)
-        };
+        let old = |at: i64, step: &ThinningStep| now - at >= step.after_ms as i64;
         let goes = |point: &&Candidate| {
-            let Some(own) = width(point) else { return false };
-            points.iter().any(|other| {
-                let slot = |of: &Candidate| of.received_at.0.div_euclid(own);
-                let order = |of: &Candidate| (-(of.received_at.0), std::cmp::Reverse(of.id));
-                width(other) == Some(own)
-                    && slot(other) == slot(point)
-                    && (other.worth, order(other)) > (point.worth, order(point))
-            })
+            let slot = |of: &Candidate| {
+                let begin = |step: &ThinningStep| {
+                    let width = step.every_ms as i64;
+                    (0..).map(|n| n * width - 60).find(|at| at + width > of.received_at.0)
+                };
+                let whole = |step: &&ThinningStep| {
+                    begin(step).is_some_and(|at| old(at + step.every_ms as i64, step))
+                };
+                let step = plan.steps.iter().filter(whole).next_back()?;
+                Some((step.every_ms, begin(step)?))
+            };
+            let order = |of: &Candidate| (of.worth, -of.received_at.0, std::cmp::Reverse(of.id));
+            let beats = |other: &Candidate| {
+                !other.exempt && slot(other) == slot(point) && order(other) > order(point)
+            };
+            !point.exempt && slot(point).is_some() && points.iter().any(beats)
         };
         points.iter().filter(goes).map(|point| point.id).collect()
     }
@@ -286,22 +282,19 @@ mod tests {
 
         let left = points.len() - gone.len();
         let expected = 240 + 22 * 60 + 6 * 24 + 23;
-        assert!((expected - 3..=expected + 6).contains(&left), "{left} points are left");
-        assert_eq!(thinned_out(&points[points.len() - 241..], UnixMillis(now), &plan_none()), []);
-    }
-
-    fn plan_none() -> Thinning {
-        Thinning::new(0, Vec::new()).unwrap()
+        assert!((expected - 3..=expected + 100).contains(&left), "{left} points are left");
+        let none = Thinning::new(Vec::new()).unwrap();
+        assert_eq!(thinned_out(&points, UnixMillis(now), &none), []);
     }
 
     #[test]
     fn steps_that_do_not_nest_are_refused() {
-        let step = |every_ms, until_ms| ThinningStep { every_ms, until_ms };
-        let refused = |steps| Thinning::new(10, steps).unwrap_err();
-        assert_eq!(refused(vec![step(0, 20)]), ThinningError::Empty);
-        let uneven = refused(vec![step(4, 20), step(6, 30)]);
+        let step = |after_ms, every_ms| ThinningStep { after_ms, every_ms };
+        let refused = |steps| Thinning::new(steps).unwrap_err();
+        assert_eq!(refused(vec![step(5, 0)]), ThinningError::Width { every_ms: 0 });
+        let uneven = refused(vec![step(5, 4), step(9, 6)]);
         assert_eq!(uneven, ThinningError::NotNested { every_ms: 6, before_ms: 4 });
-        let back = refused(vec![step(4, 20), step(8, 20)]);
-        assert_eq!(back, ThinningError::NotAscending { until_ms: 20 });
+        let back = refused(vec![step(5, 4), step(5, 8)]);
+        assert_eq!(back, ThinningError::NotAscending { after_ms: 5 });
     }
 }

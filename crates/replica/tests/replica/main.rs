@@ -12,6 +12,7 @@ mod divergent;
 mod faults;
 mod golden;
 mod half_made;
+mod layers;
 mod oracle;
 mod races;
 mod retention;

@@ -63,7 +63,8 @@ impl FooterEntry {
         u64::from(self.offset) + RECORD_HEADER_BYTES as u64 + u64::from(self.stored_len)
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    /// The entry's bytes, as a footer has them.
+    pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.disk.0.to_le_bytes());
         out.extend_from_slice(&self.mask.0.to_le_bytes());
         out.extend_from_slice(&self.extent.0.to_le_bytes());
@@ -73,7 +74,8 @@ impl FooterEntry {
         out.extend_from_slice(&[self.codec as u8, self.kind.flags(), 0, 0]);
     }
 
-    fn decode(bytes: &[u8; FOOTER_ENTRY_BYTES]) -> Option<FooterEntry> {
+    /// Reads [`Self::encode`]; none when a field has a value that no writer writes.
+    pub fn decode(bytes: &[u8; FOOTER_ENTRY_BYTES]) -> Option<FooterEntry> {
         let mut fields = BytesIn(bytes);
         let disk = DiskNumber(fields.u16().ok()?);
         let mask = BlockMask(fields.u16().ok()?);
