@@ -25,6 +25,7 @@ mod pins;
 mod random;
 mod reader;
 mod retention;
+mod rewrite;
 mod segments;
 pub mod storage;
 mod store;

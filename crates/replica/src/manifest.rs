@@ -76,6 +76,11 @@ impl SegmentRange {
     pub fn span(&self) -> u64 {
         self.last.0 - self.first.0 + 1
     }
+
+    /// Whether it has every record from the first to the last.
+    pub fn is_whole(&self) -> bool {
+        self.records == self.span()
+    }
 }
 
 /// A part of the index: where the records of a run of one timeline's log lie, merged and sorted.

@@ -158,11 +158,17 @@ impl ItemStore {
         }
         let busy = |id: &SegmentId| self.pending.iter().any(|open| open.header.segment == *id);
         dropped.retain(|id| !busy(id));
-        let mut changes = self.rebuild(&self.bloated(&tally))?;
-        changes.extend(dropped.iter().copied().map(Change::SegmentDropped));
+        let rewritten = self.rewrite(&tally, now)?;
+        let mut bloated = self.bloated(&tally);
+        bloated.extend(&rewritten.timelines);
+        let mut changes: Vec<Change> =
+            dropped.iter().copied().map(Change::SegmentDropped).collect();
+        changes.extend(rewritten.changes(self));
+        changes.extend(self.rebuild(&bloated, &rewritten.moved)?);
         if !changes.is_empty() {
             self.commit(changes, now)?;
         }
+        dropped.extend(&rewritten.gone);
         (self.collect_due, self.collected_at) = (false, Some(now));
         self.delete_due(now)?;
         Ok(dropped)

@@ -7,8 +7,9 @@
 use crate::{
     ItemStore, StoreError,
     collect::{Tally, Walk, needed_places},
-    layers::{Layer, LayerWriter, TimelineIndex, layer_of, uncovered},
+    layers::{IndexEntry, Layer, LayerWriter, TimelineIndex, layer_of, uncovered},
     manifest::{Change, ItemState, LayerRecord, SegmentRange},
+    rewrite::Moved,
 };
 use leeward_model::{LayerId, Lsn, Position, SegmentId, TimelineId, UnixMillis};
 use std::collections::BTreeSet;
@@ -32,6 +33,8 @@ pub struct Upkeep {
     /// A segment is written anew without what is not needed when less than so many of a hundred
     /// bytes are.
     pub rewrite_below_percent: u64,
+    /// Segments are written anew when that frees at least so many bytes altogether.
+    pub rewrite_gain_min: u64,
     /// Dropped blobs stay so long, in milliseconds by the store's clock, for readers that know
     /// only the state before.
     pub grace_ms: u64,
@@ -45,6 +48,7 @@ impl Default for Upkeep {
             layers_max: 8,
             rebuild_records_min: 4096,
             rewrite_below_percent: 50,
+            rewrite_gain_min: 1 << 20,
             grace_ms: 3_600_000,
         }
     }
@@ -82,7 +86,7 @@ impl ItemStore {
                     self.commit(changes, now)?;
                     made += 1;
                 }
-                Err(error) => self.drop_layer(&error, now)?.map_or(Err(error), Ok)?,
+                Err(error) => self.drop_layer(&error, now)?.ok_or(error)?,
             }
         }
         Ok(made)
@@ -168,7 +172,7 @@ impl ItemStore {
         let mut places =
             needed_places(&self.reader)?.remove(timeline).unwrap_or_default().split_off(first);
         if let Some(beyond) = places.pop_last() {
-            places = places.into_iter().filter(|place| place < last).collect();
+            places.retain(|place| place < last);
             places.insert(beyond.min(*last));
         }
         let index = TimelineIndex::of(folder, *timeline, *last, layers, ranges.iter())?;
@@ -196,14 +200,14 @@ impl ItemStore {
                 walk.tally(folder, state)
             });
             match tally {
-                Err(error) => self.drop_layer(&error, now)?.map_or(Err(error), Ok)?,
+                Err(error) => self.drop_layer(&error, now)?.ok_or(error)?,
                 counted => return counted,
             }
         }
     }
 
     /// Timelines whose layers name more that is not needed than what is.
-    pub(crate) fn bloated(&self, tally: &Tally) -> Vec<TimelineId> {
+    pub(crate) fn bloated(&self, tally: &Tally) -> BTreeSet<TimelineId> {
         let state = self.reader.state();
         let is_bloated = |timeline: &TimelineId| {
             let layers = state.layers_of(*timeline);
@@ -217,7 +221,15 @@ impl ItemStore {
 
     /// Writes one layer for each of these timelines with nothing but what is needed, in place of
     /// all that it has; returns the changes that name them.
-    pub(crate) fn rebuild(&self, timelines: &[TimelineId]) -> Result<Vec<Change>, StoreError> {
+    /// Records that were `moved` are named at their new places.
+    pub(crate) fn rebuild(
+        &self,
+        timelines: &BTreeSet<TimelineId>,
+        moved: &Moved,
+    ) -> Result<Vec<Change>, StoreError> {
+        if timelines.is_empty() {
+            return Ok(Vec::new());
+        }
         let folder = &self.reader.folder;
         let state = self.reader.state();
         let walk = Walk::of_item(&self.reader)?;
@@ -233,8 +245,12 @@ impl ItemStore {
                     .iter()
                     .zip(needed)
                     .filter(|(found, needed)| **needed && found.entry.lsn <= last);
-                let kept: Vec<_> = kept.map(|(found, _)| *found).collect();
-                writer.push(key, &kept)
+                let kept =
+                    kept.map(|(found, _)| match moved.get(&(found.segment, found.entry.lsn)) {
+                        Some((segment, entry)) => IndexEntry { segment: *segment, entry: *entry },
+                        None => *found,
+                    });
+                writer.push(key, &kept.collect::<Vec<_>>())
             })?;
             let gone = state.layers_of(*timeline);
             changes.extend(gone.iter().map(|layer| Change::LayerDropped(layer.layer)));

@@ -79,7 +79,7 @@ impl Manifest {
 /// Whether the first version does not have a change.
 fn is_newer(change: &Change) -> bool {
     match change {
-        Change::SegmentCommitted(range) => range.records != range.span(),
+        Change::SegmentCommitted(range) => !range.is_whole(),
         Change::LayerAdded(_)
         | Change::LayerDropped(_)
         | Change::BlobDropped(..)
@@ -145,7 +145,7 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             }
         }
         Change::SegmentCommitted(range) => {
-            let whole = range.records == range.span();
+            let whole = range.is_whole();
             out.push(if whole { 2 } else { 12 });
             out.extend_from_slice(&range.segment.to_bytes());
             out.extend_from_slice(&range.timeline.to_bytes());

@@ -300,3 +300,99 @@ fn layers_of_a_timeline_that_ended_become_one() {
     world.check_contents().unwrap();
     assert_eq!(world.upkeep.grace_ms, AT_ONCE.grace_ms);
 }
+
+/// A store whose segments hold little that is needed, and what its points hold: two extents that
+/// stay, among many versions of others that do not.
+fn sparse(upkeep: Upkeep) -> (CrashDisk, World) {
+    let (disk, mut world) = World::on_crash_disk(70);
+    world.set_upkeep(Upkeep { rewrite_below_percent: 0, ..upkeep });
+    for _ in 0..4 {
+        for _ in 0..30 {
+            world.append().unwrap();
+        }
+        world.commit_point().unwrap();
+        world.pin_newest().unwrap();
+        world.index().unwrap();
+    }
+    world.set_upkeep(upkeep);
+    (disk, world)
+}
+
+/// Garbage collection by live bytes: the bytes go, the points stay, also for whoever reads them.
+#[test]
+fn a_segment_that_holds_little_is_written_anew_and_no_reader_can_tell() {
+    let (disk, mut world) = sparse(EAGER);
+    let points = world.reader().state().points.clone();
+    let before = world.reader().state().segments.clone();
+    let bytes = world.reader().stored_bytes().unwrap();
+    let view = View::open(world.reader(), points[2].position).unwrap();
+    let old = world.reader().clone();
+
+    let now = world.tick();
+    let gone = world.item().collect(now).unwrap();
+    let again = world.item().collect(now).unwrap();
+
+    let after = world.reader().state().clone();
+    assert!(!gone.is_empty() && again.is_empty(), "{gone:?}, then {again:?}");
+    assert!(after.segments.keys().all(|id| !gone.contains(id)), "an old id lives on");
+    assert!(after.segments.values().any(|range| !range.is_whole() && range.records > 1));
+    let left = world.reader().stored_bytes().unwrap();
+    assert!(left * 3 < bytes * 2, "{left} of {bytes} bytes are left");
+    for range in after.segments.values() {
+        let known = before.values().find(|old| old.segment == range.segment);
+        assert!(known.is_none_or(|known| known == range), "a segment changed under its id");
+    }
+    view.verify().unwrap();
+    check_contents(&old, &world.model).unwrap();
+    world.check_contents().unwrap();
+    assert_eq!(world.reader().points(0, 100, Site::Recovery).unwrap().points.len(), points.len());
+    assert_eq!(world.reader().audit(&|_, _| ()).unwrap().damages, []);
+    let space = world.reader().space().unwrap();
+    assert!(space.live_bytes * 10 > (space.segment_bytes - 4096) * 5, "{space:?}");
+    world.restart().unwrap();
+    world.append().unwrap();
+    world.commit_point().unwrap();
+    world.check_contents().unwrap();
+    drop(disk);
+}
+
+/// Without their layers, and without their footers, such segments are read by a scan.
+#[test]
+fn a_segment_that_was_written_anew_needs_neither_layer_nor_footer() {
+    let (disk, mut world) = sparse(EAGER);
+    let now = world.tick();
+    world.item().collect(now).unwrap();
+    for name in layers_of(&disk) {
+        disk.delete(&name).unwrap();
+    }
+    world.check_contents().unwrap();
+    let blobs = disk.blobs();
+    for name in blobs.keys().filter(|name| name.contains("/segments/")) {
+        disk.flip(name, blobs[name].len() * 8 - 9);
+    }
+
+    world.check_contents().unwrap();
+
+    let audit = world.reader().audit(&|_, _| ()).unwrap();
+    assert!(audit.damages.iter().any(|damage| damage.blob.contains("/segments/")), "{audit:?}");
+    assert!(audit.damages.iter().all(|damage| damage.points.is_empty()), "{audit:?}");
+}
+
+#[test]
+fn a_damaged_record_keeps_its_segment_and_nothing_else_from_being_collected() {
+    let (disk, mut world) = sparse(EAGER);
+    let blobs = disk.blobs();
+    let name = blobs.keys().find(|name| name.contains("/segments/")).unwrap();
+    let range = world.reader().state().segments.values().next().unwrap();
+    assert!(name.contains(&range.segment.to_string()));
+    let kept = range.segment;
+    for byte in 4096..range.bytes as usize {
+        disk.flip(name, byte * 8);
+    }
+
+    let now = world.tick();
+    let gone = world.item().collect(now).unwrap();
+
+    assert!(!gone.is_empty() && !gone.contains(&kept), "{gone:?}");
+    assert!(world.reader().state().segments.contains_key(&kept));
+}

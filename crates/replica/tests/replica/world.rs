@@ -35,12 +35,18 @@ pub const AT_ONCE: Upkeep = Upkeep {
     layers_max: 8,
     rebuild_records_min: 4096,
     rewrite_below_percent: 50,
+    rewrite_gain_min: 1 << 20,
     grace_ms: 0,
 };
 
 /// Makes layers of everything, and anew whenever one record of them is needed no more.
-pub const EAGER: Upkeep =
-    Upkeep { layer_after: 1, layers_max: 2, rebuild_records_min: 1, ..AT_ONCE };
+pub const EAGER: Upkeep = Upkeep {
+    layer_after: 1,
+    layers_max: 2,
+    rebuild_records_min: 1,
+    rewrite_gain_min: 1,
+    ..AT_ONCE
+};
 
 /// Keys from a seed, so that a run can be repeated byte by byte.
 pub struct SeededRandom(Mutex<Seeded>);
