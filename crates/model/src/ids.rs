@@ -69,6 +69,8 @@ id! {
     ItemId
     /// A job.
     JobId
+    /// A layer of a replica store: a part of its index.
+    LayerId
     /// A recovery point.
     PointId
     /// A segment of a replica store; its data key is derived from this id.

@@ -17,7 +17,7 @@ mod units;
 pub use change::{Change, ChangeBatch, ExtentHash, Marker};
 pub use codes::{CODES, Code, Problem};
 pub use ids::{
-    FabricId, HostId, InstanceId, ItemId, JobId, PointId, SegmentId, TimelineId, VaultId,
+    FabricId, HostId, InstanceId, ItemId, JobId, LayerId, PointId, SegmentId, TimelineId, VaultId,
 };
 pub use machine::{
     DiscoveredMachine, DiskFormat, DiskSpec, DiskUse, Firmware, MachineSpec, MachineState, NicSpec,

@@ -7,7 +7,12 @@
 
 mod segment;
 
-use crate::{ItemReader, StoreError, View, evidence, manifest::SegmentRange, view::Version};
+use crate::{
+    ItemReader, StoreError, View, evidence,
+    layers::{Layer, layer_of},
+    manifest::SegmentRange,
+    view::{Version, same_extent},
+};
 use leeward_model::{BLOCK_BYTES, DiskNumber, PointId, Position, SegmentId, Verification};
 use segment::SegmentAudit;
 use std::{
@@ -51,6 +56,8 @@ pub struct Audit {
     pub manifests: u64,
     /// Segments read.
     pub segments: u64,
+    /// Layers of the index proved. A damaged one costs time only, no point.
+    pub layers: u64,
     /// Records opened.
     pub records: u64,
     /// Bytes of segments read.
@@ -86,8 +93,29 @@ impl ItemReader {
             audit.records += found.records;
             audit.bytes += found.bytes;
         }
+        self.audit_layers(&mut audit)?;
         self.audit_places(&segments, &mut audit)?;
         Ok(audit)
+    }
+
+    fn audit_layers(&self, audit: &mut Audit) -> Result<(), StoreError> {
+        for record in self.state().layers.values() {
+            let proved = Layer::open(&self.folder, record);
+            match proved.and_then(|layer| layer.audit(&self.folder)) {
+                Ok(()) => audit.layers += 1,
+                Err(error) if layer_of(&error).is_some() => {
+                    let why = match error {
+                        StoreError::Damaged { why, .. } => why,
+                        _ => "it is missing".to_owned(),
+                    };
+                    let why = format!("{why}; it is an index, and no point needs it");
+                    let error = StoreError::damaged(&self.folder.layer_path(record.layer), why);
+                    audit.damages.push(whole_blob(error, Vec::new()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn audit_manifests(&self, audit: &mut Audit) -> Result<(), StoreError> {
@@ -269,8 +297,10 @@ impl Composed {
             }
             Err(error) => return Err(error),
         };
-        for versions in view.extents() {
-            self.extent(&view, versions, points, segments)?;
+        for key in view.region_keys() {
+            for versions in view.region(key)?.chunk_by(same_extent) {
+                self.extent(&view, versions, points, segments)?;
+            }
         }
         Ok(())
     }

@@ -113,6 +113,11 @@ impl StoreError {
         self.code().because(what, cause)
     }
 
+    /// Whether a blob is not there: a writer may have rewritten what it held.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self, StoreError::Storage(StorageError::Absent { .. }))
+    }
+
     pub(crate) fn damaged(blob: &str, why: impl ToString) -> StoreError {
         StoreError::Damaged { blob: blob.to_owned(), why: why.to_string() }
     }

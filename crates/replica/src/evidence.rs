@@ -6,6 +6,7 @@
 use crate::{StoreError, folder::ItemFolder, keyring::hex, random::draw, storage::StorageError};
 use leeward_model::{Evidence, PointId, Verification};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Largest picture in bytes: a screen of 4K pixels without compression is 25 MiB.
 const PICTURE_BYTES_MAX: usize = 32 << 20;
@@ -95,6 +96,18 @@ pub(crate) fn verification(
         }
     }
     Ok(newest)
+}
+
+/// What the newest tests showed, of every point that was tested.
+pub(crate) fn of_all(folder: &ItemFolder) -> Result<BTreeMap<PointId, Verification>, StoreError> {
+    let mut tested: BTreeMap<PointId, Verification> = BTreeMap::new();
+    for (_, note) in folder.notes::<EvidenceNote>("evidence", ".json")? {
+        let known = tested.entry(note.point).or_default();
+        if time(&note.verification) >= time(known) {
+            *known = note.verification;
+        }
+    }
+    Ok(tested)
 }
 
 pub(crate) fn names(folder: &ItemFolder) -> Result<Vec<String>, StoreError> {

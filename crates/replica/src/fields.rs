@@ -1,6 +1,6 @@
 //! Little-endian fields out of a byte slice, without a panic on any input.
 
-use leeward_model::{Epoch, Lsn, PointId, SegmentId, TimelineId, UnixMillis};
+use leeward_model::{Epoch, LayerId, Lsn, PointId, SegmentId, TimelineId, UnixMillis};
 
 /// What is left of a slice. Every method answers `None` when too little is.
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
@@ -43,6 +43,9 @@ impl<'a> Fields<'a> {
     }
     pub(crate) fn segment(&mut self) -> Option<SegmentId> {
         self.array().map(SegmentId::from_bytes)
+    }
+    pub(crate) fn layer(&mut self) -> Option<LayerId> {
+        self.array().map(LayerId::from_bytes)
     }
     pub(crate) fn point(&mut self) -> Option<PointId> {
         self.array().map(PointId::from_bytes)

@@ -9,7 +9,7 @@ use crate::{
     random::Random,
     storage::{BlobStore, Put, StorageError},
 };
-use leeward_model::{ItemId, SegmentId};
+use leeward_model::{ItemId, LayerId, SegmentId};
 use leeward_wire::keys::{MacKey, mac, mac_matches};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
@@ -36,6 +36,7 @@ pub(crate) struct ItemFolder {
     pub(crate) keys: Keyring,
     pub(crate) generation: u64,
     pub(crate) manifest_key: MacKey,
+    pub(crate) layer_key: MacKey,
 }
 
 impl ItemFolder {
@@ -45,8 +46,9 @@ impl ItemFolder {
         keys: Keyring,
         generation: u64,
     ) -> ItemFolder {
-        let (owner, manifest_key) = (keys.owner(), keys.manifest_key.clone());
-        ItemFolder { blobs, random, owner, keys, generation, manifest_key }
+        let owner = keys.owner();
+        let (manifest_key, layer_key) = (keys.manifest_key.clone(), keys.layer_key.clone());
+        ItemFolder { blobs, random, owner, keys, generation, manifest_key, layer_key }
     }
 
     /// Path of `rest` in this item's folder.
@@ -56,6 +58,10 @@ impl ItemFolder {
 
     pub(crate) fn segment_path(&self, segment: SegmentId) -> String {
         self.path(&format!("segments/{segment}"))
+    }
+
+    pub(crate) fn layer_path(&self, layer: LayerId) -> String {
+        self.path(&format!("layers/{layer}"))
     }
 
     /// Reads a whole blob of at most `limit` bytes.

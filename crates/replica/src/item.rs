@@ -4,20 +4,22 @@
 //! it answers [`StoreError::Stale`] to everything until the item is opened again.
 
 use crate::{
-    ItemReader, KeptRecord, PointRecord, StoreError,
+    ItemReader, KeptRecord, PointRecord, StoreError, Upkeep,
+    deletes::leftovers,
     folder::ItemFolder,
     kept,
-    manifest::{Change, MarkerPlace},
+    manifest::{BlobId, Change, MarkerPlace},
     random::draw,
     reader::open_marker,
     segments::OpenSegment,
     storage::StorageError,
 };
-use leeward_model::{
-    Branch, Epoch, Lsn, PointId, PointOrigin, Position, SegmentId, TimelineId, UnixMillis,
-};
+use leeward_model::{Branch, Epoch, Lsn, PointId, PointOrigin, Position, TimelineId, UnixMillis};
 use leeward_wire::{message::ServerStamp, segment::SegmentHeader};
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 /// Most bytes of a point's name: beyond what any listing shows.
@@ -75,6 +77,12 @@ pub struct ItemStore {
     pub(crate) pending: Vec<OpenSegment>,
     /// Epoch of the segment that a raised fence took away, until another one begins.
     fenced: Option<Epoch>,
+    pub(crate) upkeep: Upkeep,
+    /// Dropped blobs that are not deleted yet, and when they were dropped.
+    pub(crate) waiting: BTreeMap<BlobId, UnixMillis>,
+    /// Whether something was let go since the last collection.
+    pub(crate) collect_due: bool,
+    pub(crate) collected_at: Option<UnixMillis>,
     /// Pins at the last collection; `None` before the first.
     pub(crate) pins_seen: Option<BTreeSet<Uuid>>,
     stale: Option<String>,
@@ -86,20 +94,18 @@ impl ItemStore {
     /// Loads the item for writing. What an ended writer had put but maybe not flushed is flushed
     /// first, and segments that no manifest names are deleted: their data were never committed.
     pub(crate) fn load(folder: Arc<ItemFolder>) -> Result<ItemStore, StoreError> {
-        for part in ["manifest", "segments", "pins", "kept", "evidence"] {
+        for part in ["manifest", "segments", "layers", "pins", "kept", "evidence"] {
             folder.blobs.sync_dir(&folder.path(part))?;
         }
         let reader = ItemReader::load(folder.clone())?;
-        let segments = folder.path("segments");
-        for name in folder.blobs.list(&segments)? {
-            let id = name.parse::<SegmentId>().ok();
-            if id.is_none_or(|id| !reader.state().segments.contains_key(&id)) {
-                folder.blobs.delete(&format!("{segments}/{name}"))?;
-            }
-        }
+        let waiting = leftovers(&folder, reader.state())?;
         Ok(ItemStore {
             writer: draw(folder.random.as_ref()),
             reader,
+            upkeep: Upkeep::default(),
+            waiting,
+            collect_due: true,
+            collected_at: None,
             pending: Vec::new(),
             fenced: None,
             pins_seen: None,
@@ -313,6 +319,10 @@ impl ItemStore {
     ) -> Result<PointRecord, StoreError> {
         self.check_stale()?;
         receipt.check_name()?;
+        // What lies before the newest committed place may have been let go, unless it is kept.
+        if self.reader.committed(position.timeline).is_some_and(|head| position.lsn < head) {
+            self.reader.check_kept(position)?;
+        }
         let mut changes = self.range_changes(position)?;
         let (header, offset, len) = self.locate(position)?;
         let marker = open_marker(&self.reader.folder, &header, offset, len)?;
@@ -427,10 +437,13 @@ impl ItemStore {
         now: UnixMillis,
     ) -> Result<(), StoreError> {
         self.check_stale()?;
+        let dropped: Vec<BlobId> = changes.iter().filter_map(dropped_blob).collect();
         let committed = self.reader.log.commit(self.writer, changes, now);
         if !matches!(committed, Err(StoreError::Refused { .. })) {
             self.checked(committed)?;
             self.forget_committed();
+            let stamped_at = self.reader.log.stamped_at();
+            self.waiting.extend(dropped.into_iter().map(|blob| (blob, stamped_at)));
             return Ok(());
         }
         committed
@@ -487,5 +500,23 @@ impl ItemStore {
             self.stale = Some(error.to_string());
         }
         result
+    }
+}
+
+/// The blob that a change makes dispensable.
+fn dropped_blob(change: &Change) -> Option<BlobId> {
+    match change {
+        Change::SegmentDropped(id) => Some(BlobId::Segment(*id)),
+        Change::LayerDropped(id) => Some(BlobId::Layer(*id)),
+        Change::BranchOpened(_)
+        | Change::SegmentCommitted(_)
+        | Change::FenceRaised(_)
+        | Change::PointAdded(_)
+        | Change::PointRemoved(_)
+        | Change::BranchRetired(_)
+        | Change::HeadReached(_)
+        | Change::LayerAdded(_)
+        | Change::BlobDropped(..)
+        | Change::MarkerMoved(..) => None,
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 use leeward_model::ItemId;
 use leeward_wire::{
-    keys::{DataKey, HashKey, MacKey, footer_mac_key, manifest_mac_key},
+    keys::{DataKey, HashKey, MacKey, footer_mac_key, layer_mac_key, manifest_mac_key},
     seal::Opener,
     segment::SegmentHeader,
 };
@@ -118,6 +118,8 @@ pub(crate) struct Keyring {
     pub(crate) hash: HashKey,
     /// Authenticates manifests and notes: version 1's for good, as they are one chain.
     pub(crate) manifest_key: MacKey,
+    /// Of the index layers' MACs, of the first version as well.
+    pub(crate) layer_key: MacKey,
     versions: RwLock<BTreeMap<u32, Version>>,
 }
 
@@ -147,7 +149,7 @@ impl Keyring {
             Err(StoreError::Key { what: format!("item {item}"), why })
         })?;
         let hash = first.hash.clone();
-        let manifest_key = manifest_mac_key(&first.data);
+        let (manifest_key, layer_key) = (manifest_mac_key(&first.data), layer_mac_key(&first.data));
         let mut versions = BTreeMap::from([(1, Version::of(first))]);
         for (number, keys) in all {
             match keys {
@@ -157,7 +159,7 @@ impl Keyring {
             }
         }
         let versions = RwLock::new(versions);
-        Ok(Keyring { blobs, owner, secret, hash, manifest_key, versions })
+        Ok(Keyring { blobs, owner, secret, hash, manifest_key, layer_key, versions })
     }
 
     /// Whose keys they are.

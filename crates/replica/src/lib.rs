@@ -7,6 +7,7 @@
 
 mod audit;
 mod collect;
+mod deletes;
 mod error;
 mod evidence;
 mod export;
@@ -18,6 +19,7 @@ mod kept;
 mod key_blobs;
 mod keyring;
 mod kits;
+mod layers;
 pub mod manifest;
 mod manifest_log;
 #[cfg(feature = "testing")]
@@ -27,9 +29,12 @@ mod random;
 mod reader;
 mod rekey;
 mod retention;
+mod rewrite;
 mod segments;
 pub mod storage;
 mod store;
+mod thinning;
+mod upkeep;
 mod view;
 
 pub use audit::{Audit, AuditProgress, Damage, DiskPart};
@@ -46,8 +51,10 @@ pub use kits::KitTest;
 pub use manifest::PointRecord;
 pub use pins::Pin;
 pub use random::{Random, SystemRandom};
-pub use reader::{ItemReader, PointPage};
+pub use reader::{ItemReader, PointPage, Space};
 pub use rekey::{NewKeys, Rekey, RekeyReport};
 pub use retention::{Expired, Retention};
 pub use store::{Destroyed, Store, Unlock};
+pub use thinning::{Candidate, Thinning, ThinningError, ThinningStep, Worth, thinned_out};
+pub use upkeep::Upkeep;
 pub use view::{Run, RunKind, View};

@@ -6,8 +6,8 @@
 mod codec;
 
 use leeward_model::{
-    Branch, Epoch, ItemId, Lsn, PointId, PointKind, PointOrigin, Position, SegmentId, TimelineId,
-    UnixMillis, VaultId,
+    Branch, Epoch, ItemId, LayerId, Lsn, PointId, PointKind, PointOrigin, Position, SegmentId,
+    TimelineId, UnixMillis, VaultId,
 };
 use leeward_wire::message::ServerStamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +66,50 @@ pub struct SegmentRange {
     pub last: Lsn,
     /// Bytes of the segment up to the end of the last record, header included.
     pub bytes: u64,
+    /// Number of its records: every LSN from first to last, unless it was rewritten without those
+    /// that nothing needed.
+    pub records: u64,
+}
+
+impl SegmentRange {
+    /// Number of LSNs from the first to the last.
+    pub fn span(&self) -> u64 {
+        self.last.0 - self.first.0 + 1
+    }
+
+    /// Whether it has every record from the first to the last.
+    pub fn is_whole(&self) -> bool {
+        self.records == self.span()
+    }
+}
+
+/// A part of the index: where the records of a run of one timeline's log lie, merged and sorted.
+/// Says nothing that the segments do not say themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerRecord {
+    /// The layer.
+    pub layer: LayerId,
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// First LSN of the run.
+    pub first: Lsn,
+    /// Last LSN of the run.
+    pub last: Lsn,
+    /// Bytes of the blob.
+    pub bytes: u64,
+    /// Bytes of its head, at its end.
+    pub head_bytes: u32,
+    /// Number of records that it indexes: those that something needed when it was made.
+    pub records: u64,
+}
+
+/// A blob that an item may do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BlobId {
+    /// A segment.
+    Segment(SegmentId),
+    /// A layer.
+    Layer(LayerId),
 }
 
 /// One change of an item's state.
@@ -88,6 +132,15 @@ pub enum Change {
     /// A timeline is committed up to here. Follows from the ranges while their segments exist;
     /// checkpoints write it.
     HeadReached(Position),
+    /// A layer stands for the index of its run's segments.
+    LayerAdded(LayerRecord),
+    /// A layer is no longer used; its blob may be gone.
+    LayerDropped(LayerId),
+    /// A blob was dropped at this time by the store's clock, and may be there still. Follows from
+    /// the manifest that dropped it; checkpoints write it.
+    BlobDropped(BlobId, UnixMillis),
+    /// A point's marker lies elsewhere, as its segment was rewritten.
+    MarkerMoved(PointId, MarkerPlace),
 }
 
 /// What all manifests up to one add up to.
@@ -101,13 +154,39 @@ pub struct ItemState {
     pub heads: BTreeMap<TimelineId, Lsn>,
     /// Segments with committed data.
     pub segments: BTreeMap<SegmentId, SegmentRange>,
+    /// The index's layers; their runs do not overlap.
+    pub layers: BTreeMap<LayerId, LayerRecord>,
+    /// Dropped blobs that may still be there, and when they were dropped.
+    pub dropped: BTreeMap<BlobId, UnixMillis>,
     /// The lowest epoch that is taken.
     pub fence: Epoch,
     /// Points, in the order of their commits.
     pub points: Vec<PointRecord>,
-    /// Ids of `points`: a store may list tens of thousands of them.
-    point_ids: BTreeSet<PointId>,
+    order: Order,
 }
+
+/// What finds points and segments fast: a store may list tens of thousands of them. Follows from
+/// the lists, so it is not compared.
+#[derive(Clone, Debug, Default)]
+struct Order {
+    /// A number of every point, ascending as `points` are, and the next one.
+    numbers: Vec<u64>,
+    next: u64,
+    /// The points' numbers.
+    points: BTreeMap<PointId, u64>,
+    /// The points at each place.
+    places: BTreeSet<(TimelineId, Lsn, PointId)>,
+    /// Segments by the begin of their ranges.
+    segments: BTreeMap<(TimelineId, Lsn), SegmentId>,
+}
+
+impl PartialEq for Order {
+    fn eq(&self, _: &Order) -> bool {
+        true
+    }
+}
+
+impl Eq for Order {}
 
 impl ItemState {
     /// The timeline's branch.
@@ -117,9 +196,39 @@ impl ItemState {
 
     /// The point of this id.
     pub fn point(&self, id: PointId) -> Option<&PointRecord> {
-        // The newest is asked for most.
-        let known = self.point_ids.contains(&id);
-        known.then(|| self.points.iter().rfind(|point| point.id == id)).flatten()
+        self.points.get(self.point_index(id)?)
+    }
+
+    fn point_index(&self, id: PointId) -> Option<usize> {
+        self.order.numbers.binary_search(self.order.points.get(&id)?).ok()
+    }
+
+    /// A point that lies at a place.
+    pub fn point_at(&self, place: Position) -> Option<&PointRecord> {
+        let here = |id| (place.timeline, place.lsn, id);
+        let (low, high) = (PointId::from_u128(0), PointId::from_u128(u128::MAX));
+        let found = self.order.places.range(here(low)..=here(high)).next()?;
+        self.point(found.2)
+    }
+
+    /// The committed ranges of a timeline that begin at `first` to `last`, ascending.
+    pub fn ranges(
+        &self,
+        timeline: TimelineId,
+        first: Lsn,
+        last: Lsn,
+    ) -> impl DoubleEndedIterator<Item = &SegmentRange> {
+        let last = last.max(first);
+        let ids = self.order.segments.range((timeline, first)..=(timeline, last));
+        ids.filter_map(|(_, id)| self.segments.get(id))
+    }
+
+    /// The layers of a timeline, ascending.
+    pub fn layers_of(&self, timeline: TimelineId) -> Vec<LayerRecord> {
+        let mine = self.layers.values().filter(|layer| layer.timeline == timeline);
+        let mut mine: Vec<LayerRecord> = mine.copied().collect();
+        mine.sort_by_key(|layer| layer.first);
+        mine
     }
 
     /// The newest place of a timeline: its own head, or where it leaves its parent.
@@ -165,21 +274,30 @@ impl ItemState {
                 Ok(())
             }
             Change::PointAdded(point) => {
-                if !self.point_ids.insert(point.id) {
+                if self.order.points.contains_key(&point.id) {
                     return Err(format!("point {} exists already", point.id));
                 }
-                self.points.push(point.clone());
+                self.add_point(point);
                 Ok(())
             }
-            Change::PointRemoved(id) => {
-                if !self.point_ids.remove(id) {
-                    return Err(format!("no point {id}"));
-                }
-                self.points.retain(|point| point.id != *id);
-                Ok(())
-            }
+            Change::PointRemoved(id) => self.remove_point(*id),
             Change::SegmentDropped(id) => {
-                self.segments.remove(id).map(|_| ()).ok_or_else(|| format!("no segment {id}"))
+                let range = self.segments.remove(id).ok_or_else(|| format!("no segment {id}"))?;
+                self.order.segments.remove(&(range.timeline, range.first));
+                Ok(())
+            }
+            Change::LayerAdded(layer) => self.add_layer(layer),
+            Change::LayerDropped(id) => {
+                self.layers.remove(id).map(|_| ()).ok_or_else(|| format!("no layer {id}"))
+            }
+            Change::BlobDropped(blob, at) => {
+                self.dropped.insert(*blob, *at);
+                Ok(())
+            }
+            Change::MarkerMoved(id, marker) => {
+                let index = self.point_index(*id).ok_or_else(|| format!("no point {id}"))?;
+                self.points[index].marker = *marker;
+                Ok(())
             }
             Change::BranchRetired(timeline) => {
                 self.branch(*timeline).ok_or_else(|| format!("no timeline {timeline}"))?;
@@ -193,6 +311,52 @@ impl ItemState {
                 Ok(())
             }
         }
+    }
+
+    /// Takes one change of a manifest that was stamped at this time by the store's clock.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_at(&mut self, change: &Change, stamped_at: UnixMillis) -> Result<(), String> {
+        self.apply(change)?;
+        match change {
+            Change::SegmentDropped(id) => self.dropped.insert(BlobId::Segment(*id), stamped_at),
+            Change::LayerDropped(id) => self.dropped.insert(BlobId::Layer(*id), stamped_at),
+            _ => None,
+        };
+        Ok(())
+    }
+
+    fn add_point(&mut self, point: &PointRecord) {
+        let number = self.order.next;
+        self.order.next += 1;
+        self.order.numbers.push(number);
+        self.order.points.insert(point.id, number);
+        let Position { timeline, lsn } = point.position;
+        self.order.places.insert((timeline, lsn, point.id));
+        self.points.push(point.clone());
+    }
+
+    fn remove_point(&mut self, id: PointId) -> Result<(), String> {
+        let index = self.point_index(id).ok_or_else(|| format!("no point {id}"))?;
+        let Position { timeline, lsn } = self.points.remove(index).position;
+        self.order.numbers.remove(index);
+        self.order.points.remove(&id);
+        self.order.places.remove(&(timeline, lsn, id));
+        Ok(())
+    }
+
+    fn add_layer(&mut self, layer: &LayerRecord) -> Result<(), String> {
+        let LayerRecord { timeline, first, last, .. } = *layer;
+        self.branch(timeline).ok_or_else(|| format!("no timeline {timeline}"))?;
+        let overlaps = |other: &LayerRecord| {
+            other.timeline == timeline && other.first <= last && first <= other.last
+        };
+        if first > last || self.layers.values().any(overlaps) {
+            return Err(format!("layer {} cannot run from {first} to {last}", layer.layer));
+        }
+        self.layers.insert(layer.layer, *layer);
+        Ok(())
     }
 
     fn open_branch(&mut self, branch: &Branch) -> Result<(), String> {
@@ -216,13 +380,19 @@ impl ItemState {
         let SegmentRange { segment, timeline, first, last, .. } = *range;
         let branch = self.branch(timeline).ok_or_else(|| format!("no timeline {timeline}"))?;
         let start = branch.parent.map_or(Lsn(0), |parent| parent.lsn);
-        if first > last || first <= start {
+        let records = 1..=last.0.saturating_sub(first.0) + 1;
+        if first > last || first <= start || !records.contains(&range.records) {
             return Err(format!("segment {segment} cannot range from {first} to {last}"));
         }
         if let Some(old) = self.segments.get(&segment)
             && (old.timeline != timeline || old.first != first || old.last > last)
         {
             return Err(format!("the range of segment {segment} does not continue its old one"));
+        }
+        let begins = self.order.segments.insert((timeline, first), segment);
+        if begins.is_some_and(|other| other != segment) {
+            self.order.segments.extend(begins.map(|other| ((timeline, first), other)));
+            return Err(format!("another segment than {segment} begins at {first}"));
         }
         self.segments.insert(segment, *range);
         let head = self.heads.entry(timeline).or_insert(last);
@@ -242,8 +412,11 @@ impl ItemState {
         let segments = self.segments.values().copied().map(Change::SegmentCommitted);
         let points = self.points.iter().cloned().map(Change::PointAdded);
         let fence = [Change::FenceRaised(self.fence)];
+        let layers = self.layers.values().copied().map(Change::LayerAdded);
+        let dropped = self.dropped.iter().map(|(blob, at)| Change::BlobDropped(*blob, *at));
         let branches = branches.flatten();
-        branches.chain(retired).chain(segments).chain(fence).chain(points).collect()
+        let lists = branches.chain(retired).chain(segments).chain(fence).chain(points);
+        lists.chain(layers).chain(dropped).collect()
     }
 }
 

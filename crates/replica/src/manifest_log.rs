@@ -17,6 +17,10 @@ const KEPT_MIN: u64 = 512;
 /// No manifest younger than this is deleted, in milliseconds: a day.
 const KEPT_MS: i64 = 86_400_000;
 
+/// For so long checkpoints remember what was dropped, in milliseconds: two days, longer than any
+/// blob waits for its deletion.
+pub(crate) const DROPPED_MS: i64 = 2 * 86_400_000;
+
 /// An item's state as of its newest known manifest.
 #[derive(Clone)]
 pub(crate) struct ManifestLog {
@@ -83,6 +87,11 @@ impl ManifestLog {
         Ok(())
     }
 
+    /// The stamp of the newest manifest: the store's clock was there.
+    pub(crate) fn stamped_at(&self) -> UnixMillis {
+        self.stamped_at
+    }
+
     pub(crate) fn state(&self) -> &ItemState {
         &self.state
     }
@@ -97,14 +106,19 @@ impl ManifestLog {
         changes: Vec<Change>,
         now: UnixMillis,
     ) -> Result<(), StoreError> {
+        let stamped_at = now.max(self.stamped_at);
         let mut state = self.state.clone();
         for change in &changes {
-            state.apply(change).map_err(|why| StoreError::refused("a change", why))?;
+            let applied = state.apply_at(change, stamped_at);
+            applied.map_err(|why| StoreError::refused("a change", why))?;
         }
         let number = self.newest + 1;
         let checkpoint = number.is_multiple_of(CHECKPOINT_EVERY);
         let kind = if checkpoint { ManifestKind::Checkpoint } else { ManifestKind::Delta };
-        let stamped_at = now.max(self.stamped_at);
+        if checkpoint {
+            // Whatever was dropped so long ago is gone, or deleted when the item is opened.
+            state.dropped.retain(|_, at| at.0.saturating_add(DROPPED_MS) > stamped_at.0);
+        }
         let manifest = Manifest {
             kind,
             number,
@@ -228,7 +242,8 @@ impl ManifestLog {
             return Err(StoreError::damaged(&path, "it does not follow the manifest before it"));
         }
         for change in &manifest.changes {
-            self.state.apply(change).map_err(|why| StoreError::damaged(&path, why))?;
+            let applied = self.state.apply_at(change, manifest.stamped_at);
+            applied.map_err(|why| StoreError::damaged(&path, why))?;
         }
         self.set_newest(&manifest, tag);
         Ok(())

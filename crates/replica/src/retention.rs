@@ -5,20 +5,31 @@
 #[cfg(feature = "testing")]
 use crate::Mutation;
 use crate::{
-    ItemStore, KeptRecord, StoreError, collect::droppable, evidence, kept, manifest::Change,
+    ItemStore, KeptRecord, PointRecord, StoreError, evidence, kept,
+    manifest::Change,
+    thinning::{Candidate, Thinning, Worth, thinned_out},
 };
-use leeward_model::{PointId, SegmentId, TimelineId, UnixMillis};
-use std::collections::BTreeSet;
+use leeward_model::{
+    PointId, PointKind, PointOrigin, SegmentId, TimelineId, UnixMillis, Verification,
+};
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
-/// How long points are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How long points are kept, and how close together.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Points older than this go, in milliseconds since they were received.
     pub keep_ms: u64,
+    /// How points are thinned out before that; none keeps all of them.
+    pub thinning: Option<Thinning>,
     /// Until then, by the store's clock, no point goes at all.
     pub keep_until: Option<UnixMillis>,
 }
+
+/// An index of at most so many records is gone through whenever something was let go: 128 MiB.
+const COLLECT_RECORDS_CHEAP: u64 = 4 << 20;
+/// A larger one at most this often, in milliseconds: once an hour.
+const COLLECT_EVERY_MS: i64 = 3_600_000;
 
 /// What [`ItemStore::expire`] let go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +38,7 @@ pub struct Expired {
     pub points: Vec<PointId>,
     /// Kept work that is no longer listed; its files are the caller's to delete.
     pub kept: Vec<KeptRecord>,
-    /// Segments that were deleted.
+    /// Segments that nothing needs any more; their blobs stay for [`crate::Upkeep::grace_ms`].
     pub segments: Vec<SegmentId>,
 }
 
@@ -57,7 +68,10 @@ impl ItemStore {
         let gone = listed.filter(|point| {
             old(point.received_at) && !pinned.contains(&point.id) && Some(point.id) != newest
         });
-        let points: Vec<PointId> = gone.map(|point| point.id).collect();
+        let mut points: Vec<PointId> = gone.map(|point| point.id).collect();
+        if let Some(thinning) = &retention.thinning {
+            points.extend(self.thinned_out(now, thinning, &points, &pinned)?);
+        }
         if !points.is_empty() {
             self.commit(points.iter().copied().map(Change::PointRemoved).collect(), now)?;
         }
@@ -73,18 +87,57 @@ impl ItemStore {
         for point in forgotten {
             evidence::delete(&folder, *point)?;
         }
-        // Collecting reads the index of every segment, so it waits until something was let go.
+        self.merge_layers(now)?;
         let pins: BTreeSet<Uuid> = pins.iter().map(|pin| pin.id).collect();
         let unpinned = self.pins_seen.as_ref().is_none_or(|seen| !seen.is_subset(&pins));
-        if unpinned || !expired.points.is_empty() || !expired.kept.is_empty() {
+        self.collect_due |= unpinned || !expired.points.is_empty() || !expired.kept.is_empty();
+        if self.collect_due && self.may_collect(now) {
             expired.segments = self.collect(now)?;
         }
         self.pins_seen = Some(pins);
+        self.delete_due(now)?;
         self.reader.log.trim(now)?;
         Ok(expired)
     }
 
-    /// Deletes segments that no point, pin, kept work or written timeline needs.
+    /// Whether going through the whole index is cheap, or was not done for long.
+    fn may_collect(&self, now: UnixMillis) -> bool {
+        let state = self.reader.state();
+        let layered: u64 = state.layers.values().map(|layer| layer.records).sum();
+        let rested = |at: UnixMillis| at.0.saturating_add(COLLECT_EVERY_MS) <= now.0;
+        layered <= COLLECT_RECORDS_CHEAP || self.collected_at.is_none_or(rested)
+    }
+
+    /// The points that a history without `gone` does without. The newest point, the newest that
+    /// is verified, pinned ones and named ones are exempt.
+    fn thinned_out(
+        &self,
+        now: UnixMillis,
+        thinning: &Thinning,
+        gone: &[PointId],
+        pinned: &BTreeSet<PointId>,
+    ) -> Result<Vec<PointId>, StoreError> {
+        let gone: BTreeSet<&PointId> = gone.iter().collect();
+        let points = &self.reader.state().points;
+        let tested = evidence::of_all(&self.reader.folder)?;
+        let is_verified =
+            |point: &&PointRecord| matches!(tested.get(&point.id), Some(Verification::Verified(_)));
+        let newest = points.last().map(|point| point.id);
+        let verified = points.iter().rev().find(is_verified).map(|point| point.id);
+        let candidate = |point: &PointRecord| Candidate {
+            id: point.id,
+            received_at: point.received_at,
+            worth: worth(point, &tested),
+            exempt: pinned.contains(&point.id)
+                || point.origin != PointOrigin::Replicated
+                || [newest, verified].contains(&Some(point.id)),
+        };
+        let left = points.iter().filter(|point| !gone.contains(&point.id));
+        let candidates: Vec<Candidate> = left.map(candidate).collect();
+        Ok(thinned_out(&candidates, now, thinning))
+    }
+
+    /// Drops segments that no point, pin, kept work or written timeline needs.
     ///
     /// # Errors
     /// As [`Self::expire`].
@@ -95,21 +148,29 @@ impl ItemStore {
             self.commit(retired.into_iter().map(Change::BranchRetired).collect(), now)?;
         }
         // Pins are listed here, after the removal of points is durable: see `pins`.
-        let mut dropped = droppable(&self.reader)?;
+        let tally = self.tally(now)?;
+        let needed = |id: &SegmentId| tally.segments.contains_key(id);
+        let all = self.reader.state().segments.keys().copied();
+        let mut dropped: Vec<SegmentId> = all.filter(|id| !needed(id)).collect();
         #[cfg(feature = "testing")]
         if self.mutation == Some(Mutation::CollectTooMuch) {
             dropped = self.reader.state().segments.keys().copied().collect();
         }
         let busy = |id: &SegmentId| self.pending.iter().any(|open| open.header.segment == *id);
         dropped.retain(|id| !busy(id));
-        if dropped.is_empty() {
-            return Ok(dropped);
+        let rewritten = self.rewrite(&tally, now)?;
+        let mut bloated = self.bloated(&tally);
+        bloated.extend(&rewritten.timelines);
+        let mut changes: Vec<Change> =
+            dropped.iter().copied().map(Change::SegmentDropped).collect();
+        changes.extend(rewritten.changes(self));
+        changes.extend(self.rebuild(&bloated, &rewritten.moved)?);
+        if !changes.is_empty() {
+            self.commit(changes, now)?;
         }
-        self.commit(dropped.iter().copied().map(Change::SegmentDropped).collect(), now)?;
-        let folder = self.reader.folder.clone();
-        for id in &dropped {
-            folder.blobs.delete(&folder.segment_path(*id))?;
-        }
+        dropped.extend(&rewritten.gone);
+        (self.collect_due, self.collected_at) = (false, Some(now));
+        self.delete_due(now)?;
         Ok(dropped)
     }
 
@@ -157,5 +218,14 @@ impl ItemStore {
         needed.extend(&state.retired);
         let all = state.branches.iter().map(|branch| branch.timeline);
         Ok(all.filter(|timeline| !needed.contains(timeline)).collect())
+    }
+}
+
+fn worth(point: &PointRecord, tested: &BTreeMap<PointId, Verification>) -> Worth {
+    match (point.kind, tested.get(&point.id)) {
+        (_, Some(Verification::Failed(_))) => Worth::Failed,
+        (PointKind::Final | PointKind::ApplicationConsistent, _) => Worth::Consistent,
+        (PointKind::CrashConsistent, Some(Verification::Verified(_))) => Worth::Verified,
+        (PointKind::CrashConsistent, Some(Verification::Untested) | None) => Worth::Plain,
     }
 }

@@ -8,7 +8,7 @@ use leeward_wire::{
     record::{RECORD_HEADER_BYTES, RecordHeader, check_crc},
     segment::{
         FOOTER_TRAILER_BYTES, FooterEntry, SEGMENT_HEADER_BYTES, SEGMENT_SEAL_BYTES, SegmentHeader,
-        decode_footer, encode_footer, footer_len, scan,
+        decode_footer, decode_sparse_footer, encode_footer, footer_len, scan, scan_sparse,
     },
 };
 
@@ -148,6 +148,7 @@ impl OpenSegment {
             first: self.header.first_lsn,
             last,
             bytes: record_end(entry),
+            records: last.0 - self.header.first_lsn.0 + 1,
         })
     }
 }
@@ -175,33 +176,45 @@ pub(crate) fn read_index(
     if len < range.bytes || range.bytes > SEGMENT_BYTES_MAX {
         return Err(missing());
     }
-    let head = folder.blobs.read_at(&path, 0, SEGMENT_HEADER_BYTES)?;
-    let header = SegmentHeader::decode(&head).map_err(|error| damaged(error.to_string()))?;
-    let owner = &folder.owner;
-    let names = (header.segment, header.vault, header.item, header.timeline, header.first_lsn);
-    if names != (range.segment, owner.vault, owner.item, range.timeline, range.first) {
-        return Err(damaged("it is the segment of another place".into()));
-    }
-    let mut entries = match read_footer(folder, &path, len, &header)? {
+    let header = read_header(folder, range)?;
+    let mut entries = match read_footer(folder, range, len, &header)? {
         Some(entries) => entries,
         None => scan_range(folder, &path, range)?,
     };
     entries.retain(|entry| entry.lsn <= range.last);
     let newest = entries.iter().max_by_key(|entry| entry.lsn);
-    let whole = entries.len() as u64 == range.last.0 - range.first.0 + 1;
+    let whole = entries.len() as u64 == range.records;
     if !whole || newest.is_none_or(|newest| record_end(newest) != range.bytes) {
         return Err(damaged("its records are not those of its manifest".into()));
     }
     Ok(SegmentIndex { header, entries })
 }
 
+/// Reads a committed segment's header, and checks that it is the range's.
+pub(crate) fn read_header(
+    folder: &ItemFolder,
+    range: &SegmentRange,
+) -> Result<SegmentHeader, StoreError> {
+    let path = folder.segment_path(range.segment);
+    let head = folder.blobs.read_at(&path, 0, SEGMENT_HEADER_BYTES)?;
+    let header = SegmentHeader::decode(&head).map_err(|error| StoreError::damaged(&path, error))?;
+    let owner = &folder.owner;
+    let names = (header.segment, header.vault, header.item, header.timeline, header.first_lsn);
+    if names == (range.segment, owner.vault, owner.item, range.timeline, range.first) {
+        Ok(header)
+    } else {
+        Err(StoreError::damaged(&path, "it is the segment of another place"))
+    }
+}
+
 /// The footer's entries; `None` when there is no good footer, which only costs a scan.
 fn read_footer(
     folder: &ItemFolder,
-    path: &str,
+    range: &SegmentRange,
     len: u64,
     header: &SegmentHeader,
 ) -> Result<Option<Vec<FooterEntry>>, StoreError> {
+    let path = &folder.segment_path(range.segment);
     let Some(at) = len.checked_sub(FOOTER_TRAILER_BYTES as u64) else { return Ok(None) };
     let trailer = folder.blobs.read_at(path, at, FOOTER_TRAILER_BYTES)?;
     let Some(length) = trailer.first_chunk().and_then(|trailer| footer_len(trailer).ok()) else {
@@ -209,8 +222,9 @@ fn read_footer(
     };
     let Some(begin) = len.checked_sub(length as u64) else { return Ok(None) };
     let tail = folder.blobs.read_at(path, begin, length)?;
+    let decode = if range.is_whole() { decode_footer } else { decode_sparse_footer };
     let key = folder.keys.footer(path, header)?;
-    let footer = decode_footer(&tail, len, &key, &header.hash());
+    let footer = decode(&tail, len, &key, &header.hash());
     Ok(footer.ok().map(|footer| footer.entries))
 }
 
@@ -221,7 +235,8 @@ fn scan_range(
 ) -> Result<Vec<FooterEntry>, StoreError> {
     let len = usize::try_from(range.bytes).expect("segments fit in memory");
     let bytes = folder.blobs.read_at(path, 0, len)?;
-    let mut records = scan(&bytes).map_err(|error| StoreError::damaged(path, error.to_string()))?;
+    let scanned = if range.is_whole() { scan(&bytes) } else { scan_sparse(&bytes) };
+    let mut records = scanned.map_err(|error| StoreError::damaged(path, error.to_string()))?;
     let entries: Vec<FooterEntry> =
         records.by_ref().map(|record| FooterEntry::of(&record.header, record.offset)).collect();
     match records.end() {

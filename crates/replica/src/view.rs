@@ -2,13 +2,19 @@
 //!
 //! A block is the newest version at or before the place, along the timelines. Every payload is
 //! authenticated and every extent compared with the hash that the source took of it; what does not
-//! fit is refused, never served. Opening costs by the records stored, not by the disks' size.
+//! fit is refused, never served. Opening costs by what no layer of the index has yet, neither by the
+//! disks' size nor by the number of points; where blocks lie is read region by region.
+
+mod regions;
+
+pub(crate) use regions::Region;
 
 use crate::{
     ItemReader, StoreError,
     folder::ItemFolder,
+    layers::RegionKey,
     reader::open_marker,
-    segments::{read_index, read_record, record_end},
+    segments::{read_record, record_end},
 };
 use leeward_model::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, BlockMask, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentHash,
@@ -18,12 +24,10 @@ use leeward_wire::{
     data::ExtentBlockHashes,
     hash::{BLOCK_HASH_BYTES, block_hash, extent_hash, zero_extent_hash},
     record::{Codec, RECORD_HEADER_BYTES, RecordHeader, RecordKind},
-    seal::Opener,
-    segment::{FooterEntry, SegmentHeader},
 };
+use regions::Regions;
 use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -33,23 +37,16 @@ const CACHED_EXTENTS_MAX: usize = 256;
 /// One version of an extent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Version {
-    pub(crate) disk: DiskNumber,
-    pub(crate) extent: ExtentNumber,
-    mask: BlockMask,
-    codec: Codec,
-    /// Steps up the timelines from the view's own.
-    rank: u16,
-    /// Index into the view's segments.
-    segment: u32,
+    segment: SegmentId,
     lsn: Lsn,
+    pub(crate) extent: ExtentNumber,
     offset: u32,
     stored_len: u32,
-}
-
-struct ViewSegment {
-    id: SegmentId,
-    path: String,
-    opener: Opener,
+    pub(crate) disk: DiskNumber,
+    mask: BlockMask,
+    /// Steps up the timelines from the view's own.
+    rank: u16,
+    codec: Codec,
 }
 
 /// A run of blocks that all hold data, or that all read as zero without taking space.
@@ -80,15 +77,13 @@ struct Cache {
 
 /// See the module. Reads may come from any thread.
 ///
-/// The place must stay pinned while the view is in use: else its segments may be deleted, and
-/// reads are then refused.
+/// The place must stay pinned while the view is in use: else its data may go, and reads are then
+/// refused. Whatever a writer merges or rewrites meanwhile, the view goes on.
 pub struct View {
     folder: Arc<ItemFolder>,
     position: Position,
     marker: Option<Marker>,
-    segments: Vec<ViewSegment>,
-    /// Sorted by disk, extent, then newest first; only what a read needs.
-    index: Vec<Version>,
+    regions: Regions,
     zero_hash: ExtentHash,
     zero_block_hash: [u8; BLOCK_HASH_BYTES],
     cache: Mutex<Cache>,
@@ -103,46 +98,19 @@ impl View {
     pub fn open(reader: &ItemReader, position: Position) -> Result<View, StoreError> {
         reader.check_kept(position)?;
         let folder = reader.folder.clone();
-        let state = reader.state();
-        let (mut segments, mut index) = (Vec::new(), Vec::new());
-        let mut newest: Option<(u16, Lsn, SegmentHeader, FooterEntry)> = None;
-        for (rank, place) in (0..).zip(state.chain(position)) {
-            let mine = state
-                .segments
-                .values()
-                .filter(|range| range.timeline == place.timeline && range.first <= place.lsn);
-            for range in mine {
-                let found = read_index(&folder, range)?;
-                let segment = u32::try_from(segments.len()).expect("segments can be counted");
-                for entry in found.entries.iter().filter(|entry| entry.lsn <= place.lsn) {
-                    match entry.kind {
-                        RecordKind::Change => index.push(version(entry, rank, segment)),
-                        RecordKind::Marker => {
-                            let older = |(known, lsn, ..): &(u16, Lsn, _, _)| {
-                                *known > rank || (*known == rank && *lsn < entry.lsn)
-                            };
-                            if newest.as_ref().is_none_or(older) {
-                                newest = Some((rank, entry.lsn, found.header.clone(), *entry));
-                            }
-                        }
-                    }
-                }
-                let path = folder.segment_path(range.segment);
-                let opener = folder.keys.opener(&path, &found.header)?;
-                segments.push(ViewSegment { id: range.segment, path, opener });
-            }
-        }
-        let open = |(_, _, header, entry): (u16, Lsn, SegmentHeader, FooterEntry)| {
-            let len = record_end(&entry) - u64::from(entry.offset);
-            open_marker(&folder, &header, entry.offset.into(), len as usize)
+        let regions = Regions::open(reader, position)?;
+        let marker = match reader.state().point_at(position) {
+            Some(point) => match reader.marker(point) {
+                // Its segment may have been rewritten since.
+                Err(error) if error.is_absent() => newest_marker(&folder, &regions)?,
+                opened => Some(opened?),
+            },
+            None => newest_marker(&folder, &regions)?,
         };
-        let marker = newest.map(open).transpose()?;
-        index.sort_unstable_by_key(|v| (v.disk, v.extent, v.rank, Reverse(v.lsn)));
-        prune(&mut index);
         let zero_hash = zero_extent_hash(&folder.keys.hash);
         let zero_block_hash = block_hash(&folder.keys.hash, &[0; BLOCK_BYTES as usize]);
         let cache = Mutex::default();
-        Ok(View { folder, position, marker, segments, index, zero_hash, zero_block_hash, cache })
+        Ok(View { folder, position, marker, regions, zero_hash, zero_block_hash, cache })
     }
 
     /// The place.
@@ -198,22 +166,26 @@ impl View {
         };
         let mut at = offset;
         let first = ExtentNumber(u32::try_from(offset / EXTENT_BYTES).unwrap_or(u32::MAX));
-        let begin = self.index.partition_point(|v| (v.disk, v.extent) < (disk, first));
-        for versions in
-            self.index[begin..].chunk_by(|a, b| (a.disk, a.extent) == (b.disk, b.extent))
-        {
-            let extent = versions[0].extent;
-            if versions[0].disk != disk || extent.offset() >= end {
-                break;
-            }
-            let data = data_blocks(versions);
-            for block in 0..BLOCKS_PER_EXTENT {
-                let from = extent.offset() + u64::from(block) * BLOCK_BYTES;
-                let (from, until) = (from.clamp(at, end), (from + BLOCK_BYTES).clamp(at, end));
-                add(from - at, RunKind::Hole);
-                let kind = if data.has(block) { RunKind::Data } else { RunKind::Hole };
-                add(until - from, kind);
-                at = until;
+        let last = u32::try_from(end.saturating_sub(1) / EXTENT_BYTES).unwrap_or(u32::MAX);
+        let (from, to) =
+            (RegionKey::of(disk, first), RegionKey::of(disk, ExtentNumber(last).max(first)));
+        for key in self.regions.keys_between(disk, from.region, to.region) {
+            let region = self.regions.region(key)?;
+            let begin = region.partition_point(|version| version.extent < first);
+            for versions in region[begin..].chunk_by(same_extent) {
+                let extent = versions[0].extent;
+                if extent.offset() >= end {
+                    break;
+                }
+                let data = data_blocks(versions);
+                for block in 0..BLOCKS_PER_EXTENT {
+                    let from = extent.offset() + u64::from(block) * BLOCK_BYTES;
+                    let (from, until) = (from.clamp(at, end), (from + BLOCK_BYTES).clamp(at, end));
+                    add(from - at, RunKind::Hole);
+                    let kind = if data.has(block) { RunKind::Data } else { RunKind::Hole };
+                    add(until - from, kind);
+                    at = until;
+                }
             }
         }
         add(end - at, RunKind::Hole);
@@ -230,10 +202,10 @@ impl View {
         disk: DiskNumber,
         extent: ExtentNumber,
     ) -> Result<ExtentHash, StoreError> {
-        match self.versions(disk, extent).first() {
+        self.with_versions(disk, extent, |versions| match versions.first() {
             Some(newest) => self.newest_hash(newest),
             None => Ok(self.zero_hash),
-        }
+        })
     }
 
     /// Hashes of an extent's 16 blocks, as they read here; a block without data has the hash of
@@ -248,7 +220,7 @@ impl View {
         extent: ExtentNumber,
     ) -> Result<ExtentBlockHashes, StoreError> {
         let mut hashes = [self.zero_block_hash; BLOCKS_PER_EXTENT as usize];
-        let data = data_blocks(self.versions(disk, extent));
+        let data = self.with_versions(disk, extent, |versions| Ok(data_blocks(versions)))?;
         let Some(bytes) = self.extent(disk, extent)? else { return Ok(hashes) };
         for block in data.iter() {
             let at = block as usize * BLOCK_BYTES as usize;
@@ -262,9 +234,19 @@ impl View {
     pub fn leaves(
         &self,
     ) -> impl Iterator<Item = Result<(DiskNumber, ExtentNumber, ExtentHash), StoreError>> {
-        self.extents().map(|versions| {
-            let newest = &versions[0];
-            Ok((newest.disk, newest.extent, self.newest_hash(newest)?))
+        self.regions.keys().into_iter().flat_map(|key| match self.leaves_of(key) {
+            Ok(leaves) => leaves.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
+    }
+
+    fn leaves_of(
+        &self,
+        key: RegionKey,
+    ) -> Result<Vec<(DiskNumber, ExtentNumber, ExtentHash)>, StoreError> {
+        self.regions.with_region(key, |region| {
+            let newest = region.chunk_by(same_extent).map(|versions| &versions[0]);
+            newest.map(|v| Ok((v.disk, v.extent, self.newest_hash(v)?))).collect()
         })
     }
 
@@ -278,20 +260,27 @@ impl View {
         other: &View,
         disk: DiskNumber,
     ) -> Result<Vec<ExtentNumber>, StoreError> {
-        let of = |view: &View| -> BTreeSet<ExtentNumber> {
-            let begin = view.index.partition_point(|version| version.disk < disk);
-            let end = view.index.partition_point(|version| version.disk <= disk);
-            view.index[begin..end].iter().map(|version| version.extent).collect()
-        };
-        let newest = |view: &View, extent| {
-            view.versions(disk, extent).first().map(|version| view.record_key(version))
+        let keys = |view: &View| view.regions.keys_between(disk, 0, u16::MAX);
+        let mut regions = keys(self);
+        regions.extend(keys(other));
+        regions.sort_unstable();
+        regions.dedup();
+        let newest = |view: &View, key| -> Result<BTreeMap<ExtentNumber, (SegmentId, u64)>, _> {
+            let region = view.regions.region(key)?;
+            let newest = region.chunk_by(same_extent).map(|versions| &versions[0]);
+            Ok::<_, StoreError>(newest.map(|v| (v.extent, view.record_key(v))).collect())
         };
         let mut differing = Vec::new();
-        for extent in of(self).union(&of(other)).copied() {
-            if newest(self, extent) != newest(other, extent)
-                && self.leaf_hash(disk, extent)? != other.leaf_hash(disk, extent)?
-            {
-                differing.push(extent);
+        for key in regions {
+            let (ours, theirs) = (newest(self, key)?, newest(other, key)?);
+            let extents: BTreeSet<ExtentNumber> =
+                ours.keys().chain(theirs.keys()).copied().collect();
+            for extent in extents {
+                if ours.get(&extent) != theirs.get(&extent)
+                    && self.leaf_hash(disk, extent)? != other.leaf_hash(disk, extent)?
+                {
+                    differing.push(extent);
+                }
             }
         }
         Ok(differing)
@@ -307,12 +296,11 @@ impl View {
         for disk in self.disks() {
             hasher.update(&disk.number.0.to_le_bytes()).update(&disk.size.to_le_bytes());
         }
-        for versions in self.extents() {
-            let newest = &versions[0];
-            let hash = self.newest_hash(newest)?;
+        for leaf in self.leaves() {
+            let (disk, extent, hash) = leaf?;
             if hash != self.zero_hash {
-                hasher.update(&newest.disk.0.to_le_bytes());
-                hasher.update(&newest.extent.0.to_le_bytes()).update(&hash.0);
+                hasher.update(&disk.0.to_le_bytes());
+                hasher.update(&extent.0.to_le_bytes()).update(&hash.0);
             }
         }
         Ok(hasher.finalize().to_hex().to_string())
@@ -324,9 +312,15 @@ impl View {
     /// [`StoreError::Damaged`] for the first that does not fit.
     pub fn verify(&self) -> Result<u64, StoreError> {
         let mut count = 0;
-        for versions in self.extents() {
-            self.compose(versions)?;
-            count += 1;
+        for key in self.regions.keys() {
+            count += self.regions.with_region(key, |region| {
+                let mut extents = 0;
+                for versions in region.chunk_by(same_extent) {
+                    self.compose(versions)?;
+                    extents += 1;
+                }
+                Ok(extents)
+            })?;
         }
         Ok(count)
     }
@@ -345,15 +339,22 @@ impl View {
         Err(StoreError::refused("a read", why))
     }
 
-    fn versions(&self, disk: DiskNumber, extent: ExtentNumber) -> &[Version] {
-        let key = |version: &Version| (version.disk, version.extent);
-        let begin = self.index.partition_point(|version| key(version) < (disk, extent));
-        let rest = &self.index[begin..];
-        &rest[..rest.partition_point(|version| key(version) == (disk, extent))]
+    /// Does `work` with the versions of an extent, newest first; none when it reads as zero.
+    fn with_versions<T>(
+        &self,
+        disk: DiskNumber,
+        extent: ExtentNumber,
+        work: impl Fn(&[Version]) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.regions.with_region(RegionKey::of(disk, extent), |region| {
+            let begin = region.partition_point(|version| version.extent < extent);
+            let end = begin + region[begin..].partition_point(|version| version.extent == extent);
+            work(&region[begin..end])
+        })
     }
 
     fn newest_hash(&self, newest: &Version) -> Result<ExtentHash, StoreError> {
-        let path = &self.segments[newest.segment as usize].path;
+        let path = &self.folder.segment_path(newest.segment);
         let offset = newest.offset.into();
         let bytes = self.folder.blobs.read_at(path, offset, RECORD_HEADER_BYTES)?;
         let header = bytes.first_chunk().map(RecordHeader::decode);
@@ -365,15 +366,16 @@ impl View {
 
     /// The extent's bytes; `None` when it reads as zero.
     fn extent(&self, disk: DiskNumber, extent: ExtentNumber) -> Result<Option<Extent>, StoreError> {
-        let versions = self.versions(disk, extent);
-        if versions.is_empty() {
-            return Ok(None);
-        }
         let locked = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = locked().extents.get(&(disk, extent)) {
             return Ok(Some(bytes.clone()));
         }
-        let bytes: Extent = self.compose(versions)?.into();
+        let composed = self.with_versions(disk, extent, |versions| match versions {
+            [] => Ok(None),
+            versions => self.compose(versions).map(Some),
+        })?;
+        let Some(bytes) = composed else { return Ok(None) };
+        let bytes: Extent = bytes.into();
         let mut cache = locked();
         if cache.extents.insert((disk, extent), bytes.clone()).is_none() {
             cache.order.push_back((disk, extent));
@@ -386,14 +388,19 @@ impl View {
         Ok(Some(bytes))
     }
 
-    /// The versions of each stored extent, newest first, in the order of disks and extents.
-    pub(crate) fn extents(&self) -> impl Iterator<Item = &[Version]> {
-        self.index.chunk_by(|a, b| (a.disk, a.extent) == (b.disk, b.extent))
+    /// Regions with stored extents, ascending.
+    pub(crate) fn region_keys(&self) -> Vec<RegionKey> {
+        self.regions.keys()
+    }
+
+    /// A region's versions: see [`same_extent`].
+    pub(crate) fn region(&self, key: RegionKey) -> Result<Region, StoreError> {
+        self.regions.region(key)
     }
 
     /// Where a version's record lies: its segment, and its offset there.
     pub(crate) fn record_key(&self, version: &Version) -> (SegmentId, u64) {
-        (self.segments[version.segment as usize].id, version.offset.into())
+        (version.segment, version.offset.into())
     }
 
     /// Bytes of a version's record.
@@ -407,7 +414,7 @@ impl View {
         let mut covered = BlockMask::NONE;
         let mut expected = None;
         for version in versions {
-            let segment = &self.segments[version.segment as usize];
+            let segment = self.regions.segment(version.segment)?;
             let len = RECORD_HEADER_BYTES + version.stored_len as usize;
             let record = read_record(&self.folder, &segment.path, version.offset.into(), len)?;
             let damaged = |why: String| StoreError::damaged(&segment.path, why);
@@ -424,43 +431,36 @@ impl View {
                 }
             }
             covered = BlockMask(covered.0 | version.mask.0);
-            expected = expected.or(Some((record.header.hash, &segment.path)));
+            expected = expected.or(Some((record.header.hash, segment.path.clone())));
         }
         match expected {
             Some((hash, path)) if extent_hash(&self.folder.keys.hash, &out) != hash => {
                 let newest = &versions[0];
                 let place = format!("extent {} of disk {}", newest.extent, newest.disk);
-                Err(StoreError::damaged(path, format!("{place} is not what the source read")))
+                Err(StoreError::damaged(&path, format!("{place} is not what the source read")))
             }
             _ => Ok(out),
         }
     }
 }
 
-fn version(entry: &FooterEntry, rank: u16, segment: u32) -> Version {
-    let FooterEntry { disk, extent, mask, codec, lsn, offset, stored_len, .. } = *entry;
-    Version { disk, extent, mask, codec, rank, segment, lsn, offset, stored_len }
+/// Whether two neighbours in a region are versions of one extent.
+pub(crate) fn same_extent(a: &Version, b: &Version) -> bool {
+    a.extent == b.extent
+}
+
+/// Opens the newest marker before the place; none when there is none.
+fn newest_marker(folder: &ItemFolder, regions: &Regions) -> Result<Option<Marker>, StoreError> {
+    let Some(found) = regions.newest_marker()? else { return Ok(None) };
+    let segment = regions.segment(found.segment)?;
+    let len = record_end(&found.entry) - u64::from(found.entry.offset);
+    open_marker(folder, &segment.header, found.entry.offset.into(), len as usize).map(Some)
 }
 
 fn is_version(header: &RecordHeader, version: &Version) -> bool {
     header.kind == RecordKind::Change
         && (header.disk, header.extent, header.mask, header.lsn)
             == (version.disk, version.extent, version.mask, version.lsn)
-}
-
-/// Leaves out versions whose blocks are all in newer ones.
-fn prune(index: &mut Vec<Version>) {
-    let mut extent = None;
-    let mut covered = BlockMask::NONE;
-    index.retain(|version| {
-        if extent != Some((version.disk, version.extent)) {
-            extent = Some((version.disk, version.extent));
-            covered = BlockMask::NONE;
-        }
-        let needed = version.mask.0 & !covered.0 != 0 || covered == BlockMask::NONE;
-        covered = BlockMask(covered.0 | version.mask.0);
-        needed
-    });
 }
 
 /// Blocks of an extent whose newest version is not zeros.

@@ -15,6 +15,7 @@ const SEGMENT_AEAD: &[u8] = b"leeward v1 segment aead key";
 const FOOTER_MAC: &[u8] = b"leeward v1 segment footer mac key";
 const MANIFEST_MAC: &[u8] = b"leeward v1 manifest mac key";
 const HINT_MAC: &[u8] = b"leeward v1 hint mac key";
+const LAYER_MAC: &[u8] = b"leeward v1 layer mac key";
 // BLAKE3 contexts of the two hashes that share an item's hash key.
 const EXTENT_HASH: &str = "leeward 2026-11 v1 extent hash key";
 const BLOCK_HASH: &str = "leeward 2026-11 v1 block hash key";
@@ -151,6 +152,11 @@ pub fn hint_mac_key(key: &DataKey) -> MacKey {
     MacKey(key.derive(HINT_MAC, &[]))
 }
 
+/// The key that authenticates the layers of the index.
+pub fn layer_mac_key(key: &DataKey) -> MacKey {
+    MacKey(key.derive(LAYER_MAC, &[]))
+}
+
 /// Keyed BLAKE3 of `bytes`.
 pub fn mac(key: &MacKey, bytes: &[u8]) -> [u8; 32] {
     mac_parts(key, &[bytes])
@@ -162,12 +168,17 @@ pub fn mac_matches(key: &MacKey, bytes: &[u8], found: &[u8; 32]) -> bool {
 }
 
 /// The MAC of `parts`, one after another. The caller sees to it that the cuts are unambiguous.
-pub(crate) fn mac_parts(key: &MacKey, parts: &[&[u8]]) -> [u8; 32] {
+pub fn mac_parts(key: &MacKey, parts: &[&[u8]]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_keyed(&key.0.0);
     for part in parts {
         hasher.update(part);
     }
     *hasher.finalize().as_bytes()
+}
+
+/// Whether `found` is the MAC of `parts`; takes the same time wherever they differ.
+pub fn mac_parts_match(key: &MacKey, parts: &[&[u8]], found: &[u8; 32]) -> bool {
+    tags_equal(&mac_parts(key, parts), found)
 }
 
 /// Compares two MACs in constant time.
@@ -192,6 +203,7 @@ mod tests {
             footer_mac_key(&key).0.0,
             manifest_mac_key(&key).0.0,
             hint_mac_key(&key).0.0,
+            layer_mac_key(&key).0.0,
             *hash.extent_key(),
             *hash.block_key(),
         ];

@@ -101,6 +101,16 @@ impl Sealer {
         self.next
     }
 
+    /// Leaves out the numbers before `lsn`: they are never sealed in this segment. Only for a
+    /// segment that is written anew without the records that nothing needs.
+    ///
+    /// # Panics
+    /// When a number from `lsn` on was sealed already.
+    pub fn leave_out_before(&mut self, lsn: Lsn) {
+        assert!(lsn >= self.next, "no number is sealed twice");
+        self.next = lsn;
+    }
+
     /// Seals a change as the whole record: header, payload, tag.
     ///
     /// # Panics

@@ -9,9 +9,9 @@ mod scan;
 
 pub use footer::{
     FOOTER_BYTES_MAX, FOOTER_ENTRY_BYTES, FOOTER_TRAILER_BYTES, Footer, FooterEntry, FooterError,
-    decode_footer, encode_footer, footer_len,
+    decode_footer, decode_sparse_footer, encode_footer, encode_sparse_footer, footer_len,
 };
-pub use scan::{Scan, ScanEnd, ScannedRecord, scan};
+pub use scan::{Scan, ScanEnd, ScannedRecord, scan, scan_sparse};
 
 use crate::{bytes_in::BytesIn, crc32c};
 use leeward_model::{Epoch, ItemId, Lsn, SegmentId, TimelineId, UnixMillis, VaultId};

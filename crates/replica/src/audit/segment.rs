@@ -9,7 +9,7 @@ use leeward_wire::{
     seal::Opener,
     segment::{
         FOOTER_BYTES_MAX, FOOTER_TRAILER_BYTES, FooterEntry, SEGMENT_HEADER_BYTES, SegmentHeader,
-        decode_footer, footer_len, scan,
+        decode_footer, decode_sparse_footer, footer_len, scan, scan_sparse,
     },
 };
 
@@ -135,7 +135,8 @@ fn footer(key: &MacKey, bytes: &[u8], range: &SegmentRange, header: &SegmentHead
         && let Some(begin) = bytes.len().checked_sub(length)
     {
         let whole = bytes.len() as u64;
-        return match decode_footer(&bytes[begin..], whole, key, &header.hash()) {
+        let decode = if range.is_whole() { decode_footer } else { decode_sparse_footer };
+        return match decode(&bytes[begin..], whole, key, &header.hash()) {
             Ok(footer) => Footer::Good(footer.entries),
             Err(error) => Footer::Bad(error.to_string()),
         };
@@ -150,6 +151,7 @@ fn footer(key: &MacKey, bytes: &[u8], range: &SegmentRange, header: &SegmentHead
 
 /// The records that can be found without a footer, up to the first that is damaged.
 fn scanned(bytes: &[u8], range: &SegmentRange) -> Vec<FooterEntry> {
+    let scan = if range.is_whole() { scan } else { scan_sparse };
     let Ok(records) = scan(&bytes[..range.bytes as usize]) else { return Vec::new() };
     records.map(|record| FooterEntry::of(&record.header, record.offset)).collect()
 }

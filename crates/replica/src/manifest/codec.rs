@@ -1,6 +1,8 @@
 //! The bytes of manifests. What they mean is in the module above.
 
-use super::{Change, Manifest, ManifestKind, MarkerPlace, PointRecord, SegmentRange};
+use super::{
+    BlobId, Change, LayerRecord, Manifest, ManifestKind, MarkerPlace, PointRecord, SegmentRange,
+};
 use crate::fields::{Fields, put_text};
 use leeward_model::{Branch, ItemId, PointKind, PointOrigin, Position, VaultId};
 use leeward_wire::{
@@ -9,7 +11,11 @@ use leeward_wire::{
 };
 
 const MAGIC: [u8; 4] = *b"LWM1";
-const VERSION: u16 = 1;
+/// What every program of ours reads.
+const FIRST_VERSION: u16 = 1;
+/// Written when there is a change that the first version does not have: programs that know only
+/// the first refuse the manifest then, instead of missing the change.
+const LAYERS_VERSION: u16 = 2;
 const HEADER_BYTES: usize = 120;
 const MAC_BYTES: usize = 32;
 
@@ -18,7 +24,9 @@ impl Manifest {
     pub fn encode(&self, key: &MacKey) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        let newer = self.changes.iter().any(is_newer);
+        let version = if newer { LAYERS_VERSION } else { FIRST_VERSION };
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&[self.kind as u8, 0]);
         out.extend_from_slice(&self.number.to_le_bytes());
         out.extend_from_slice(&self.vault.to_bytes());
@@ -50,14 +58,43 @@ impl Manifest {
             return Err("its MAC does not fit".into());
         }
         let mut fields = Fields(signed);
-        decode_fields(&mut fields).ok_or_else(|| "its fields do not fit".into())
+        let version = fields.array::<4>().filter(|magic| *magic == MAGIC).and(fields.u16());
+        match version {
+            Some(version @ FIRST_VERSION..=LAYERS_VERSION) => {
+                let manifest = decode_fields(&mut fields);
+                // A change that its version does not have was not written by us.
+                let fits = |manifest: &Manifest| {
+                    version == LAYERS_VERSION || !manifest.changes.iter().any(is_newer)
+                };
+                manifest.filter(fits).ok_or_else(|| "its fields do not fit".into())
+            }
+            Some(version) => {
+                Err(format!("it has version {version}, this program reads up to {LAYERS_VERSION}"))
+            }
+            None => Err("it is no manifest".into()),
+        }
+    }
+}
+
+/// Whether the first version does not have a change.
+fn is_newer(change: &Change) -> bool {
+    match change {
+        Change::SegmentCommitted(range) => !range.is_whole(),
+        Change::LayerAdded(_)
+        | Change::LayerDropped(_)
+        | Change::BlobDropped(..)
+        | Change::MarkerMoved(..) => true,
+        Change::BranchOpened(_)
+        | Change::FenceRaised(_)
+        | Change::PointAdded(_)
+        | Change::PointRemoved(_)
+        | Change::SegmentDropped(_)
+        | Change::BranchRetired(_)
+        | Change::HeadReached(_) => false,
     }
 }
 
 fn decode_fields(fields: &mut Fields<'_>) -> Option<Manifest> {
-    if fields.array::<4>()? != MAGIC || fields.u16()? != VERSION {
-        return None;
-    }
     let kind = match fields.u8()? {
         0 => ManifestKind::Delta,
         1 => ManifestKind::Checkpoint,
@@ -108,11 +145,15 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             }
         }
         Change::SegmentCommitted(range) => {
-            out.push(2);
+            let whole = range.is_whole();
+            out.push(if whole { 2 } else { 12 });
             out.extend_from_slice(&range.segment.to_bytes());
             out.extend_from_slice(&range.timeline.to_bytes());
             for number in [range.first.0, range.last.0, range.bytes] {
                 out.extend_from_slice(&number.to_le_bytes());
+            }
+            if !whole {
+                out.extend_from_slice(&range.records.to_le_bytes());
             }
         }
         Change::FenceRaised(epoch) => {
@@ -139,7 +180,59 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             out.push(8);
             put_position(out, place);
         }
+        Change::LayerAdded(layer) => {
+            out.push(9);
+            out.extend_from_slice(&layer.layer.to_bytes());
+            out.extend_from_slice(&layer.timeline.to_bytes());
+            for number in [layer.first.0, layer.last.0, layer.bytes] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            out.extend_from_slice(&layer.head_bytes.to_le_bytes());
+            out.extend_from_slice(&layer.records.to_le_bytes());
+        }
+        Change::LayerDropped(layer) => {
+            out.push(10);
+            out.extend_from_slice(&layer.to_bytes());
+        }
+        Change::BlobDropped(blob, at) => {
+            let (kind, id) = match blob {
+                BlobId::Segment(id) => (0, id.to_bytes()),
+                BlobId::Layer(id) => (1, id.to_bytes()),
+            };
+            out.extend_from_slice(&[11, kind]);
+            out.extend_from_slice(&id);
+            out.extend_from_slice(&at.0.to_le_bytes());
+        }
+        Change::MarkerMoved(point, marker) => {
+            out.push(13);
+            out.extend_from_slice(&point.to_bytes());
+            put_marker(out, marker);
+        }
     }
+}
+
+fn put_marker(out: &mut Vec<u8>, marker: &MarkerPlace) {
+    out.extend_from_slice(&marker.segment.to_bytes());
+    out.extend_from_slice(&marker.offset.to_le_bytes());
+    out.extend_from_slice(&marker.len.to_le_bytes());
+}
+
+fn marker(fields: &mut Fields<'_>) -> Option<MarkerPlace> {
+    Some(MarkerPlace { segment: fields.segment()?, offset: fields.u64()?, len: fields.u32()? })
+}
+
+/// A range without its number of records: all of them.
+fn range(fields: &mut Fields<'_>) -> Option<SegmentRange> {
+    let mut range = SegmentRange {
+        segment: fields.segment()?,
+        timeline: fields.timeline()?,
+        first: fields.lsn()?,
+        last: fields.lsn()?,
+        bytes: fields.u64()?,
+        records: 0,
+    };
+    range.records = range.last.0.checked_sub(range.first.0)?.checked_add(1)?;
+    Some(range)
 }
 
 fn decode_change(fields: &mut Fields<'_>) -> Option<Change> {
@@ -153,19 +246,37 @@ fn decode_change(fields: &mut Fields<'_>) -> Option<Change> {
             };
             Change::BranchOpened(Branch { timeline, parent, epoch })
         }
-        2 => Change::SegmentCommitted(SegmentRange {
-            segment: fields.segment()?,
-            timeline: fields.timeline()?,
-            first: fields.lsn()?,
-            last: fields.lsn()?,
-            bytes: fields.u64()?,
-        }),
+        2 => Change::SegmentCommitted(range(fields)?),
         3 => Change::FenceRaised(fields.epoch()?),
         4 => Change::PointAdded(decode_point(fields)?),
         5 => Change::PointRemoved(fields.point()?),
         6 => Change::SegmentDropped(fields.segment()?),
         7 => Change::BranchRetired(fields.timeline()?),
         8 => Change::HeadReached(position(fields)?),
+        9 => Change::LayerAdded(LayerRecord {
+            layer: fields.layer()?,
+            timeline: fields.timeline()?,
+            first: fields.lsn()?,
+            last: fields.lsn()?,
+            bytes: fields.u64()?,
+            head_bytes: fields.u32()?,
+            records: fields.u64()?,
+        }),
+        10 => Change::LayerDropped(fields.layer()?),
+        11 => {
+            let blob = match fields.u8()? {
+                0 => BlobId::Segment(fields.segment()?),
+                1 => BlobId::Layer(fields.layer()?),
+                _ => return None,
+            };
+            Change::BlobDropped(blob, fields.time()?)
+        }
+        12 => {
+            let range = range(fields)?;
+            let records = fields.u64().filter(|records| *records != range.records)?;
+            Change::SegmentCommitted(SegmentRange { records, ..range })
+        }
+        13 => Change::MarkerMoved(fields.point()?, marker(fields)?),
         _ => return None,
     })
 }
@@ -193,9 +304,7 @@ fn encode_point(point: &PointRecord, out: &mut Vec<u8>) {
     for time in [point.cut_at.0, point.received_at.0, point.clock_offset_ms] {
         out.extend_from_slice(&time.to_le_bytes());
     }
-    out.extend_from_slice(&point.marker.segment.to_bytes());
-    out.extend_from_slice(&point.marker.offset.to_le_bytes());
-    out.extend_from_slice(&point.marker.len.to_le_bytes());
+    put_marker(out, &point.marker);
     out.push(point.cut_server.is_some().into());
     if let Some(stamp) = &point.cut_server {
         out.extend_from_slice(&stamp.ms.to_le_bytes());
@@ -220,8 +329,7 @@ fn decode_point(fields: &mut Fields<'_>) -> Option<PointRecord> {
         _ => return None,
     };
     let (cut_at, received_at, clock_offset_ms) = (fields.time()?, fields.time()?, fields.i64()?);
-    let marker =
-        MarkerPlace { segment: fields.segment()?, offset: fields.u64()?, len: fields.u32()? };
+    let marker = marker(fields)?;
     let cut_server = match fields.u8()? {
         0 => None,
         1 => {

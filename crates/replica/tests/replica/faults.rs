@@ -1,6 +1,6 @@
 //! I/O errors: the Nth call fails, for N = 1, 2, 3 … until a whole story runs without a fault.
 
-use crate::world::{ITEM, World, check_contents, init, open_writer};
+use crate::world::{EAGER, ITEM, World, check_contents, init, open_writer};
 use leeward_replica::{
     StoreError,
     model::ModelItem,
@@ -27,6 +27,11 @@ fn story(world: &mut World) -> Result<(), StoreError> {
     }
     world.commit_point()?;
     world.commit_point()?;
+    world.expire()?;
+    world.index()?;
+    world.append()?;
+    world.commit_point()?;
+    world.index()?;
     world.expire()?;
     world.check_contents().map_err(|why| StoreError::Stale { why })
 }
@@ -65,7 +70,10 @@ fn run(fault: Fault) -> u64 {
         let world = World::bare(faulty.clone(), 21);
         let (outcome, model) = match world {
             Err(error) => (Err(error), ModelItem::default()),
-            Ok(mut world) => (story(&mut world), world.model.clone()),
+            Ok(mut world) => {
+                world.set_upkeep(EAGER);
+                (story(&mut world), world.model.clone())
+            }
         };
         if faulty.calls() < nth {
             outcome.expect("a story without a fault has no error");

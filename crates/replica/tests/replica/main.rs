@@ -13,6 +13,7 @@ mod faults;
 mod golden;
 mod half_made;
 mod keys;
+mod layers;
 mod objects;
 mod oracle;
 mod races;

@@ -1,6 +1,6 @@
 //! Random histories of one item against the model: partial layers, timelines, restarts, expiry.
 
-use crate::world::{World, check_block_hashes};
+use crate::world::{EAGER, World, check_block_hashes};
 use leeward_model::Position;
 use proptest::prelude::*;
 
@@ -10,6 +10,7 @@ enum Move {
     Point,
     Progress,
     Seal,
+    Index,
     Resend(u8),
     BranchHere,
     BranchBack(u8),
@@ -28,6 +29,7 @@ fn moves() -> impl Strategy<Value = Move> {
         4 => Just(Move::Point),
         1 => Just(Move::Progress),
         2 => Just(Move::Seal),
+        2 => Just(Move::Index),
         1 => (0..4_u8).prop_map(Move::Resend),
         1 => Just(Move::BranchHere),
         1 => any::<u8>().prop_map(Move::BranchBack),
@@ -50,6 +52,7 @@ fn go(world: &mut World, step: Move) {
             world.commit_progress().unwrap();
         }
         Move::Seal => world.seal().unwrap(),
+        Move::Index => drop(world.index().unwrap()),
         Move::Resend(back) => resend(world, back),
         Move::BranchHere => {
             world.branch_off().unwrap();
@@ -112,8 +115,12 @@ proptest! {
     fn every_listed_point_reads_as_the_model_says(
         seed in 1..1_000_000_u64,
         steps in prop::collection::vec(moves(), 1..40),
+        eager in any::<bool>(),
     ) {
         let (_, mut world) = World::on_crash_disk(seed);
+        if eager {
+            world.set_upkeep(EAGER);
+        }
         for step in steps {
             go(&mut world, step);
             let listed: Vec<_> = world.reader().state().points.iter().map(|p| p.id).collect();

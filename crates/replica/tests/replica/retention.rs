@@ -2,7 +2,9 @@
 
 use crate::world::{World, kept, retention};
 use leeward_model::{Epoch, PointId, UnixMillis};
-use leeward_replica::{Retention, StoreError, View, storage::BlobStore as _};
+use leeward_replica::{
+    Retention, StoreError, Thinning, ThinningStep, View, storage::BlobStore as _,
+};
 
 #[test]
 fn old_points_go_and_the_newest_stays_whatever_its_age() {
@@ -22,8 +24,12 @@ fn old_points_go_and_the_newest_stays_whatever_its_age() {
 fn nothing_goes_before_its_time_or_while_points_are_kept_until_a_date() {
     let (_, mut world) = World::on_crash_disk(1);
     world.commit_point().unwrap();
-    let young = Retention { keep_ms: 1_000_000_000, keep_until: None };
-    let held = Retention { keep_ms: 0, keep_until: Some(UnixMillis(world.now + 1_000_000)) };
+    let young = Retention { keep_ms: 1_000_000_000, thinning: None, keep_until: None };
+    let held = Retention {
+        keep_ms: 0,
+        thinning: None,
+        keep_until: Some(UnixMillis(world.now + 1_000_000)),
+    };
     let now = UnixMillis(world.now + 500_000);
 
     assert_eq!(world.item().expire(now, &young).unwrap().points, []);
@@ -191,4 +197,43 @@ fn old_manifests_are_trimmed_below_a_checkpoint_and_the_state_stays() {
     world.restart().unwrap();
     assert_eq!(world.reader().state(), &state);
     world.commit_point().unwrap();
+}
+
+/// Retention by thinning: the points between go, and what is left reads right.
+#[test]
+fn points_are_thinned_out_and_pinned_named_and_newest_ones_stay() {
+    let (_, mut world) = World::on_crash_disk(9);
+    let begun = world.now;
+    let mut points = Vec::new();
+    for number in 0..40 {
+        world.append().unwrap();
+        // Two of every three minutes have a point at their begin and one 20 s later.
+        world.now = begun + 60_000 * (number / 2) + 20_000 * (number % 2);
+        points.push(world.commit_point().unwrap());
+        if number == 11 {
+            world.pin_newest().unwrap();
+        }
+    }
+    world.commit_divergent("divergent-here").unwrap();
+    let now = UnixMillis(begun + 20 * 60_000);
+    let step = |after_ms, minutes: u64| ThinningStep { after_ms, every_ms: minutes * 60_000 };
+    let thinning = Thinning::new(vec![step(300_000, 1), step(900_000, 5)]).unwrap();
+    let retention =
+        Retention { keep_ms: 1_000_000_000, thinning: Some(thinning), keep_until: None };
+
+    let gone = world.item().expire(now, &retention).unwrap().points;
+    let again = world.item().expire(now, &retention).unwrap().points;
+
+    assert_eq!(again, [], "a second run finds nothing more");
+    assert!(gone.len() > 10, "only {} points went", gone.len());
+    assert!(!gone.contains(&points[11]), "a pinned point went");
+    for recent in &points[31..] {
+        assert!(!gone.contains(recent), "a point of the last minutes went");
+    }
+    for point in &gone {
+        world.model.points.remove(point);
+    }
+    world.check_contents().unwrap();
+    let held = Retention { keep_until: Some(UnixMillis(now.0 + 1)), ..retention };
+    assert_eq!(world.item().expire(now, &held).unwrap().points, []);
 }

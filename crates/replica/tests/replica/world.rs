@@ -9,7 +9,7 @@ use leeward_model::{
 };
 use leeward_replica::{
     ItemReader, ItemStore, KeptRecord, PointReceipt, Random, RecipientSecret, Retention, Store,
-    StoreError, StoreIdentity, Unlock, View,
+    StoreError, StoreIdentity, Unlock, Upkeep, View,
     model::{ModelItem, ModelRecord},
     storage::{BlobStore, CrashDisk, Seeded},
 };
@@ -28,6 +28,25 @@ pub const OWNER: Uuid = Uuid::from_u128(0x0b);
 pub const DISKS: u16 = 2;
 pub const EXTENTS: u32 = 2;
 pub const DISK_BYTES: u64 = EXTENTS as u64 * 65_536;
+
+/// Deletes without waiting; else as by default.
+pub const AT_ONCE: Upkeep = Upkeep {
+    layer_after: 8,
+    layers_max: 8,
+    rebuild_records_min: 4096,
+    rewrite_below_percent: 50,
+    rewrite_gain_min: 1 << 20,
+    grace_ms: 0,
+};
+
+/// Makes layers of everything, and anew whenever one record of them is needed no more.
+pub const EAGER: Upkeep = Upkeep {
+    layer_after: 1,
+    layers_max: 2,
+    rebuild_records_min: 1,
+    rewrite_gain_min: 1,
+    ..AT_ONCE
+};
 
 /// Keys from a seed, so that a run can be repeated byte by byte.
 pub struct SeededRandom(Mutex<Seeded>);
@@ -91,7 +110,12 @@ pub fn disk_table() -> Vec<DiskEntry> {
 }
 
 pub fn retention() -> Retention {
-    Retention { keep_ms: 1_000, keep_until: None }
+    Retention { keep_ms: 1_000, thinning: None, keep_until: None }
+}
+
+/// Keeps points so long and thins nothing out.
+pub fn retention_of(keep_ms: u64) -> Retention {
+    Retention { keep_ms, thinning: None, keep_until: None }
 }
 
 /// See the module.
@@ -108,6 +132,7 @@ pub struct World {
     pub now: i64,
     pub drawn: u128,
     pub pins: Vec<(Uuid, PointId)>,
+    pub upkeep: Upkeep,
     random: Seeded,
 }
 
@@ -127,7 +152,8 @@ impl World {
     /// Opens the store of `blobs`; its item exists afterwards, without a timeline.
     pub fn bare(blobs: Arc<dyn BlobStore>, seed: u64) -> Result<World, StoreError> {
         let store = open_writer(blobs.clone(), seed)?;
-        let item = store.item_create(VAULT, ITEM, None)?;
+        let mut item = store.item_create(VAULT, ITEM, None)?;
+        item.set_upkeep(AT_ONCE);
         let timeline = TimelineId::from_u128(0);
         Ok(World {
             blobs,
@@ -142,6 +168,7 @@ impl World {
             now: 1_000_000,
             drawn: u128::from(seed) << 64,
             pins: Vec::new(),
+            upkeep: AT_ONCE,
             random: Seeded::new(seed),
         })
     }
@@ -417,10 +444,25 @@ impl World {
         (self.item, self.store) = (None, None);
         let seed = self.draw() as u64;
         let store = open_writer(self.blobs.clone(), seed)?;
-        self.item = Some(store.item_open(ITEM)?);
+        let mut item = store.item_open(ITEM)?;
+        item.set_upkeep(self.upkeep);
+        self.item = Some(item);
         self.store = Some(store);
         self.lose_session();
         Ok(())
+    }
+
+    /// Works on the index as `upkeep` says, from now on.
+    pub fn set_upkeep(&mut self, upkeep: Upkeep) {
+        self.upkeep = upkeep;
+        self.item().set_upkeep(upkeep);
+    }
+
+    /// Seals what is open, and makes and merges layers.
+    pub fn index(&mut self) -> Result<usize, StoreError> {
+        self.seal()?;
+        let now = self.tick();
+        self.item().merge_layers(now)
     }
 
     /// Checks every listed point and every head against the model.

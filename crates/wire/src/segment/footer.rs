@@ -63,7 +63,8 @@ impl FooterEntry {
         u64::from(self.offset) + RECORD_HEADER_BYTES as u64 + u64::from(self.stored_len)
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    /// The entry's bytes, as a footer has them.
+    pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.disk.0.to_le_bytes());
         out.extend_from_slice(&self.mask.0.to_le_bytes());
         out.extend_from_slice(&self.extent.0.to_le_bytes());
@@ -73,7 +74,8 @@ impl FooterEntry {
         out.extend_from_slice(&[self.codec as u8, self.kind.flags(), 0, 0]);
     }
 
-    fn decode(bytes: &[u8; FOOTER_ENTRY_BYTES]) -> Option<FooterEntry> {
+    /// Reads [`Self::encode`]; none when a field has a value that no writer writes.
+    pub fn decode(bytes: &[u8; FOOTER_ENTRY_BYTES]) -> Option<FooterEntry> {
         let mut fields = BytesIn(bytes);
         let disk = DiskNumber(fields.u16().ok()?);
         let mask = BlockMask(fields.u16().ok()?);
@@ -150,6 +152,25 @@ pub enum FooterError {
     },
 }
 
+/// Which LSNs the records of a segment have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LsnOrder {
+    /// Every one from the first to the last: as a source seals them.
+    Row,
+    /// Ascending, with gaps: as a store leaves them that writes a segment anew.
+    Ascending,
+}
+
+impl LsnOrder {
+    /// Whether `found` may come where `next` comes in a row.
+    pub(super) fn allows(self, next: Lsn, found: Lsn) -> bool {
+        match self {
+            LsnOrder::Row => found == next,
+            LsnOrder::Ascending => found >= next,
+        }
+    }
+}
+
 /// The footer of a segment with these records, in any order: entries, then the trailer.
 ///
 /// `header_hash` is [`super::SegmentHeader::hash`] of the segment.
@@ -158,11 +179,28 @@ pub enum FooterError {
 /// When there is no entry, or the records do not fill the bytes from the header to the footer with
 /// LSNs in a row: such a segment is the writer's mistake.
 pub fn encode_footer(entries: &[FooterEntry], key: &MacKey, header_hash: &[u8; 32]) -> Bytes {
+    encode(entries, key, header_hash, LsnOrder::Row)
+}
+
+/// As [`encode_footer`], for a segment that was written anew: LSNs ascend, with gaps.
+///
+/// # Panics
+/// As [`encode_footer`].
+pub fn encode_sparse_footer(
+    entries: &[FooterEntry],
+    key: &MacKey,
+    header_hash: &[u8; 32],
+) -> Bytes {
+    encode(entries, key, header_hash, LsnOrder::Ascending)
+}
+
+fn encode(entries: &[FooterEntry], key: &MacKey, header_hash: &[u8; 32], order: LsnOrder) -> Bytes {
     let mut sorted = entries.to_vec();
     sorted.sort_by_key(FooterEntry::sort_key);
     let end = entries.iter().map(FooterEntry::end).max().expect("a sealed segment has records");
     let records_end = u32::try_from(end).expect("a segment is below 4 GiB");
-    let last_lsn = check_tiling(&sorted, records_end).expect("records lie one behind another");
+    let last_lsn =
+        check_tiling(&sorted, records_end, order).expect("records lie one behind another");
 
     let length = sorted.len() * FOOTER_ENTRY_BYTES + FOOTER_TRAILER_BYTES;
     assert!(length <= FOOTER_BYTES_MAX, "a segment is sealed before its footer is too long");
@@ -213,6 +251,30 @@ pub fn decode_footer(
     key: &MacKey,
     header_hash: &[u8; 32],
 ) -> Result<Footer, FooterError> {
+    decode(tail, file_len, key, header_hash, LsnOrder::Row)
+}
+
+/// As [`decode_footer`], for a segment that was written anew: LSNs ascend, with gaps. How many
+/// records there are is the caller's to know.
+///
+/// # Errors
+/// As [`decode_footer`].
+pub fn decode_sparse_footer(
+    tail: &[u8],
+    file_len: u64,
+    key: &MacKey,
+    header_hash: &[u8; 32],
+) -> Result<Footer, FooterError> {
+    decode(tail, file_len, key, header_hash, LsnOrder::Ascending)
+}
+
+fn decode(
+    tail: &[u8],
+    file_len: u64,
+    key: &MacKey,
+    header_hash: &[u8; 32],
+    order: LsnOrder,
+) -> Result<Footer, FooterError> {
     let trailer = tail.last_chunk().ok_or(FooterError::Absent)?;
     let length = footer_len(trailer)?;
     let begin = tail.len().checked_sub(length);
@@ -234,7 +296,7 @@ pub fn decode_footer(
         }
         decoded.push(entry);
     }
-    let last_lsn = check_tiling(&decoded, records_end)?;
+    let last_lsn = check_tiling(&decoded, records_end, order)?;
     let named = trailer[16..24].try_into().map(u64::from_le_bytes).expect("8 bytes");
     if named != last_lsn.0 {
         return Err(FooterError::Gap { offset: records_end, lsn: Lsn(named) });
@@ -260,14 +322,20 @@ fn check_authentic(footer: &[u8], key: &MacKey, header_hash: &[u8; 32]) -> Resul
     }
 }
 
-/// Checks that the records fill header to footer with LSNs in a row; returns the last LSN.
-fn check_tiling(entries: &[FooterEntry], records_end: u32) -> Result<Lsn, FooterError> {
-    let mut order: Vec<&FooterEntry> = entries.iter().collect();
-    order.sort_by_key(|entry| entry.offset);
+/// Checks that the records fill header to footer with LSNs in order; returns the last LSN.
+fn check_tiling(
+    entries: &[FooterEntry],
+    records_end: u32,
+    order: LsnOrder,
+) -> Result<Lsn, FooterError> {
+    let mut placed: Vec<&FooterEntry> = entries.iter().collect();
+    placed.sort_by_key(|entry| entry.offset);
     let mut offset = SEGMENT_HEADER_BYTES as u64;
     let mut last: Option<Lsn> = None;
-    for entry in order {
-        let follows = last.is_none_or(|last| last.0.checked_add(1) == Some(entry.lsn.0));
+    for entry in placed {
+        let next = |last: Lsn| last.0.checked_add(1).map(Lsn);
+        let follows =
+            last.is_none_or(|last| next(last).is_some_and(|next| order.allows(next, entry.lsn)));
         if u64::from(entry.offset) != offset || !follows {
             return Err(FooterError::Gap { offset: entry.offset, lsn: entry.lsn });
         }

@@ -4,7 +4,7 @@
 use crate::{
     hash::is_zero,
     record::{RECORD_HEADER_BYTES, RecordError, RecordHeader, check_crc},
-    segment::{SEGMENT_HEADER_BYTES, SegmentError, SegmentHeader},
+    segment::{SEGMENT_HEADER_BYTES, SegmentError, SegmentHeader, footer::LsnOrder},
 };
 use leeward_model::Lsn;
 use std::fmt;
@@ -63,6 +63,7 @@ pub struct Scan<'a> {
     bytes: &'a [u8],
     at: usize,
     next: Lsn,
+    order: LsnOrder,
     end: Option<ScanEnd>,
 }
 
@@ -72,9 +73,21 @@ pub struct Scan<'a> {
 /// # Errors
 /// When the segment header itself cannot be read.
 pub fn scan(segment: &[u8]) -> Result<Scan<'_>, SegmentError> {
+    begin(segment, LsnOrder::Row)
+}
+
+/// As [`scan`], for a segment that was written anew: LSNs ascend, with gaps.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_sparse(segment: &[u8]) -> Result<Scan<'_>, SegmentError> {
+    begin(segment, LsnOrder::Ascending)
+}
+
+fn begin(segment: &[u8], order: LsnOrder) -> Result<Scan<'_>, SegmentError> {
     let header = SegmentHeader::decode(segment)?;
     let next = header.first_lsn;
-    Ok(Scan { header, bytes: segment, at: SEGMENT_HEADER_BYTES, next, end: None })
+    Ok(Scan { header, bytes: segment, at: SEGMENT_HEADER_BYTES, next, order, end: None })
 }
 
 impl<'a> Scan<'a> {
@@ -112,7 +125,7 @@ impl<'a> Scan<'a> {
         let header = RecordHeader::decode(header_bytes).map_err(ScanEnd::Record)?;
         let stored = rest.get(RECORD_HEADER_BYTES..header.record_len()).ok_or(ScanEnd::Torn)?;
         check_crc(header_bytes, stored).map_err(ScanEnd::Record)?;
-        if header.lsn != self.next {
+        if !self.order.allows(self.next, header.lsn) {
             return Err(ScanEnd::Sequence { expected: self.next, found: header.lsn });
         }
         // A segment of 4 GiB does not exist; what lies beyond is not read.

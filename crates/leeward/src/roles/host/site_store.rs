@@ -10,7 +10,8 @@ use leeward_model::{
     PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId, UnixMillis, VaultId,
 };
 use leeward_replica::{
-    ItemStore, KeptFile, KeptRecord, PointReceipt, Retention, Store, StoreError, TestOutcome, View,
+    ItemStore, KeptFile, KeptRecord, PointReceipt, Retention, Store, StoreError, TestOutcome,
+    Thinning, View,
 };
 use leeward_wire::{
     data::DataWelcome,
@@ -434,7 +435,9 @@ impl SiteStore {
             let listed = store.reader().state().points.iter();
             let names: BTreeMap<_, _> =
                 listed.map(|point| (point.id, point.name.clone())).collect();
-            let retention = Retention { keep_ms: retention_seconds * 1000, keep_until: None };
+            let keep_ms = retention_seconds * 1000;
+            let thinning = Some(Thinning::default());
+            let retention = Retention { keep_ms, thinning, keep_until: None };
             let expired = store.expire(now, &retention)?;
             for record in &expired.kept {
                 for file in &record.files {
