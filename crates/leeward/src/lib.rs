@@ -6,5 +6,6 @@ pub mod client;
 pub mod export;
 pub mod folder;
 pub mod roles;
+pub mod sealing;
 pub mod store;
 pub mod trust;
