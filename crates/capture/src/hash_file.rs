@@ -30,6 +30,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+/// Most records of one [`HashFiles::records`]: 288 KiB.
+const RECORDS_MAX: u32 = 1024;
+
 /// Why the hash files could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
@@ -199,6 +202,20 @@ impl HashFiles {
         let mut bytes = [0; RECORD_BYTES];
         read_padded(&*file, &mut bytes, record_at(extent)).map_err(self.io("read a hash file"))?;
         Ok(Record::from_bytes(&bytes))
+    }
+
+    /// As [`Self::record`], of `count` extents from `first` on, at most 1024, with one read.
+    pub fn records(
+        &self,
+        disk: DiskNumber,
+        first: ExtentNumber,
+        count: u32,
+    ) -> Result<Vec<Record>, HashError> {
+        let count = count.min(RECORDS_MAX) as usize;
+        let Some(file) = self.file(disk)? else { return Ok(vec![Record::ZERO; count]) };
+        let mut bytes = vec![0; count * RECORD_BYTES];
+        read_padded(&*file, &mut bytes, record_at(first)).map_err(self.io("read a hash file"))?;
+        Ok(bytes.as_chunks().0.iter().map(Record::from_bytes).collect())
     }
 
     /// The first extent at or after `from` that does not read zero at the target.

@@ -9,6 +9,7 @@ mod pass;
 mod pending;
 mod record;
 mod source;
+mod workers;
 
 #[cfg(any(test, feature = "testing"))]
 mod crash_folder;
@@ -20,12 +21,15 @@ mod mutations;
 pub use folder::{DiskFolder, Folder, FolderFile};
 pub use hash_file::{HashError, HashFiles, Rebuild, Trust};
 pub use pass::{
-    Found, Pass, PassBatch, PassError, PassInput, PassKind, PassProgress, ProgressCallback,
+    Found, Pass, PassBatch, PassDepth, PassError, PassFinish, PassInput, PassKind, PassProgress,
+    ProgressCallback,
 };
 pub use record::{Hasher, Record};
 pub use source::{
-    Attached, ByteRange, CaptureError, ChangeSource, Cut, CutEnd, DiskReader, LiveRead, Retry,
+    Attached, BlockingRead, ByteRange, CaptureError, ChangeSource, Cut, CutEnd, DiskReader,
+    LiveRead, Retry,
 };
+pub use workers::{BATCHES_MAX, BATCHES_OWN, Workers};
 
 #[cfg(any(test, feature = "testing"))]
 pub use crash_folder::CrashFolder;

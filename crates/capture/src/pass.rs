@@ -8,21 +8,27 @@ mod plan;
 use crate::{
     hash_file::{HashError, HashFiles},
     record::{Difference, Hasher, Record, compare, kept_blocks, still_differing},
-    source::{CaptureError, DiskReader},
+    source::{BlockingRead, CaptureError, DiskReader},
+    workers::{BATCHES_OWN, BatchRoom, Workers},
 };
 use bytes::Bytes;
 use leeward_model::{BlockMask, Change, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
 use plan::{Content, Plan, Work};
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 const EXTENT: usize = EXTENT_BYTES as usize;
-// 4 reads of 1 MiB: one arrives while one is hashed, one is asked for and one is on its way; more
-// only takes memory, because hashing (7 GiB/s a core) is not slower than the disk.
-const READS_IN_FLIGHT: usize = 4;
-// Batches that wait for the consumer; each holds at most 1 MiB of data.
-const BATCHES_WAITING: usize = 2;
+/// Batches of at most 1 MiB that a pass has under way: enough that the workers do not stand still
+/// while the consumer waits for a flush of the store.
+const BATCHES_UNDER_WAY: usize = 32;
 /// Disks of 2^32 extents, 256 TiB: what an extent number can name.
 const DISK_BYTES_MAX: u64 = (1 << 32) * EXTENT_BYTES;
 
@@ -48,6 +54,8 @@ pub struct PassInput {
     pub hasher: Arc<dyn Hasher>,
     /// Which extents are looked at.
     pub kind: PassKind,
+    /// What hashes, and does the caller's part of the work.
+    pub workers: Workers,
     /// Ends the pass early, which then says [`PassError::Cancelled`].
     pub cancel: CancellationToken,
 }
@@ -94,9 +102,10 @@ pub struct PassProgress {
 
 /// Some of what a pass found: at most 1 MiB of data, in ascending order, one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PassBatch {
-    /// Differing extents; never empty. Over a pass an extent appears at most once.
-    pub found: Vec<Found>,
+pub struct PassBatch<T = Vec<Found>> {
+    /// Differing extents, never none, or what the caller's part of the work made of them. Over a
+    /// pass an extent appears at most once.
+    pub found: T,
     /// How far the pass is with this batch.
     pub progress: PassProgress,
 }
@@ -133,15 +142,31 @@ pub enum PassError {
     Stopped,
 }
 
-enum Step {
-    Batch(PassBatch),
+/// How full a pass's queues are, in batches, when the caller's part of the work begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassDepth {
+    /// Of all passes of the process, waiting for a worker.
+    pub waiting: usize,
+    /// Of this pass, done and waiting to be taken.
+    pub ready: usize,
+    /// Most that this pass has under way.
+    pub room: usize,
+}
+
+/// The caller's part of the work on a batch, done where its bytes still lie in the cache: on the
+/// workers, in any order. What it returns is taken in the order of the disk.
+pub type PassFinish<T> = Arc<dyn Fn(Vec<Found>, PassDepth) -> T + Send + Sync>;
+
+enum Step<T> {
+    Batch(PassBatch<T>, Option<BatchRoom>),
     Failed(PassError),
     Done(PassProgress),
 }
 
 /// A running pass. Dropped, it stops.
-pub struct Pass {
-    steps: mpsc::Receiver<Step>,
+pub struct Pass<T = Vec<Found>> {
+    steps: mpsc::Receiver<Step<T>>,
+    ready: Arc<AtomicUsize>,
     cancel: CancellationToken,
     progress: PassProgress,
 }
@@ -152,12 +177,34 @@ pub type ProgressCallback = Arc<dyn Fn(PassProgress) + Send + Sync>;
 impl Pass {
     /// Starts a pass on the current Tokio runtime.
     pub fn start(input: PassInput, progress: ProgressCallback) -> Pass {
+        Pass::start_with(input, progress, Arc::new(|found, _| found))
+    }
+}
+
+impl<T: Send + 'static> Pass<T> {
+    /// Starts a pass on the current Tokio runtime, whose workers also do `finish`.
+    pub fn start_with(
+        input: PassInput,
+        progress: ProgressCallback,
+        finish: PassFinish<T>,
+    ) -> Pass<T> {
         // A child: dropping this pass must not end whatever else hangs on the caller's token.
         let cancel = input.cancel.child_token();
-        let (sender, steps) = mpsc::channel(BATCHES_WAITING);
+        // One: what is done waits where it is counted.
+        let (sender, steps) = mpsc::channel(1);
         let token = cancel.clone();
+        let ready = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&ready);
         tokio::spawn(async move {
-            let running = Running::new(input, sender.clone(), progress);
+            let running = Running {
+                input,
+                sender: sender.clone(),
+                callback: progress,
+                finish,
+                ready: counted,
+                progress: PassProgress::default(),
+                in_flight: InFlight(VecDeque::with_capacity(BATCHES_UNDER_WAY)),
+            };
             let last = tokio::select! {
                 biased;
                 () = token.cancelled() => Step::Failed(PassError::Cancelled),
@@ -169,13 +216,15 @@ impl Pass {
             // A closed channel means that nobody waits for the end any more.
             let _ = sender.send(last).await;
         });
-        Pass { steps, cancel, progress: PassProgress::default() }
+        Pass { steps, ready, cancel, progress: PassProgress::default() }
     }
 
     /// The next batch; `None` when the pass is complete, and only then.
-    pub async fn next(&mut self) -> Result<Option<PassBatch>, PassError> {
+    pub async fn next(&mut self) -> Result<Option<PassBatch<T>>, PassError> {
         match self.steps.recv().await {
-            Some(Step::Batch(batch)) => {
+            Some(Step::Batch(batch, room)) => {
+                drop(room);
+                self.ready.fetch_sub(1, Ordering::Relaxed);
                 self.progress = batch.progress;
                 Ok(Some(batch))
             }
@@ -194,39 +243,50 @@ impl Pass {
     }
 }
 
-impl Drop for Pass {
+impl<T> Drop for Pass<T> {
     fn drop(&mut self) {
         self.cancel.cancel();
     }
 }
 
-type Task = JoinHandle<Result<Vec<Found>, PassError>>;
+/// What a worker made of a piece of work; nothing when all of it was equal.
+struct Worked<T> {
+    made: Option<T>,
+    sent_bytes: u64,
+}
+
+type Task<T> = JoinHandle<Result<Worked<T>, PassError>>;
+
+/// A piece of work under way.
+struct UnderWay<T> {
+    bytes: u64,
+    task: Task<T>,
+    room: Option<BatchRoom>,
+}
 
 /// Reads and comparisons under way, oldest first; aborted when dropped.
-struct InFlight(VecDeque<(u64, Task)>);
+struct InFlight<T>(VecDeque<UnderWay<T>>);
 
-impl Drop for InFlight {
+impl<T> Drop for InFlight<T> {
     fn drop(&mut self) {
-        for (_, task) in &self.0 {
-            task.abort();
+        for under_way in &self.0 {
+            under_way.task.abort();
         }
     }
 }
 
-struct Running {
+struct Running<T> {
     input: PassInput,
-    sender: mpsc::Sender<Step>,
+    sender: mpsc::Sender<Step<T>>,
     callback: ProgressCallback,
+    finish: PassFinish<T>,
+    /// Batches that are done and were not taken yet.
+    ready: Arc<AtomicUsize>,
     progress: PassProgress,
-    in_flight: InFlight,
+    in_flight: InFlight<T>,
 }
 
-impl Running {
-    fn new(input: PassInput, sender: mpsc::Sender<Step>, callback: ProgressCallback) -> Running {
-        let in_flight = InFlight(VecDeque::with_capacity(READS_IN_FLIGHT));
-        Running { input, sender, callback, progress: PassProgress::default(), in_flight }
-    }
-
+impl<T: Send + 'static> Running<T> {
     async fn run(mut self) -> Result<PassProgress, PassError> {
         self.input.hashes.settled()?;
         for mut plan in self.plans().await? {
@@ -268,45 +328,71 @@ impl Running {
         Ok(plans)
     }
 
-    async fn add(&mut self, work: Work, size: u64) -> Result<(), PassError> {
-        if self.in_flight.0.len() >= READS_IN_FLIGHT {
-            self.collect().await?;
+    /// Leave for one more batch: the pass's own come first.
+    fn room(&self) -> Option<Option<BatchRoom>> {
+        match self.in_flight.0.len() {
+            ..BATCHES_OWN => Some(None),
+            BATCHES_UNDER_WAY.. => None,
+            _ => self.input.workers.batch_room().map(Some),
         }
-        let bytes = match work.content {
-            Content::Read => u64::from(work.count) * EXTENT_BYTES,
+    }
+
+    async fn add(&mut self, work: Work, size: u64) -> Result<(), PassError> {
+        let room = loop {
+            match self.room() {
+                Some(room) => break room,
+                None => self.collect().await?,
+            }
+        };
+        let len = match work.content {
+            Content::Read => (u64::from(work.count) * EXTENT_BYTES).min(size - work.first.offset()),
             Content::Zero => 0,
         };
+        let bytes = len.next_multiple_of(EXTENT_BYTES);
         let reader = Arc::clone(&self.input.reader);
-        let hashes = Arc::clone(&self.input.hashes);
-        let hasher = Arc::clone(&self.input.hasher);
+        let workers = self.input.workers.clone();
+        let here = reader.blocking(work.disk).filter(|_| len > 0);
+        if let Some(here) = &here {
+            here.announce(work.first.offset(), len);
+        }
+        let job = Job {
+            hashes: Arc::clone(&self.input.hashes),
+            hasher: Arc::clone(&self.input.hasher),
+            finish: Arc::clone(&self.finish),
+            ready: Arc::clone(&self.ready),
+            workers: workers.clone(),
+            work,
+        };
         let task = tokio::spawn(async move {
-            let content = match work.content {
-                Content::Read => read(&*reader, &work, size).await?,
-                Content::Zero => Bytes::new(),
+            let content = match &here {
+                None if len > 0 => read(&*reader, &job.work, len).await?,
+                None | Some(_) => Bytes::new(),
             };
-            blocking(move || compare_all(&work, &content, &hashes, &*hasher)).await?
+            let run = move || match here {
+                Some(here) => job.read_and_run(&*here, len),
+                None => job.run(&content),
+            };
+            workers.run(run).await.ok_or(PassError::Stopped)?
         });
-        self.in_flight.0.push_back((bytes, task));
+        self.in_flight.0.push_back(UnderWay { bytes, task, room });
         Ok(())
     }
 
     /// Waits for the oldest read and passes on what it found.
     async fn collect(&mut self) -> Result<(), PassError> {
         // Stays in the queue while waited for, so that a cancelled pass aborts it as well.
-        let Some((bytes, task)) = self.in_flight.0.front_mut() else { return Ok(()) };
-        let bytes = *bytes;
-        let outcome = task.await;
-        self.in_flight.0.pop_front();
-        let found = outcome.map_err(|_| PassError::Stopped)??;
-        self.progress.done_bytes += bytes;
-        self.progress.sent_bytes +=
-            found.iter().map(|found| found.change.data.len() as u64).sum::<u64>();
-        (self.callback)(self.progress);
-        if found.is_empty() {
+        let Some(oldest) = self.in_flight.0.front_mut() else { return Ok(()) };
+        let outcome = (&mut oldest.task).await;
+        let Some(UnderWay { bytes, room, .. }) = self.in_flight.0.pop_front() else {
             return Ok(());
-        }
+        };
+        let Worked { made, sent_bytes } = outcome.map_err(|_| PassError::Stopped)??;
+        self.progress.done_bytes += bytes;
+        self.progress.sent_bytes += sent_bytes;
+        (self.callback)(self.progress);
+        let Some(found) = made else { return Ok(()) };
         let batch = PassBatch { found, progress: self.progress };
-        self.sender.send(Step::Batch(batch)).await.map_err(|_| PassError::Cancelled)
+        self.sender.send(Step::Batch(batch, room)).await.map_err(|_| PassError::Cancelled)
     }
 }
 
@@ -316,15 +402,58 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| PassError::Stopped)
 }
 
-async fn read(reader: &dyn DiskReader, work: &Work, size: u64) -> Result<Bytes, PassError> {
+async fn read(reader: &dyn DiskReader, work: &Work, wanted: u64) -> Result<Bytes, PassError> {
     let offset = work.first.offset();
-    let wanted = (u64::from(work.count) * EXTENT_BYTES).min(size - offset);
     let bytes = reader.read(work.disk, offset, wanted).await?;
     let got = bytes.len() as u64;
     if got != wanted {
         return Err(PassError::ShortRead { disk: work.disk, offset, wanted, got });
     }
     Ok(bytes)
+}
+
+thread_local! {
+    /// What a worker reads into; at most 1 MiB.
+    static CONTENT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a worker needs for one piece of work.
+struct Job<T> {
+    hashes: Arc<HashFiles>,
+    hasher: Arc<dyn Hasher>,
+    finish: PassFinish<T>,
+    ready: Arc<AtomicUsize>,
+    workers: Workers,
+    work: Work,
+}
+
+impl<T> Job<T> {
+    fn read_and_run(self, reader: &dyn BlockingRead, len: u64) -> Result<Worked<T>, PassError> {
+        CONTENT.with_borrow_mut(|content| {
+            let len = len as usize;
+            if content.len() < len {
+                content.resize(len, 0);
+            }
+            reader.read_into(&mut content[..len], self.work.first.offset())?;
+            self.run(&content[..len])
+        })
+    }
+
+    fn run(self, content: &[u8]) -> Result<Worked<T>, PassError> {
+        let found = compare_all(&self.work, content, &self.hashes, &*self.hasher)?;
+        let sent_bytes = found.iter().map(|found| found.change.data.len() as u64).sum();
+        if found.is_empty() {
+            return Ok(Worked { made: None, sent_bytes });
+        }
+        let depth = PassDepth {
+            waiting: self.workers.waiting(),
+            ready: self.ready.load(Ordering::Relaxed),
+            room: BATCHES_UNDER_WAY,
+        };
+        let made = Some((self.finish)(found, depth));
+        self.ready.fetch_add(1, Ordering::Relaxed);
+        Ok(Worked { made, sent_bytes })
+    }
 }
 
 /// Compares every extent of `work`; what `content` lacks is zero.
@@ -334,21 +463,22 @@ fn compare_all(
     hashes: &HashFiles,
     hasher: &dyn Hasher,
 ) -> Result<Vec<Found>, PassError> {
-    let mut padded = vec![0; EXTENT];
+    let mut padded = Vec::new();
     let mut found = Vec::new();
-    for index in 0..work.count {
+    let known = hashes.records(work.disk, work.first, work.count)?;
+    for (index, known) in (0..work.count).zip(&known) {
         let extent = ExtentNumber(work.first.0 + index);
         let from = content.len().min(index as usize * EXTENT);
         let to = content.len().min(from + EXTENT);
         let bytes = if to - from == EXTENT {
             &content[from..to]
         } else {
-            padded.fill(0);
-            padded[..to - from].copy_from_slice(&content[from..to]);
+            padded.clear();
+            padded.extend_from_slice(&content[from..to]);
+            padded.resize(EXTENT, 0);
             &padded
         };
-        let known = hashes.record(work.disk, extent)?;
-        let Some(difference) = compare(bytes, &known, hasher) else { continue };
+        let Some(difference) = compare(bytes, known, hasher) else { continue };
         let change = Change {
             disk: work.disk,
             extent,

@@ -17,6 +17,10 @@ pub trait Hasher: Send + Sync {
     fn extent(&self, bytes: &[u8]) -> ExtentHash;
     /// Keyed 128-bit hash of one block, 4 KiB. Never all zero in practice (2^-128).
     fn block(&self, bytes: &[u8]) -> [u8; 16];
+    /// [`Self::block`] of each of an extent's blocks; `bytes` are 64 KiB.
+    fn blocks(&self, bytes: &[u8]) -> [[u8; 16]; BLOCKS] {
+        std::array::from_fn(|block| self.block(&bytes[block * BLOCK..][..BLOCK]))
+    }
 }
 
 /// One extent as the target has it.
@@ -53,11 +57,7 @@ impl Record {
     }
 
     fn with_leaf(extent: &[u8], leaf: ExtentHash, hasher: &dyn Hasher) -> Record {
-        let mut blocks = [[0; 16]; BLOCKS];
-        for (hash, block) in blocks.iter_mut().zip(extent.chunks(BLOCK)) {
-            *hash = hasher.block(block);
-        }
-        Record { leaf, blocks }
+        Record { leaf, blocks: hasher.blocks(extent) }
     }
 
     /// Whether the target reads zero there.
@@ -150,15 +150,16 @@ fn differing_blocks(
     hasher: &dyn Hasher,
 ) -> BlockMask {
     let mut mask = BlockMask::NONE;
-    let zero_block = hasher.block(&[0; BLOCK]);
+    // A record of zeros has no hashes of its blocks.
+    let zero_block = record.is_zero().then(|| hasher.block(&[0; BLOCK]));
     for (index, block) in (0..BLOCKS_PER_EXTENT).zip(extent.chunks(BLOCK)) {
         let at = index as usize;
         let same = if known.is_zero() {
             is_zero(block)
         } else if known.blocks_unknown() {
             false
-        } else if record.is_zero() {
-            known.blocks[at] == zero_block
+        } else if let Some(zero_block) = &zero_block {
+            known.blocks[at] == *zero_block
         } else {
             known.blocks[at] == record.blocks[at]
         };

@@ -37,6 +37,26 @@ pub trait DiskReader: Send + Sync {
     /// # Errors
     /// [`CaptureError::SnapshotBroken`] when this reader's snapshot no longer exists.
     async fn read(&self, disk: DiskNumber, offset: u64, len: u64) -> Result<Bytes, CaptureError>;
+
+    /// A way to read `disk` on the thread that works on the bytes, where there is one: into a
+    /// buffer that is used again and again, without a change of threads. It reads what
+    /// [`Self::read`] reads.
+    fn blocking(&self, disk: DiskNumber) -> Option<Arc<dyn BlockingRead>> {
+        let _ = disk;
+        None
+    }
+}
+
+/// Reads a disk on the caller's thread.
+pub trait BlockingRead: Send + Sync {
+    /// Says that a part will be read soon. Only a hint; returns at once.
+    fn announce(&self, offset: u64, len: u64);
+
+    /// Fills `buffer` from `offset`; never beyond the disk's end.
+    ///
+    /// # Errors
+    /// As [`DiskReader::read`].
+    fn read_into(&self, buffer: &mut [u8], offset: u64) -> Result<(), CaptureError>;
 }
 
 /// What a live read covers.

@@ -7,5 +7,6 @@ pub mod export;
 pub mod folder;
 pub mod kit;
 pub mod roles;
+pub mod sealing;
 pub mod store;
 pub mod trust;

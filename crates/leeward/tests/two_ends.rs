@@ -195,6 +195,7 @@ fn host(
         dialer: Arc::clone(way) as Arc<dyn Dialer>,
         exports: Arc::new(exports),
         wall: WallClock::system(),
+        sealing: leeward::sealing::Sealing::default(),
     })
 }
 

@@ -6,6 +6,7 @@
 //! sent).
 
 mod bytes_in;
+pub mod codec;
 pub mod credits;
 pub mod data;
 pub mod frame;

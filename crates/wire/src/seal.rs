@@ -1,8 +1,10 @@
-//! Seals changes and markers into records, and opens them: compress, AES-256-GCM, checksum. Does
-//! not number records by itself beyond checking that the caller leaves no gap and repeats none.
+//! Seals changes and markers into records, and opens them: AES-256-GCM and checksum around what
+//! [`crate::codec`] packed. Does not number records by itself beyond checking that the caller leaves
+//! no gap and repeats none.
 
+pub use crate::codec::{Compression, Level, PackedChange, QueueDepth};
 use crate::{
-    hash::{ZEROS, is_zero},
+    hash::ZEROS,
     keys::{DataKey, SegmentKeys},
     marker::{MarkerError, decode_marker, encode_marker},
     record::{
@@ -13,25 +15,10 @@ use crate::{
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use bytes::Bytes;
-use leeward_model::{BLOCK_BYTES, BlockMask, Change, ExtentHash, Lsn, Marker};
+use leeward_model::{BlockMask, Change, ExtentHash, Lsn, Marker};
 use std::{cell::RefCell, fmt};
 use thiserror::Error;
-use zstd::bulk::{Compressor, Decompressor};
-
-/// The level of the probe of a record's first block.
-const PROBE_LEVEL: i32 = -7;
-/// Compression that saves less than one part in this many is not worth the reader's time: 5 %.
-const GAIN_PART: usize = 20;
-const BLOCK: usize = BLOCK_BYTES as usize;
-
-/// How hard a payload is compressed. The caller chooses by the depth of its queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Level {
-    /// Not at all.
-    Raw,
-    /// Zstandard at this level (-7, -5, 1, 3); stored raw all the same when that saves below 5 %.
-    Zstd(i32),
-}
+use zstd::bulk::Decompressor;
 
 /// Seals the records of one segment, in the order of their LSNs.
 pub struct Sealer {
@@ -39,10 +26,6 @@ pub struct Sealer {
     header: SegmentHeader,
     header_hash: [u8; 32],
     next: Lsn,
-    compressor: Compressor<'static>,
-    probe: Compressor<'static>,
-    /// Room for a compressed extent.
-    scratch: Vec<u8>,
 }
 
 impl fmt::Debug for Sealer {
@@ -79,16 +62,8 @@ impl Sealer {
     /// and data key would seal other plaintext under the same nonces. After a restart, and after a
     /// broken session, draw a new id.
     pub fn new(key: &DataKey, header: SegmentHeader) -> Sealer {
-        let compressor = |level| Compressor::new(level).expect("zstd has memory for a context");
-        Sealer {
-            key: aead_key(key, &header),
-            header_hash: header.hash(),
-            next: header.first_lsn,
-            compressor: compressor(1),
-            probe: compressor(PROBE_LEVEL),
-            scratch: vec![0; zstd::zstd_safe::compress_bound(ZEROS.len())],
-            header,
-        }
+        let (key, header_hash) = (aead_key(key, &header), header.hash());
+        Sealer { key, header_hash, next: header.first_lsn, header }
     }
 
     /// The header of the segment.
@@ -117,21 +92,25 @@ impl Sealer {
     /// When `lsn` is not the next one (a number is never sealed twice), or when `change.data` is
     /// neither empty nor `change.mask.bytes()` long, or the mask is empty.
     pub fn seal_change(&mut self, lsn: Lsn, change: &Change, level: Level) -> Bytes {
-        assert_ne!(change.mask, BlockMask::NONE, "a change carries blocks");
-        let data = &change.data[..];
-        let expected = change.mask.bytes() as usize;
-        assert!(data.is_empty() || data.len() == expected, "data are those of the mask's blocks");
-        let mut record = vec![0; RECORD_HEADER_BYTES];
-        let codec = self.append_encoded(&mut record, data, level);
+        let packed = PackedChange::new(change, Compression::Fixed(level), QueueDepth::default());
+        self.seal_packed(lsn, packed)
+    }
+
+    /// Seals a change that was packed before, as the whole record.
+    ///
+    /// # Panics
+    /// When `lsn` is not the next one.
+    pub fn seal_packed(&mut self, lsn: Lsn, packed: PackedChange) -> Bytes {
+        let PackedChange { disk, extent, mask, hash, codec, record, .. } = packed;
         let header = RecordHeader {
-            extent: change.extent,
-            disk: change.disk,
-            mask: change.mask,
+            extent,
+            disk,
+            mask,
             codec,
             kind: RecordKind::Change,
             stored_len: (record.len() - RECORD_HEADER_BYTES + TAG_BYTES) as u32,
             lsn,
-            hash: change.hash,
+            hash,
         };
         self.seal(header, record)
     }
@@ -157,41 +136,6 @@ impl Sealer {
         record.resize(RECORD_HEADER_BYTES, 0);
         record.extend_from_slice(&encoded);
         self.seal(header, record)
-    }
-
-    /// Appends the encoded form of `data` to `record` and says which form it is.
-    fn append_encoded(&mut self, record: &mut Vec<u8>, data: &[u8], level: Level) -> Codec {
-        if is_zero(data) {
-            return Codec::Zero;
-        }
-        if let Level::Zstd(level) = level
-            && let Some(len) = self.compress(data, level)
-        {
-            record.reserve_exact(len + TAG_BYTES);
-            record.extend_from_slice(&self.scratch[..len]);
-            return Codec::Zstd;
-        }
-        record.reserve_exact(data.len() + TAG_BYTES);
-        record.extend_from_slice(data);
-        Codec::Raw
-    }
-
-    /// Writes one Zstandard frame of `data` to the scratch and returns its length; none when it
-    /// saves too little, which a probe of the first block foretells.
-    fn compress(&mut self, data: &[u8], level: i32) -> Option<usize> {
-        // The scratch holds whatever zstd makes of an extent: a call that runs out of room would
-        // leave its context in the middle of a frame.
-        let room = "the scratch has room for every result";
-        let limit = |len: usize| len - len / GAIN_PART;
-        if data.len() > BLOCK {
-            let probed = self.probe.compress_to_buffer(&data[..BLOCK], &mut self.scratch[..]);
-            if probed.expect(room) > limit(BLOCK) {
-                return None;
-            }
-        }
-        self.compressor.set_compression_level(level).expect("zstd clamps the level");
-        let len = self.compressor.compress_to_buffer(data, &mut self.scratch[..]).expect(room);
-        (len <= limit(data.len())).then_some(len)
     }
 
     fn seal(&mut self, header: RecordHeader, mut record: Vec<u8>) -> Bytes {

@@ -46,6 +46,7 @@ fn start(
         hashes: Arc::clone(hashes),
         hasher: Arc::new(TestHasher),
         kind,
+        workers: Workers::default(),
         cancel: CancellationToken::new(),
     };
     Pass::start(input, Arc::new(|_| {}))
@@ -214,7 +215,8 @@ fn a_pass_holds_a_bounded_number_of_reads_when_nobody_takes_its_batches() {
 
         for taken in 1..=64 {
             assert!(pass.next().await.unwrap().is_some());
-            let waiting = READS_IN_FLIGHT + BATCHES_WAITING + 1;
+            // One more is on its way to the consumer, and one is being planned.
+            let waiting = BATCHES_UNDER_WAY + 2;
             let most = (taken + waiting as u64) << 20;
             assert!(machine.bytes_read() <= most, "{} after {taken}", machine.bytes_read());
         }

@@ -26,7 +26,7 @@ pub mod site_store;
 pub mod source;
 pub mod target;
 
-use crate::folder;
+use crate::{folder, sealing::Sealing};
 use assign::Workers;
 pub use assign::assignment_load;
 pub use autostart::start_allowed;
@@ -79,6 +79,8 @@ pub struct HostParts {
     pub exports: Arc<dyn exports::ExportLauncher>,
     /// Its own wall clock.
     pub wall: WallClock,
+    /// How it seals what its machines write.
+    pub sealing: Sealing,
 }
 
 /// A host: its parts, and what it has to do and sees.

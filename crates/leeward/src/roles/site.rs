@@ -11,6 +11,7 @@ use crate::{
         site_store::SiteStore,
     },
     roles::session::{FrameReader, FrameWriter},
+    sealing::{Sealing, SealingOptions},
     trust::{
         authority::{self, Identity},
         tls,
@@ -26,6 +27,7 @@ use leeward_replica::{Store, StoreIdentity, SystemRandom, Unlock, storage::Local
 use leeward_wire::{
     data::{DataMessage, JoinRequest},
     message::{HostNote, NoteKind},
+    seal::Compression,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -64,6 +66,9 @@ pub struct HostOptions {
     /// Name of this host for people [default: the machine's host name].
     #[arg(long)]
     pub name: Option<String>,
+    /// How its machines' data are sealed.
+    #[command(flatten)]
+    pub sealing: SealingOptions,
 }
 
 /// What may be asked of a host by hand, on its own machine.
@@ -205,7 +210,8 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let ca_pem = std::fs::read_to_string(data.join("ca.pem"))?;
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
-    let place = MachinePlace { machines, hydration_bytes_per_second: 0 };
+    let sealing = options.sealing.or(Compression::Adaptive);
+    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing };
     let (store, secret) = store_open(&data, file.host)?;
     if let Some(secret) = secret {
         recovery_key_keep(&data, &secret)?;
@@ -259,6 +265,8 @@ pub struct MachinePlace {
     pub machines: PathBuf,
     /// Cap of each disk's hydration in bytes a second; 0 for none.
     pub hydration_bytes_per_second: u64,
+    /// How it seals what they write.
+    pub sealing: Sealing,
 }
 
 /// Everything that a host with QEMU machines is made of.
@@ -287,6 +295,7 @@ pub async fn parts(
         dialer,
         exports: Arc::new(launcher),
         wall: clock::WallClock::system(),
+        sealing: place.sealing.clone(),
     })
 }
 

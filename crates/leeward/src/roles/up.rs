@@ -12,6 +12,7 @@ use crate::{
         host::{self, Host, dial::TlsDialer},
         site,
     },
+    sealing::SealingOptions,
     trust::{
         authority::{self, Authority, Identity},
         permits::PermitKey,
@@ -24,7 +25,7 @@ use leeward_control::{
     api::{self, AdminToken, ApiSettings},
 };
 use leeward_model::{Code, HostId, Site};
-use leeward_wire::message::SILENCE_MS;
+use leeward_wire::{message::SILENCE_MS, seal::Compression};
 use listener::Doors;
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -59,6 +60,9 @@ pub struct UpOptions {
     /// bytes a second; 0 for none.
     #[arg(long, env = "LEEWARD_HYDRATION_BYTES_PER_SECOND", default_value_t = 0)]
     pub hydration_bytes_per_second: u64,
+    /// How its machines' data are sealed.
+    #[command(flatten)]
+    pub sealing: SealingOptions,
 }
 
 /// Runs until it is told to end.
@@ -190,6 +194,7 @@ async fn local_host(
     let place = site::MachinePlace {
         machines: data.join("machines"),
         hydration_bytes_per_second: options.hydration_bytes_per_second,
+        sealing: options.sealing.or(Compression::Adaptive),
     };
     let parts = site::parts(data, &place, (id, name), dialer, store).await?;
     Ok(Host::new(parts))

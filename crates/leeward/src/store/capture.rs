@@ -12,13 +12,17 @@ use super::{
     print_json, problem,
     source::{self, SourceDisk, SourceReader},
 };
-use crate::roles::host::{clock::wall_now, data_link::KeyedHasher};
-use leeward_capture::{DiskFolder, HashFiles, Pass, PassInput, PassKind, Trust};
+use crate::{
+    roles::host::clock::wall_now,
+    sealing::{KeyedHasher, Ready, Sealing, SealingOptions, queue_depth},
+};
+use leeward_capture::{DiskFolder, HashFiles, Pass, PassFinish, PassInput, PassKind, Trust};
 use leeward_model::{
     Branch, Code, DiskEntry, DiskFormat, DiskNumber, DiskSpec, Epoch, Firmware, MachineSpec,
     Marker, PointId, PointKind, Position, VaultId,
 };
 use leeward_replica::{ItemStore, Store, StoreError, View};
+use leeward_wire::seal::Compression;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -48,6 +52,8 @@ pub struct CaptureOptions {
     /// [offset, length] in bytes. Without it the disk is read and compared in full.
     #[arg(long = "changes", value_name = "ID=LIST.json", value_parser = pair)]
     changes: Vec<(String, String)>,
+    #[command(flatten)]
+    sealing: SealingOptions,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -133,6 +139,9 @@ struct Capture {
     name: String,
     store: String,
     writer: Writer,
+    /// The item at its newest committed place before this capture.
+    before: Arc<View>,
+    sealing: Sealing,
     hashes: Arc<HashFiles>,
     hasher: Arc<KeyedHasher>,
     reader: Arc<SourceReader>,
@@ -180,9 +189,14 @@ impl Capture {
         }
         let read = Arc::new(AtomicU64::new(0));
         let reader = Arc::new(SourceReader::new(by_number, Arc::clone(&read)));
-        let writer = Writer::new(item, base, before, now);
+        let (writer, before) = (Writer::new(item, base, now), Arc::new(before));
         let (name, store) = (options.item.clone(), options.place.store.clone());
-        Ok(Capture { name, store, writer, hashes, hasher, reader, disks: numbered, delta, read })
+        let (disks, sealing) = (numbered, options.sealing.or(Compression::default()));
+        #[rustfmt::skip]
+        let capture = Capture {
+            name, store, writer, before, sealing, hashes, hasher, reader, disks, delta, read,
+        };
+        Ok(capture)
     }
 
     async fn all(&mut self) -> Result<Done, Failure> {
@@ -214,20 +228,38 @@ impl Capture {
             hashes: Arc::clone(&self.hashes),
             hasher: self.hasher.clone(),
             kind,
+            workers: self.sealing.workers.clone(),
             cancel: CancellationToken::new(),
         };
-        let mut pass = Pass::start(input, Arc::new(|_| {}));
+        let mut pass = Pass::start_with(input, Arc::new(|_| {}), self.finish());
         let what = || format!("the disks of {} could not be captured", self.name);
         loop {
             let next = pass.next().await;
             let next = next.map_err(|error| source::disk_problem(what(), chain(&error)))?;
             let Some(batch) = next else { break };
-            let (writer, hashes, hasher) = (&mut self.writer, &self.hashes, &self.hasher);
-            let taken = tokio::task::block_in_place(|| writer.take(batch.found, hashes, &**hasher));
+            let ready = batch.found.map_err(|error| written(what(), error.into()))?;
+            let (writer, hashes) = (&mut self.writer, &self.hashes);
+            let taken = tokio::task::block_in_place(|| writer.take(ready, hashes));
             taken.map_err(|error| written(what(), error))?;
         }
         tokio::task::block_in_place(|| self.writer.settle(&self.hashes))
             .map_err(|error| written(what(), error))
+    }
+    /// What the workers do with what the pass found: they ask the store about blocks that are not
+    /// known, and pack.
+    fn finish(&self) -> PassFinish<Result<Vec<Ready>, StoreError>> {
+        let (before, sealing) = (Arc::clone(&self.before), self.sealing.clone());
+        let hasher = Arc::clone(&self.hasher);
+        Arc::new(move |found, depth| {
+            let ready = |found: leeward_capture::Found| {
+                let known = match found.blocks_known {
+                    true => None,
+                    false => Some(before.block_hashes(found.change.disk, found.change.extent)?),
+                };
+                Ok(sealing.ready(found, known.as_ref(), &*hasher, queue_depth(depth)))
+            };
+            found.into_iter().map(ready).collect()
+        })
     }
 }
 

@@ -235,6 +235,7 @@ fn role_run(site: &SiteFiles, store: Arc<SiteStore>, net: &Net) -> Role {
         dialer: Arc::new(dialer),
         exports: Arc::new(site.exports.clone()),
         wall: WallClock::new(move || wall.read()),
+        sealing: leeward::sealing::Sealing::default(),
     });
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&host).discover_loop(stop.clone()));

@@ -332,6 +332,7 @@ impl World {
             hashes: Arc::clone(&self.files),
             hasher: Arc::new(TestHasher),
             kind,
+            workers: Workers::default(),
             cancel: CancellationToken::new(),
         };
         Pass::start(input, Arc::new(|_| {}))

@@ -8,10 +8,12 @@ use super::{
     lobby::Wanted,
     source::SourceWork,
 };
-use crate::roles::session::{BoxReader, BoxWriter, FrameReader, FrameWriter, SessionError};
-use leeward_capture::Hasher;
+use crate::{
+    roles::session::{BoxReader, BoxWriter, FrameReader, FrameWriter, SessionError},
+    sealing::KeyedHasher,
+};
 use leeward_model::{
-    Branch, Change, Code, ExtentHash, HostId, Lsn, Marker, PointId, Position, Problem, SegmentId,
+    Branch, Code, ExtentHash, HostId, Lsn, Marker, PointId, Position, Problem, SegmentId,
 };
 use leeward_replica::StoreError;
 use leeward_wire::{
@@ -20,9 +22,8 @@ use leeward_wire::{
         BlockHashesRequest, Commit, DataHello, DataMessage, DataWelcome, ExtentBlockHashes,
         HashKeyWord, HashesRequest, Role,
     },
-    hash,
-    keys::{DataKey, HashKey},
-    seal::{Level, Sealer},
+    keys::DataKey,
+    seal::{PackedChange, Sealer},
     segment::SegmentHeader,
 };
 use std::{fmt, sync::Arc, time::Duration};
@@ -40,8 +41,6 @@ const STORE_WAIT: Duration = Duration::from_secs(5);
 const SEGMENT_BYTES_MAX: u64 = 32 << 20;
 /// Segments are closed at this age.
 const SEGMENT_AGE_MAX: Duration = Duration::from_secs(60);
-/// The level for every record until the codec adapts to the link.
-const LEVEL: Level = Level::Zstd(1);
 
 /// The store at the other end of a data session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,25 +125,6 @@ impl LinkError {
                 Code::TARGET_AWAY.because(format!("{store} cannot be reached"), cause)
             }
         }
-    }
-}
-
-/// The keyed hashes of an item, for the capture.
-pub struct KeyedHasher(HashKey);
-
-impl KeyedHasher {
-    /// The hash functions under `key`.
-    pub fn new(key: HashKey) -> KeyedHasher {
-        KeyedHasher(key)
-    }
-}
-
-impl Hasher for KeyedHasher {
-    fn extent(&self, bytes: &[u8]) -> ExtentHash {
-        hash::extent_hash(&self.0, bytes)
-    }
-    fn block(&self, bytes: &[u8]) -> [u8; 16] {
-        hash::block_hash(&self.0, bytes)
     }
 }
 
@@ -289,7 +269,7 @@ impl DataLink {
             sealer: None,
             header,
             data_key: welcome.data_key,
-            hasher: Arc::new(KeyedHasher(welcome.hash_key)),
+            hasher: Arc::new(KeyedHasher::new(welcome.hash_key)),
             base,
             is_blank: welcome.durable.is_none() && welcome.newest_point.is_none(),
             newest_point: welcome.newest_point,
@@ -301,13 +281,14 @@ impl DataLink {
         self.window.last_sent().next()
     }
 
-    /// Seals and sends one change. Waits while the window is full, never for the guest's account.
+    /// Seals and sends one packed change. Waits while the window is full, never for the guest's
+    /// account.
     ///
     /// # Errors
     /// See [`LinkError`].
-    pub async fn send(&mut self, change: &Change) -> Result<(), LinkError> {
+    pub async fn send(&mut self, packed: PackedChange) -> Result<(), LinkError> {
         let lsn = self.next_lsn();
-        let record = self.sealer(lsn).await?.seal_change(lsn, change, LEVEL);
+        let record = self.sealer(lsn).await?.seal_packed(lsn, packed);
         self.send_record(lsn, record).await
     }
 

@@ -2,11 +2,12 @@
 //! progress, and makes the point.
 
 use crate::roles::host::clock::wall_now;
-use leeward_capture::{Found, HashError, HashFiles, Hasher};
+use crate::sealing::Ready;
+use leeward_capture::{HashError, HashFiles};
 use leeward_model::{ItemId, Lsn, Marker, PointOrigin, Position, SegmentId, UnixMillis};
-use leeward_replica::{ItemStore, PointReceipt, StoreError, View};
+use leeward_replica::{ItemStore, PointReceipt, StoreError};
 use leeward_wire::{
-    seal::{Level, Sealer},
+    seal::Sealer,
     segment::{SEGMENT_SEAL_BYTES, SegmentHeader},
 };
 use uuid::Uuid;
@@ -14,8 +15,6 @@ use uuid::Uuid;
 /// Progress is committed after so many bytes of records, so that an interrupted capture goes on
 /// from there.
 const PROGRESS_BYTES: u64 = 32 << 20;
-/// The level for every record.
-const LEVEL: Level = Level::Zstd(1);
 
 /// Why something could not be written.
 pub(super) enum WriteError {
@@ -40,8 +39,6 @@ impl From<HashError> for WriteError {
 /// See the module.
 pub(super) struct Writer {
     item: ItemStore,
-    /// The item at its newest committed place before this capture.
-    before: View,
     base: Position,
     next: Lsn,
     created_at: UnixMillis,
@@ -53,11 +50,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Goes on behind `base`, at which `before` is the item's content.
-    pub(super) fn new(item: ItemStore, base: Position, before: View, now: UnixMillis) -> Writer {
+    /// Goes on behind `base`.
+    pub(super) fn new(item: ItemStore, base: Position, now: UnixMillis) -> Writer {
         let next = base.lsn.next();
         let (created_at, sealer) = (now, None);
-        Writer { item, before, base, next, created_at, sealer, pending: 0, changed: 0, sent: 0 }
+        Writer { item, base, next, created_at, sealer, pending: 0, changed: 0, sent: 0 }
     }
 
     /// The item.
@@ -70,25 +67,14 @@ impl Writer {
         (self.changed, self.sent)
     }
 
-    /// Stores what a pass found.
-    pub(super) fn take(
-        &mut self,
-        found: Vec<Found>,
-        hashes: &HashFiles,
-        hasher: &dyn Hasher,
-    ) -> Result<(), WriteError> {
-        for found in found {
-            hashes.push(found.change.disk, found.change.extent, &found.record)?;
-            let found = if found.blocks_known {
-                Some(found)
-            } else {
-                let known = self.before.block_hashes(found.change.disk, found.change.extent)?;
-                found.recut(&known, hasher)
-            };
-            let Some(Found { change, .. }) = found else { continue };
-            let lsn = self.next;
-            let record = self.sealer(lsn)?.seal_change(lsn, &change, LEVEL);
-            self.changed += change.data.len() as u64;
+    /// Stores what a pass found, in order: here every record gets its number, once.
+    pub(super) fn take(&mut self, found: Vec<Ready>, hashes: &HashFiles) -> Result<(), WriteError> {
+        for ready in found {
+            hashes.push(ready.disk, ready.extent, &ready.record)?;
+            let Some(packed) = ready.packed else { continue };
+            let (lsn, raw_len) = (self.next, packed.raw_len() as u64);
+            let record = self.sealer(lsn)?.seal_packed(lsn, packed);
+            self.changed += raw_len;
             self.append(&record)?;
         }
         if self.pending >= PROGRESS_BYTES {

@@ -2,16 +2,18 @@
 //! leaves. No recovery point comes of it; the first cut after it makes one.
 
 use super::{Goes, SourceError, SourceWork, SourceWorker};
-use crate::roles::host::data_link::DataLink;
-use leeward_capture::{
-    DiskFolder, Found, HashFiles, LiveRead, Pass, PassInput, PassKind, PassProgress, Trust,
+use crate::{
+    roles::host::data_link::DataLink,
+    sealing::{Differing, Ready, Sealing},
 };
+use leeward_capture::{DiskFolder, HashFiles, LiveRead, PassInput, PassKind, PassProgress, Trust};
 use leeward_model::{DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber, MachineSpec, Position};
 use leeward_wire::{
     data::{BlockHashesRequest, Commit, ExtentBlockHashes, HashesRequest},
     frame::{BLOCK_HASHES_MAX, HASHES_MAX},
     hash::EXTENT_ABSENT,
     message::{CapturePhase, CopyProgress, SourceDuty, SourceRun},
+    seal::QueueDepth,
 };
 use std::{
     path::PathBuf,
@@ -119,6 +121,7 @@ impl SourceWorker {
             hashes: Arc::clone(&open.hashes),
             hasher: open.link.hasher.clone(),
             kind,
+            workers: self.host.sealing.workers.clone(),
             cancel: CancellationToken::new(),
         };
         let board = Arc::clone(&self.host);
@@ -135,7 +138,7 @@ impl SourceWorker {
                 }
             });
         };
-        let mut pass = Pass::start(input, Arc::new(progress));
+        let mut pass = self.host.sealing.start(input, Arc::new(progress));
         let mut pending = 0;
         let mut committed = Instant::now();
         while let Some(batch) = pass.next().await? {
@@ -164,22 +167,14 @@ impl SourceWorker {
 
     /// Sends what a pass found and notes it in the hash files' journal; returns the bytes of the
     /// blocks that were sent. `found` is of one disk.
-    pub(super) async fn send_found(&mut self, found: Vec<Found>) -> Result<u64, SourceError> {
+    pub(super) async fn send_found(&mut self, found: Vec<Differing>) -> Result<u64, SourceError> {
         let open = self.open.as_mut().expect("sending needs an open session");
-        let mut known = known_blocks(&mut open.link, &found).await?.into_iter();
         let mut bytes = 0;
-        for found in found {
-            open.hashes.push(found.change.disk, found.change.extent, &found.record)?;
-            let found = match found.blocks_known {
-                true => Some(found),
-                false => {
-                    let known = known.next().expect("the store answers for every extent");
-                    found.recut(&known, &*open.link.hasher)
-                }
-            };
-            if let Some(Found { change, .. }) = found {
-                open.link.send(&change).await?;
-                bytes += change.data.len() as u64;
+        for ready in all_ready(&mut open.link, &self.host.sealing, found).await? {
+            open.hashes.push(ready.disk, ready.extent, &ready.record)?;
+            if let Some(packed) = ready.packed {
+                bytes += packed.raw_len() as u64;
+                open.link.send(packed).await?;
             }
         }
         if open.goes == Goes::Out {
@@ -204,23 +199,41 @@ impl SourceWorker {
     }
 }
 
-/// The store's hashes of the blocks of those extents of which only the whole was compared: as
-/// after a rebuild from the store's hashes. With them only blocks that differ are sent.
-async fn known_blocks(
+/// Packs the rest of what a pass found, in the order in which it was found: extents of which only
+/// the whole was compared, as after a rebuild from the store's hashes. With the store's hashes of
+/// their blocks only those that differ are sent.
+async fn all_ready(
     link: &mut DataLink,
-    found: &[Found],
-) -> Result<Vec<ExtentBlockHashes>, SourceError> {
-    let unknown = || found.iter().filter(|found| !found.blocks_known);
+    sealing: &Sealing,
+    found: Vec<Differing>,
+) -> Result<Vec<Ready>, SourceError> {
+    let unknown = || found.iter().filter_map(Differing::unknown);
     let extents: Vec<_> = unknown().map(|found| found.change.extent).collect();
-    let Some(disk) = unknown().map(|found| found.change.disk).next() else {
-        return Ok(Vec::new());
-    };
-    let mut hashes = Vec::with_capacity(extents.len());
+    let disk = unknown().map(|found| found.change.disk).next();
+    let mut known: Vec<ExtentBlockHashes> = Vec::with_capacity(extents.len());
     for part in extents.chunks(BLOCK_HASHES_MAX as usize) {
+        let Some(disk) = disk else { break };
         let request = BlockHashesRequest { disk, extents: part.to_vec() };
-        hashes.extend(link.block_hashes(request).await?);
+        known.extend(link.block_hashes(request).await?);
     }
-    Ok(hashes)
+    let (packer, hasher) = (sealing.clone(), Arc::clone(&link.hasher));
+    let rest = move || {
+        let mut known = known.iter();
+        let ready = |found| match found {
+            Differing::Ready(ready) => ready,
+            Differing::Unknown(found) => {
+                let known = known.next().expect("the store answers for every extent");
+                packer.ready(found, Some(known), &*hasher, QueueDepth::default())
+            }
+        };
+        found.into_iter().map(ready).collect()
+    };
+    if extents.is_empty() {
+        // Nothing is left to pack: that needs no other thread.
+        return Ok(rest());
+    }
+    let packed = sealing.workers.run(rest).await;
+    packed.ok_or_else(|| SourceError::from(leeward_capture::PassError::Stopped))
 }
 
 /// Whether the work is another one now, in a way that ends what is being done.

@@ -4,7 +4,7 @@ use super::{
     Goes, SourceError, SourceWork, SourceWorker,
     copy::{applied, changed, seal},
 };
-use leeward_capture::{Cut, CutEnd, Pass, PassInput, PassKind, Retry};
+use leeward_capture::{Cut, CutEnd, PassInput, PassKind, Retry};
 use leeward_model::{MachineState, Marker, PointId, PointKind, Position, UnixMillis};
 use leeward_wire::{
     data::Commit,
@@ -171,9 +171,10 @@ impl SourceWorker {
             hashes: Arc::clone(&open.hashes),
             hasher: open.link.hasher.clone(),
             kind: PassKind::Delta,
+            workers: self.host.sealing.workers.clone(),
             cancel: CancellationToken::new(),
         };
-        let mut pass = Pass::start(input, Arc::new(|_| {}));
+        let mut pass = self.host.sealing.start(input, Arc::new(|_| {}));
         let before = self.state.sent_bytes;
         loop {
             let batch = match pass.next().await {
