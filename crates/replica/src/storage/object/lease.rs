@@ -82,6 +82,18 @@ impl Held {
         let fresh = guard(&self.renewed).elapsed() < self.lost_after;
         fresh && !self.over.load(Ordering::Acquire)
     }
+
+    /// Whether it is still the newest; once it is not, it is over for good.
+    async fn check(&self, requests: &Requests, folder: &str) -> Result<bool, StorageError> {
+        if self.over.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        let newest = newest(requests, folder).await? == Some(self.number);
+        if !newest {
+            self.over.store(true, Ordering::Release);
+        }
+        Ok(newest)
+    }
 }
 
 fn object(folder: &str, number: u64) -> String {
@@ -247,15 +259,13 @@ impl Keeper {
         let (requests, folder) = (self.requests.clone(), self.folder.clone());
         let held = self.held.clone();
         let written = self.engine.run(async move {
-            if held.over.load(Ordering::Acquire)
-                || newest(&requests, &folder).await? != Some(held.number)
-            {
-                held.over.store(true, Ordering::Release);
+            if !held.check(&requests, &folder).await? {
                 return Ok(false);
             }
             let patience = if let_go { Patience::SHORT } else { Patience::FULL };
             requests.put_over(&object(&folder, held.number), note, patience).await?;
-            Ok(true)
+            // Again: the put may have been under way for longer than the lease was good for.
+            if let_go { Ok(true) } else { held.check(&requests, &folder).await }
         });
         written.unwrap_or_else(|| Err(ended(&self.folder)))
     }
