@@ -245,10 +245,14 @@ impl Keeper {
                 }
             }
         }
-        if let Err(error) = self.write(renewals + 1, true) {
-            tracing::warn!(%error, "the lock of the store is held until it is stale");
+        match self.write(renewals + 1, true) {
+            Ok(true) => self.requests.set_held(None),
+            // Lost once, nothing is written by this store until it takes the lock again.
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the lock of the store is held until it is stale");
+            }
         }
-        self.requests.set_held(None);
     }
 
     /// Writes our lease anew; false when it is not the newest any more.

@@ -224,8 +224,10 @@ impl Requests {
             found => found?,
         };
         let last = |path: &Path| path.filename().unwrap_or_default().to_owned();
-        let objects = found.objects.iter().map(|meta| (last(&meta.location), meta.size));
-        let folders = found.common_prefixes.iter().map(last);
+        // Some servers list a folder in itself, as an empty object.
+        let objects = found.objects.iter().filter(|meta| meta.location != key);
+        let objects = objects.map(|meta| (last(&meta.location), meta.size));
+        let folders = found.common_prefixes.iter().filter(|folder| **folder != key).map(last);
         Ok(Listed { objects: objects.collect(), folders: folders.collect() })
     }
 
