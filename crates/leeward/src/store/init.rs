@@ -66,7 +66,8 @@ pub(super) fn run(options: &InitOptions, output: Output) -> Result<(), Failure> 
                 format!("its key is in {}, not in the bucket: keep a copy\n", file.display())
             });
             print(&format!(
-                "store {} is ready in {}\n{key}the recovery key is in {}: move it to a safe place\n",
+                "store {} is ready in {}\n{key}\
+                 the recovery key is in {}: move it to a safe place\n",
                 identity.store,
                 options.store,
                 recovery.display()

@@ -141,14 +141,13 @@ impl ObjectBlobs {
             }
             other => other,
         };
-        let first = self.put_new(&name, b"create-if-absent").map_err(unsupported);
-        let second = first
-            .and_then(|first| Ok((first, self.put_new(&name, b"again").map_err(unsupported)?)));
+        let first = self.put_new(&name, b"create-if-absent").map_err(unsupported)?;
+        let second = self.put_new(&name, b"again").map_err(unsupported);
         // Who may put and not delete can still keep a store; the probe is a few bytes.
         if let Err(error) = self.delete(&name) {
             tracing::warn!(%error, "a probe object is left");
         }
-        match second? {
+        match (first, second?) {
             (Put::Created, Put::Exists) => Ok(()),
             _ => Err(not_enforced()),
         }

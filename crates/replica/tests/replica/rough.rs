@@ -216,7 +216,12 @@ impl ObjectStore for RoughObjects {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.through(|| self.inner.list_with_delimiter(prefix)).await
+        let mut listed = self.through(|| self.inner.list_with_delimiter(prefix)).await?;
+        // As some servers do.
+        if let (Some(prefix), Some(one)) = (prefix, listed.objects.first().cloned()) {
+            listed.objects.push(ObjectMeta { location: prefix.clone(), size: 0, ..one });
+        }
+        Ok(listed)
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {

@@ -82,6 +82,18 @@ impl Held {
         let fresh = guard(&self.renewed).elapsed() < self.lost_after;
         fresh && !self.over.load(Ordering::Acquire)
     }
+
+    /// Whether it is still the newest; once it is not, it is over for good.
+    async fn check(&self, requests: &Requests, folder: &str) -> Result<bool, StorageError> {
+        if self.over.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        let newest = newest(requests, folder).await? == Some(self.number);
+        if !newest {
+            self.over.store(true, Ordering::Release);
+        }
+        Ok(newest)
+    }
 }
 
 fn object(folder: &str, number: u64) -> String {
@@ -174,14 +186,19 @@ pub(super) fn take(
     let (nonce, pid) = (Uuid::new_v4().to_string(), std::process::id());
     let note = Arc::new(Note { nonce, host, pid, renewals: 0, let_go: false });
     let begun = Instant::now();
+    let lost = requests.lost(folder);
     let taken = {
         let (requests, folder, note) = (requests.clone(), folder.to_owned(), note.clone());
         engine.run(async move { take_next(&requests, &folder, &note, times.stale, takeover).await })
     };
-    let number = taken.unwrap_or_else(|| Err(ended(&requests.shown(folder))))?;
+    let taken = taken.unwrap_or_else(|| Err(ended(&requests.shown(folder))));
+    if let (Err(_), Some(lost)) = (&taken, lost) {
+        requests.hold(folder, lost);
+    }
+    let number = taken?;
     let (over, renewed) = (AtomicBool::new(false), Mutex::new(begun));
     let held = Arc::new(Held { number, lost_after: times.lost, over, renewed });
-    requests.hold(held.clone());
+    requests.hold(folder, held.clone());
     let (end, ended) = mpsc::channel();
     let (folder, engine) = (folder.to_owned(), engine.clone());
     let keeper = Keeper { engine, requests: requests.clone(), folder, note, held };
@@ -233,10 +250,14 @@ impl Keeper {
                 }
             }
         }
-        if let Err(error) = self.write(renewals + 1, true) {
-            tracing::warn!(%error, "the lock of the store is held until it is stale");
+        match self.write(renewals + 1, true) {
+            Ok(true) => self.requests.let_go(&self.folder),
+            // Lost once, nothing is written by this store until it takes the lock again.
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the lock of the store is held until it is stale");
+            }
         }
-        self.requests.let_go(&self.held);
     }
 
     /// Writes our lease anew; false when it is not the newest any more.
@@ -247,15 +268,13 @@ impl Keeper {
         let (requests, folder) = (self.requests.clone(), self.folder.clone());
         let held = self.held.clone();
         let written = self.engine.run(async move {
-            if held.over.load(Ordering::Acquire)
-                || newest(&requests, &folder).await? != Some(held.number)
-            {
-                held.over.store(true, Ordering::Release);
+            if !held.check(&requests, &folder).await? {
                 return Ok(false);
             }
             let patience = if let_go { Patience::SHORT } else { Patience::FULL };
             requests.put_over(&object(&folder, held.number), note, patience).await?;
-            Ok(true)
+            // Again: the put may have been under way for longer than the lease was good for.
+            if let_go { Ok(true) } else { held.check(&requests, &folder).await }
         });
         written.unwrap_or_else(|| Err(ended(&self.folder)))
     }

@@ -14,6 +14,7 @@ use object_store::{
     path::Path,
 };
 use std::{
+    collections::BTreeMap,
     future::Future,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -47,8 +48,8 @@ pub(super) struct Requests {
     /// What operators know the place by: `s3://bucket/prefix`.
     place: String,
     prefix: String,
-    /// The leases that this process took.
-    held: Mutex<Vec<Arc<Held>>>,
+    /// The leases that this process took, by their locks.
+    held: Mutex<BTreeMap<String, Arc<Held>>>,
 }
 
 pub(super) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -66,14 +67,21 @@ impl Requests {
         if name.is_empty() { self.place.clone() } else { format!("{}/{name}", self.place) }
     }
 
-    /// From now on nothing is written unless this lease is held.
-    pub(super) fn hold(&self, held: Arc<Held>) {
-        guard(&self.held).push(held);
+    /// From now on nothing is written unless this lease of `lock` is held.
+    pub(super) fn hold(&self, lock: &str, held: Arc<Held>) {
+        guard(&self.held).insert(lock.to_owned(), held);
     }
 
-    /// This lease is no condition any more.
-    pub(super) fn let_go(&self, ended: &Arc<Held>) {
-        guard(&self.held).retain(|held| !Arc::ptr_eq(held, ended));
+    /// Takes out a lease of `lock` that was lost: its holder may ask for the lock again.
+    pub(super) fn lost(&self, lock: &str) -> Option<Arc<Held>> {
+        let mut held = guard(&self.held);
+        let lost = held.get(lock).is_some_and(|held| !held.is_held());
+        if lost { held.remove(lock) } else { None }
+    }
+
+    /// The lease of `lock` was given back in order: it is no condition any more.
+    pub(super) fn let_go(&self, lock: &str) {
+        guard(&self.held).remove(lock);
     }
 
     fn key(&self, name: &str) -> Path {
@@ -81,7 +89,7 @@ impl Requests {
     }
 
     fn check_held(&self, name: &str) -> Result<(), Trouble> {
-        let lost = guard(&self.held).iter().any(|held| !held.is_held());
+        let lost = guard(&self.held).values().any(|held| !held.is_held());
         let error = || StorageError::LeaseLost { name: self.shown(name) };
         if lost { Err(Trouble::Final(error())) } else { Ok(()) }
     }
@@ -230,8 +238,10 @@ impl Requests {
             found => found?,
         };
         let last = |path: &Path| path.filename().unwrap_or_default().to_owned();
-        let objects = found.objects.iter().map(|meta| (last(&meta.location), meta.size));
-        let folders = found.common_prefixes.iter().map(last);
+        // Some servers list a folder in itself, as an empty object.
+        let objects = found.objects.iter().filter(|meta| meta.location != key);
+        let objects = objects.map(|meta| (last(&meta.location), meta.size));
+        let folders = found.common_prefixes.iter().filter(|folder| **folder != key).map(last);
         Ok(Listed { objects: objects.collect(), folders: folders.collect() })
     }
 

@@ -25,6 +25,8 @@ impl Patience {
         Patience { deadline: Duration::from_secs(5), attempt: Duration::from_secs(10) };
 }
 
+/// Longest text of an error, in characters: more is not read by anybody.
+const ERROR_CHARS_MAX: usize = 600;
 /// First pause between two tries; it doubles up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 /// Longest pause between two tries.
@@ -106,6 +108,74 @@ fn chain(error: &Error) -> String {
         }
         source = cause.source();
     }
-    let line: Vec<&str> = text.split_whitespace().collect();
-    line.join(" ").chars().take(600).collect()
+    plain(&text)
+}
+
+/// What an error says, without the XML that servers wrap it in.
+fn plain(text: &str) -> String {
+    let element = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(inner, _)| inner.trim())
+    };
+    let said = match (text.split_once("status code: "), element("Code")) {
+        (Some((_, status)), Some(code)) => {
+            let status = status.split(':').next().unwrap_or_default();
+            format!("status code: {status}: {code}: {}", element("Message").unwrap_or_default())
+        }
+        _ => text.to_owned(),
+    };
+    let line: Vec<&str> = said.split_whitespace().collect();
+    line.join(" ").chars().take(ERROR_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generic(text: &str) -> Trouble {
+        judge("put", "a", &Error::Generic { store: "test", source: text.into() })
+    }
+
+    #[test]
+    fn what_may_work_later_is_told_from_what_never_will() {
+        for passing in [
+            "Server returned non-2xx status code: 503 Service Unavailable: SlowDown",
+            "Server returned non-2xx status code: 429 Too Many Requests: ",
+            "Server returned non-2xx status code: 409 Conflict: ConditionalRequestConflict",
+            "connection reset by peer",
+        ] {
+            assert!(matches!(generic(passing), Trouble::Passing(_)), "{passing}");
+        }
+        for (text, kind) in [
+            ("status code: 400 Bad Request: InvalidBucketName", io::ErrorKind::InvalidData),
+            ("status code: 301 Moved: PermanentRedirect", io::ErrorKind::InvalidData),
+            ("status code: 501 Not Implemented: If-None-Match", io::ErrorKind::Unsupported),
+            ("status code: 404 Not Found: NoSuchBucket", io::ErrorKind::NotFound),
+        ] {
+            let trouble = generic(text);
+            let Trouble::Final(StorageError::Io { source, .. }) = trouble else {
+                panic!("{text}: {trouble:?}");
+            };
+            assert_eq!(source.kind(), kind, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_in_xml_is_told_in_one_line() {
+        let text = "Error performing PUT http://127.0.0.1/b - Server returned non-2xx status code: \
+                    404 Not Found: <?xml?><Error><Code>NoSuchBucket</Code>\n\
+                    <Message>It is\nnot there</Message></Error>";
+
+        assert_eq!(plain(text), "status code: 404 Not Found: NoSuchBucket: It is not there");
+        assert_eq!(plain("connection\n refused"), "connection refused");
+    }
+
+    #[test]
+    fn pauses_grow_to_a_limit() {
+        for tries in 1..40 {
+            let step = PAUSE_FIRST.saturating_mul(1 << (tries - 1).min(15)).min(PAUSE_MAX);
+            let pause = pause(tries);
+            assert!(pause >= step / 2 && pause <= step, "{tries}: {pause:?}");
+        }
+    }
 }
