@@ -7,7 +7,9 @@
 
 mod capture;
 mod diff;
+mod export;
 mod find;
+mod import;
 mod init;
 pub(crate) mod place;
 mod rekey;
@@ -63,6 +65,10 @@ pub enum StoreVerb {
     Rekey(rekey::RekeyOptions),
     /// Destroys an item for good: its keys first, then its data.
     Shred(shred::ShredOptions),
+    /// Writes an item to one sealed file, to be carried to another store.
+    Export(export::ExportOptions),
+    /// Takes an item that was exported into a store.
+    Import(import::ImportOptions),
     /// Makes a recovery point of disks that are files, block devices or NBD exports.
     Capture(capture::CaptureOptions),
 }
@@ -82,6 +88,8 @@ pub async fn run(verb: StoreVerb, output: Output) -> ExitCode {
         StoreVerb::Verify(options) => blocking(move || verify::run(&options, output)).await,
         StoreVerb::Rekey(options) => blocking(move || rekey::run(&options, output)).await,
         StoreVerb::Shred(options) => blocking(move || shred::run(&options, output)).await,
+        StoreVerb::Export(options) => blocking(move || export::run(&options, output)).await,
+        StoreVerb::Import(options) => blocking(move || import::run(&options, output)).await,
         StoreVerb::Capture(options) => capture::run(options).await,
     };
     finish(done)

@@ -30,6 +30,7 @@ mod retention;
 mod segments;
 pub mod storage;
 mod store;
+mod transfer;
 mod view;
 
 pub use audit::{Audit, AuditProgress, Damage, DiskPart};
@@ -50,4 +51,5 @@ pub use reader::{ItemReader, PointPage};
 pub use rekey::{NewKeys, Rekey, RekeyReport};
 pub use retention::{Expired, Retention};
 pub use store::{Destroyed, Store, Unlock};
+pub use transfer::{Exported, Imported, TransferProgress};
 pub use view::{Run, RunKind, View};
