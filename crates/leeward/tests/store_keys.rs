@@ -430,6 +430,84 @@ fn an_export_that_is_not_whole_is_refused_and_leaves_nothing() {
     desk.good(&["store", "import", &file, &there]);
 }
 
+/// What is damaged is put right from a copy or dropped by name, and only when told so.
+#[test]
+fn a_damaged_segment_is_mended_from_a_copy_or_its_points_are_dropped() {
+    let desk = Desk::new();
+    let (store, copy) = (desk.store(), desk.text("copy"));
+    let points: Vec<String> = (1..=3).map(|fill| desk.capture(fill)).collect();
+    desk.good(&["store", "rekey", &store, "--data-keys"]);
+    assert!(Command::new("cp").args(["-a", &store, &copy]).status().unwrap().success());
+    let litter = desk.path("store/items/.new-1-2");
+    fs::write(&litter, "half").unwrap();
+    let name = "LWSEGMNT";
+    let segments: Vec<PathBuf> = files(&desk.path("store/items"))
+        .into_iter()
+        .filter(|(_, bytes)| bytes.starts_with(name.as_bytes()))
+        .map(|(path, _)| path)
+        .collect();
+    assert_eq!(segments.len(), 3);
+    // In one the last byte, which is the footer's; in the others a byte of the first record.
+    let flip = |path: &Path, from_end: bool| {
+        let mut bytes = fs::read(path).unwrap();
+        let at = if from_end { bytes.len() - 1 } else { 4096 + 100 };
+        bytes[at] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    flip(&segments[0], true);
+    flip(&segments[1], false);
+    flip(&segments[2], false);
+    // Only the second one is good in the copy.
+    let in_copy =
+        |path: &Path| Path::new(&copy).join(path.strip_prefix(desk.path("store")).unwrap());
+    flip(&in_copy(&segments[2]), false);
+    let before = files(&desk.path("store"));
+
+    let shown = desk.run(&["store", "repair", &store, "--from", &copy, "--output", "json"]);
+    assert_eq!(shown.status.code(), Some(1), "there is damage");
+    assert!(before == files(&desk.path("store")), "it only looked");
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let mut words: Vec<&str> = shown["items"][0]["segments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|segment| segment["records"].as_str().unwrap())
+        .collect();
+    words.sort_unstable();
+    assert_eq!(words, ["footer only", "good in the copy", "not found"]);
+    assert_eq!(shown["temporaryFiles"], 1);
+    let lost = shown["items"][0]["lostPoints"].as_array().unwrap().clone();
+    assert!(!lost.is_empty());
+
+    let mend = ["store", "repair", &store, "--from", &copy, "--yes-repair"];
+    assert_eq!(desk.run(&mend).status.code(), Some(1), "one segment stays damaged");
+    assert!(!litter.exists() && !segments[0].exists() && !segments[1].exists());
+    for (point, fill) in points.iter().zip(1..) {
+        if !lost.contains(&point.as_str().into()) {
+            desk.check(point, fill, &[]);
+        }
+    }
+    let order: Vec<Value> = desk
+        .json(&["store", "points", &store])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|point| point["point"].clone())
+        .collect();
+    let newest_first: Vec<Value> = points.iter().rev().map(|id| id.as_str().into()).collect();
+    assert_eq!(order, newest_first, "the order of the points is as before");
+
+    let drop = [&mend[..], &["--drop-damaged-points"]].concat();
+    desk.run(&drop);
+    let left = desk.json(&["store", "points", &store]);
+    assert_eq!(left.as_array().unwrap().len(), points.len() - lost.len());
+    // The last copy puts everything else right.
+    flip(&in_copy(&segments[2]), false);
+    desk.good(&mend);
+    desk.good(&["store", "verify", &store]);
+    assert!(desk.good(&["store", "repair", &store]).contains("good"));
+}
+
 #[test]
 fn what_is_no_kit_is_refused() {
     let desk = Desk::new();
