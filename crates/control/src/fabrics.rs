@@ -4,6 +4,7 @@ use crate::store::{self, Conn, fabrics::FabricRow, hosts::HostRow, items::ItemRo
 use crate::vaults::check_name;
 use crate::{Control, ControlError, error::Result};
 use leeward_model::{Code, FabricId, HostId, Problem, UnixMillis, VaultId};
+use leeward_wire::message::KitState;
 use serde::{Deserialize, Serialize};
 
 /// What sort of site a fabric is.
@@ -67,6 +68,8 @@ pub struct HostView {
     pub fabric_name: String,
     /// Whether it is connected and not silent.
     pub connected: bool,
+    /// Whether a recovery kit is known to open its store.
+    pub kit: KitState,
     /// When it was last heard since the config server started, by the server's wall clock.
     pub last_heard: Option<UnixMillis>,
     /// Version of its program; empty while it never connected to this server process.
@@ -293,6 +296,7 @@ impl Control {
             fabric: fabric.id,
             fabric_name: fabric.name.clone(),
             connected: sight.connected,
+            kit: seen.map(|seen| seen.kit).unwrap_or_default(),
             last_heard: sight.heard,
             program: sight.program,
             data_address: host.data_address,

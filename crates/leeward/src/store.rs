@@ -7,10 +7,13 @@
 
 mod capture;
 mod diff;
+mod export;
 mod find;
+mod import;
 mod init;
 pub(crate) mod place;
 mod rekey;
+mod repair;
 mod restore;
 mod serve;
 mod show;
@@ -62,10 +65,16 @@ pub enum StoreVerb {
     Diff(diff::DiffOptions),
     /// Reads and proves every byte; names what is bad and the points it touches.
     Verify(verify::VerifyOptions),
+    /// Puts right what can be put right without guessing; without --yes-repair it only shows it.
+    Repair(repair::RepairOptions),
     /// Makes new keys: data keys of items, the recovery key, the key file.
     Rekey(rekey::RekeyOptions),
     /// Destroys an item for good: its keys first, then its data.
     Shred(shred::ShredOptions),
+    /// Writes an item to one sealed file, to be carried to another store.
+    Export(export::ExportOptions),
+    /// Takes an item that was exported into a store.
+    Import(import::ImportOptions),
     /// Makes a recovery point of disks that are files, block devices or NBD exports.
     Capture(capture::CaptureOptions),
 }
@@ -83,8 +92,11 @@ pub async fn run(verb: StoreVerb, output: Output) -> ExitCode {
         StoreVerb::Restore(options) => restore::run(options).await,
         StoreVerb::Diff(options) => blocking(move || diff::run(&options, output)).await,
         StoreVerb::Verify(options) => blocking(move || verify::run(&options, output)).await,
+        StoreVerb::Repair(options) => blocking(move || repair::run(&options, output)).await,
         StoreVerb::Rekey(options) => blocking(move || rekey::run(&options, output)).await,
         StoreVerb::Shred(options) => blocking(move || shred::run(&options, output)).await,
+        StoreVerb::Export(options) => blocking(move || export::run(&options, output)).await,
+        StoreVerb::Import(options) => blocking(move || import::run(&options, output)).await,
         StoreVerb::Capture(options) => capture::run(options).await,
     };
     finish(done)

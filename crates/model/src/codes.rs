@@ -253,6 +253,11 @@ codes! {
         cause "the file was lost or replaced, or the folder came from elsewhere"
         now "nothing can be read; nothing was changed"
         todo "put the key file back, or use the recovery recipient's key"
+    KIT_UNTESTED = "LW-0407" "no recovery kit was made and tested since the last key change"
+        cause "none was ever tested, or the store's recovery key or key file changed since"
+        now "replication and failover work; if the site's servers are lost, nothing is known to \
+             open the store"
+        todo "make one with leeward kit create, test it with leeward kit test, keep it elsewhere"
 
     WRONG_KEY = "LW-0501" "the registration key is not valid"
         cause "it is misspelt, was used before, has expired, or belongs to another config server"

@@ -372,6 +372,9 @@ pub struct Observed {
     /// Its replica store.
     #[serde(default)]
     pub store: StoreRoom,
+    /// Whether a recovery kit opens that store.
+    #[serde(default)]
+    pub kit: KitState,
     /// Its accelerator: `kvm` or `tcg`.
     pub accelerator: String,
 }
@@ -397,6 +400,24 @@ impl StoreRoom {
             StoreRoom::Absent | StoreRoom::Unknown => None,
         }
     }
+}
+
+/// What a host knows of the recovery kit of its replica store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kit", rename_all = "kebab-case")]
+pub enum KitState {
+    /// It cannot tell, or is of a version that does not.
+    #[default]
+    Unknown,
+    /// Its store holds no item, or it has none.
+    NotNeeded,
+    /// No kit was tested since the store's recipients changed last.
+    Untested,
+    /// One was.
+    Tested {
+        /// When, by the clock of the machine on which it was tested.
+        at: UnixMillis,
+    },
 }
 
 /// What a host sees of one item.

@@ -4,11 +4,19 @@
 use super::{
     Below,
     envelope::{Answer, Refusal},
+    fabrics::health_error,
     ids::resource,
     item_view::health as item_health,
 };
-use crate::{ControlError, items::Level};
+use crate::{
+    ControlError,
+    fabrics::{FabricView, HostView},
+    items::Level,
+};
+use leeward_model::Code;
+use leeward_wire::message::KitState;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// The one alert setting of a vault.
 const ALERT: &str = "defaultAlertSetting";
@@ -85,6 +93,13 @@ fn summary(levels: &[Level]) -> Value {
     })
 }
 
+/// Hosts whose store holds items and that no recovery kit is known to open, each once.
+fn without_kit(fabrics: &[FabricView]) -> impl Iterator<Item = &HostView> {
+    let mut told = BTreeSet::new();
+    let hosts = fabrics.iter().flat_map(|fabric| &fabric.hosts);
+    hosts.filter(move |host| host.kit == KitState::Untested && told.insert(host.id))
+}
+
 /// GET, and POST refresh: health is worked out at every question, so there is nothing to refresh.
 pub(super) async fn health(below: &Below<'_>) -> Result<Answer, Refusal> {
     let control = below.control();
@@ -95,10 +110,18 @@ pub(super) async fn health(below: &Below<'_>) -> Result<Answer, Refusal> {
         .map(|fabric| if fabric.health.is_empty() { Level::Normal } else { Level::Critical })
         .collect();
     let items: Vec<_> = items.iter().map(item_health).collect();
+    let errors: Vec<_> = without_kit(&fabrics)
+        .map(|host| {
+            let what =
+                format!("the replica store of host {} has no tested recovery kit", host.name);
+            let problem = Code::KIT_UNTESTED.problem(what);
+            health_error(&problem, "Error", &host.id.to_string())
+        })
+        .collect();
     Ok(Answer::Ok(resource(
         &below.ids.below("replicationVaultHealth", "default"),
         json!({
-            "vaultErrors": [],
+            "vaultErrors": errors,
             "protectedItemsHealth": summary(&items),
             "fabricsHealth": summary(&sites),
             "containersHealth": summary(&sites),

@@ -443,6 +443,28 @@ async fn what_no_vault_has_is_an_empty_list_and_what_is_not_done_is_not_pretende
     assert_eq!(health.body["properties"]["protectedItemsHealth"]["resourceCount"], 0);
 }
 
+/// Decision 5: a vault is red until a recovery kit of each store that holds items was tested.
+#[tokio::test]
+async fn a_vault_names_the_stores_that_no_tested_kit_opens() {
+    use leeward_wire::message::KitState;
+    let mut api = Api::new().await;
+    let local = api.fleet.control.config().local_host.id;
+    let health = format!("{VAULT}/replicationVaultHealth");
+    for (kit, red) in [
+        (KitState::Unknown, 0),
+        (KitState::Untested, 1),
+        (KitState::Tested { at: leeward_model::UnixMillis(7) }, 0),
+        (KitState::NotNeeded, 0),
+    ] {
+        api.fleet.host(local).kit = kit;
+        api.fleet.turn().await;
+        let body = api.get(&health).await.body;
+        let errors = body["properties"]["vaultErrors"].as_array().unwrap().clone();
+        assert_eq!(errors.len(), red, "{kit:?}: {errors:?}");
+        assert!(errors.iter().all(|error| error["errorCode"] == "LW-0407"), "{errors:?}");
+    }
+}
+
 /// Paths with a body, below the vault.
 const TAKERS: [(&str, &str); 13] = [
     ("PUT", ""),

@@ -12,8 +12,8 @@ use leeward_model::{
     PointId, PointKind, Probe,
 };
 use leeward_wire::message::{
-    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, Observed, OtherStore, Purpose,
-    SourceRun, StoreRoom,
+    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, KitState, Observed, OtherStore,
+    Purpose, SourceRun, StoreRoom,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,6 +65,8 @@ pub struct ScriptedHost {
     pub busy: bool,
     /// The room in its store.
     pub store: StoreRoom,
+    /// What it knows of its store's recovery kit.
+    pub kit: KitState,
     /// Its machines by name.
     pub machines: BTreeMap<String, Machine>,
     /// What it knows of items.
@@ -100,6 +102,7 @@ impl ScriptedHost {
             seed_problem: None,
             busy: false,
             store: StoreRoom::Free(1 << 40),
+            kit: KitState::Unknown,
             machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
             session: None,
@@ -118,6 +121,7 @@ impl ScriptedHost {
             seed_problem: self.seed_problem.clone(),
             busy: self.busy,
             store: self.store,
+            kit: self.kit,
             machines: self.machines.clone(),
             items: self.items.clone(),
             session: None,
@@ -386,6 +390,7 @@ impl ScriptedHost {
             machines: self.machines.iter().map(|(name, own)| self.discovered(name, own)).collect(),
             items: self.items.iter().map(|(id, known)| self.observe(*id, known)).collect(),
             store: self.store,
+            kit: self.kit,
             accelerator: "tcg".to_owned(),
         };
         control.host_observed(self.id, session.number, seen).await.expect("the database works");

@@ -161,6 +161,14 @@ pub(super) async fn vault(session: &Session, verb: VaultVerb) -> Result<(), CliE
         }
         VaultVerb::Show => {
             let vault = session.client.get(session.client.vault_path()).await?;
+            let health = session.client.get("replicationVaultHealth").await?;
+            let errors = health["properties"]["vaultErrors"].as_array().into_iter().flatten();
+            let errors: Vec<_> = errors
+                .map(|error| {
+                    format!("{} {}", text(&error["errorCode"]), text(&error["summaryMessage"]))
+                })
+                .collect();
+            let ready = if errors.is_empty() { "yes".to_owned() } else { errors.join("; ") };
             session.show(
                 &vault,
                 &[
@@ -168,6 +176,7 @@ pub(super) async fn vault(session: &Session, verb: VaultVerb) -> Result<(), CliE
                     ("location", text(&vault["location"])),
                     ("recovery site", text(&vault["properties"]["leewardRecoverySite"])),
                     ("protected items", text(&vault["properties"]["leewardProtectedItems"])),
+                    ("ready", ready),
                     ("id", text(&vault["id"])),
                 ],
             );

@@ -37,7 +37,8 @@ use leeward_model::{Branch, DiscoveredMachine, Epoch, HostId, InstanceId, ItemId
 use leeward_wire::{
     data::{DataHello, Role},
     message::{
-        Assignment, ItemDuty, Observed, PROTOCOL_VERSION, SourceDuty, StoreRoom, TargetDuty,
+        Assignment, ItemDuty, KitState, Observed, PROTOCOL_VERSION, SourceDuty, StoreRoom,
+        TargetDuty,
     },
 };
 use lobby::Lobby;
@@ -235,6 +236,7 @@ impl Host {
                 None => StoreRoom::Absent,
                 Some(store) => store.free_bytes().map_or(StoreRoom::Unknown, StoreRoom::Free),
             },
+            kit: self.store.as_ref().map_or(KitState::NotNeeded, |store| store.kit()),
             accelerator: self.accelerator.clone(),
         }
     }

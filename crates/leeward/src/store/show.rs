@@ -123,6 +123,7 @@ fn item_json(known: &Known) -> Result<Value, StoreError> {
         "newestCutAt": newest.map(|point| time_text(point.cut_at)),
         "storedBytes": reader.stored_bytes()?, "segments": state.segments.len(),
         "timelines": state.branches.len(), "fence": state.fence,
+        "dataKeys": reader.key_versions(),
         "pins": pins.collect::<Vec<_>>(),
     }))
 }
@@ -137,6 +138,7 @@ pub(super) fn stats(options: &StatsOptions, output: Output) -> Result<(), Failur
     if output == Output::Json {
         print_json(&json!({
             "store": identity.store, "owner": identity.owner, "generation": identity.generation,
+            "keyGeneration": store.key_generation(), "recipients": store.recipients(),
             "freeBytes": free, "items": items,
         }));
         return Ok(());

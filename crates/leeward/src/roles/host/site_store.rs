@@ -17,7 +17,8 @@ use leeward_wire::{
     data::DataWelcome,
     keys::HashKey,
     message::{
-        Answer, KeepAs, NewestPoint, ProbeResult, Query, RETENTION_FROZEN_SECONDS, ServerStamp,
+        Answer, KeepAs, KitState, NewestPoint, ProbeResult, Query, RETENTION_FROZEN_SECONDS,
+        ServerStamp,
     },
     segment::SegmentHeader,
 };
@@ -25,7 +26,11 @@ use std::{
     collections::{BTreeMap, btree_map::Entry},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
+
+/// How often the notes on recovery kits are read.
+const KIT_EVERY: Duration = Duration::from_secs(5);
 
 /// The work of a stopped machine, to be kept as a point.
 #[derive(Clone, Debug)]
@@ -81,12 +86,42 @@ pub struct SiteStore {
     site: Site,
     wall: WallClock,
     items: Mutex<BTreeMap<ItemId, Arc<Mutex<ItemStore>>>>,
+    /// What was found of its recovery kit, and when.
+    kit: Mutex<Option<(Instant, KitState)>>,
 }
 
 impl SiteStore {
     /// Wraps an open store of the host at `site`.
     pub fn new(store: Store, site: Site, wall: WallClock) -> Self {
-        SiteStore { store: Arc::new(store), site, wall, items: Mutex::default() }
+        SiteStore {
+            store: Arc::new(store),
+            site,
+            wall,
+            items: Mutex::default(),
+            kit: Mutex::default(),
+        }
+    }
+
+    /// Whether a recovery kit is known to open the store. Looked up at intervals: a test of a kit
+    /// is another process's work.
+    pub fn kit(&self) -> KitState {
+        let mut held = self.kit.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, kit)) = *held
+            && at.elapsed() < KIT_EVERY
+        {
+            return kit;
+        }
+        let found = match (self.store.items(), self.store.kit_test()) {
+            (Ok(items), Ok(_)) if items.is_empty() => KitState::NotNeeded,
+            (Ok(_), Ok(Some(test))) => KitState::Tested { at: test.tested_at },
+            (Ok(_), Ok(None)) => KitState::Untested,
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(%error, "could not see whether a recovery kit was tested");
+                KitState::Unknown
+            }
+        };
+        *held = Some((Instant::now(), found));
+        found
     }
 
     fn opened(&self, item: ItemId) -> Result<Arc<Mutex<ItemStore>>, StoreError> {
