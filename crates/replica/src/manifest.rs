@@ -180,6 +180,22 @@ struct Order {
     segments: BTreeMap<(TimelineId, Lsn), SegmentId>,
 }
 
+/// One addition to be undone.
+pub(crate) enum Undo {
+    /// A range that began or grew, and the timeline's head before it.
+    Range { segment: SegmentId, timeline: TimelineId, old: Option<SegmentRange>, head: Option<Lsn> },
+    /// A point that was added.
+    Point(PointId),
+}
+
+/// How to get back to an earlier state.
+pub(crate) enum Before {
+    /// Step by step, the last first.
+    Steps(Vec<Undo>),
+    /// To this one.
+    Whole(Box<ItemState>),
+}
+
 impl PartialEq for Order {
     fn eq(&self, _: &Order) -> bool {
         true
@@ -313,6 +329,91 @@ impl ItemState {
         }
     }
 
+    /// The state that a checkpoint's changes make of nothing, all at once: opening waits for it.
+    ///
+    /// # Errors
+    /// Says which change does not fit the others.
+    pub fn of_checkpoint(changes: Vec<Change>) -> Result<ItemState, String> {
+        let mut state = ItemState::default();
+        let (mut points, mut ranges) = (Vec::new(), Vec::new());
+        for change in changes {
+            match change {
+                Change::PointAdded(point) => points.push(point),
+                Change::SegmentCommitted(range) => ranges.push(range),
+                other => state.apply(&other)?,
+            }
+        }
+        // Maps are built from sorted lists in one go.
+        let count = (points.len(), ranges.len());
+        for range in &ranges {
+            state.check_range(range)?;
+            let head = state.heads.entry(range.timeline).or_insert(range.last);
+            *head = (*head).max(range.last);
+        }
+        let begins = ranges.iter().map(|range| ((range.timeline, range.first), range.segment));
+        state.order.segments = begins.collect();
+        state.segments = ranges.into_iter().map(|range| (range.segment, range)).collect();
+        let numbered = points.iter().zip(0..);
+        state.order.points = numbered.map(|(point, number)| (point.id, number)).collect();
+        state.order.places =
+            points.iter().map(|p| (p.position.timeline, p.position.lsn, p.id)).collect();
+        state.order.next = count.0 as u64;
+        state.order.numbers = (0..state.order.next).collect();
+        state.points = points;
+        let distinct = (state.order.points.len(), state.order.segments.len());
+        if distinct == count && state.segments.len() == count.1 {
+            Ok(state)
+        } else {
+            Err("a point or a segment is there twice".into())
+        }
+    }
+
+    /// What it takes to undo `changes`: little when they only add, as those of every point do.
+    pub(crate) fn before(&self, changes: &[Change]) -> Before {
+        let mut steps = Vec::new();
+        for change in changes {
+            match change {
+                Change::SegmentCommitted(range) => steps.push(Undo::Range {
+                    segment: range.segment,
+                    timeline: range.timeline,
+                    old: self.segments.get(&range.segment).copied(),
+                    head: self.heads.get(&range.timeline).copied(),
+                }),
+                Change::PointAdded(point) if self.point(point.id).is_none() => {
+                    steps.push(Undo::Point(point.id));
+                }
+                _ => return Before::Whole(Box::new(self.clone())),
+            }
+        }
+        Before::Steps(steps)
+    }
+
+    /// Undoes the changes that [`Self::before`] was asked about.
+    pub(crate) fn restore(&mut self, before: Before) {
+        let steps = match before {
+            Before::Whole(state) => return *self = *state,
+            Before::Steps(steps) => steps,
+        };
+        for step in steps.into_iter().rev() {
+            match step {
+                Undo::Point(id) => drop(self.remove_point(id)),
+                Undo::Range { segment, timeline, old, head } => {
+                    match (self.segments.remove(&segment), old) {
+                        (_, Some(old)) => drop(self.segments.insert(segment, old)),
+                        (Some(new), None) => {
+                            self.order.segments.remove(&(new.timeline, new.first));
+                        }
+                        (None, None) => {}
+                    }
+                    match head {
+                        Some(head) => self.heads.insert(timeline, head),
+                        None => self.heads.remove(&timeline),
+                    };
+                }
+            }
+        }
+    }
+
     /// Takes one change of a manifest that was stamped at this time by the store's clock.
     ///
     /// # Errors
@@ -376,7 +477,7 @@ impl ItemState {
         Ok(())
     }
 
-    fn commit_segment(&mut self, range: &SegmentRange) -> Result<(), String> {
+    fn check_range(&self, range: &SegmentRange) -> Result<(), String> {
         let SegmentRange { segment, timeline, first, last, .. } = *range;
         let branch = self.branch(timeline).ok_or_else(|| format!("no timeline {timeline}"))?;
         let start = branch.parent.map_or(Lsn(0), |parent| parent.lsn);
@@ -384,6 +485,12 @@ impl ItemState {
         if first > last || first <= start || !records.contains(&range.records) {
             return Err(format!("segment {segment} cannot range from {first} to {last}"));
         }
+        Ok(())
+    }
+
+    fn commit_segment(&mut self, range: &SegmentRange) -> Result<(), String> {
+        let SegmentRange { segment, timeline, first, last, .. } = *range;
+        self.check_range(range)?;
         if let Some(old) = self.segments.get(&segment)
             && (old.timeline != timeline || old.first != first || old.last > last)
         {

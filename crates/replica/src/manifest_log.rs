@@ -10,7 +10,7 @@ use crate::{
 };
 use leeward_model::UnixMillis;
 use leeward_wire::keys::mac;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// So many of the newest manifests are never deleted.
 const KEPT_MIN: u64 = 512;
@@ -29,6 +29,8 @@ pub(crate) struct ManifestLog {
     newest_mac: [u8; 32],
     stamped_at: UnixMillis,
     state: ItemState,
+    /// When the checkpoints that are still there were stamped, as far as that was asked.
+    checkpoints: BTreeMap<u64, UnixMillis>,
 }
 
 fn name(number: u64) -> String {
@@ -45,6 +47,7 @@ impl ManifestLog {
             newest_mac: [0; 32],
             stamped_at: UnixMillis(i64::MIN),
             state: ItemState::default(),
+            checkpoints: BTreeMap::new(),
         };
         let checkpoint = newest - newest % CHECKPOINT_EVERY;
         let names = (checkpoint.max(1)..=newest).map(|number| log.folder.path(&name(number)));
@@ -107,17 +110,45 @@ impl ManifestLog {
         now: UnixMillis,
     ) -> Result<(), StoreError> {
         let stamped_at = now.max(self.stamped_at);
-        let mut state = self.state.clone();
-        for change in &changes {
-            let applied = state.apply_at(change, stamped_at);
-            applied.map_err(|why| StoreError::refused("a change", why))?;
-        }
         let number = self.newest + 1;
         let checkpoint = number.is_multiple_of(CHECKPOINT_EVERY);
+        let before = self.state.before(&changes);
+        let put = self.put_next(writer, changes, stamped_at, number, checkpoint);
+        match put {
+            Ok(tag) => {
+                self.newest = number;
+                self.newest_mac = tag;
+                self.stamped_at = stamped_at;
+                if checkpoint {
+                    self.checkpoints.insert(number, stamped_at);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.state.restore(before);
+                Err(error)
+            }
+        }
+    }
+
+    /// Applies changes and puts the manifest that makes them; returns its MAC. After an error the
+    /// state is anything.
+    fn put_next(
+        &mut self,
+        writer: [u8; 16],
+        changes: Vec<Change>,
+        stamped_at: UnixMillis,
+        number: u64,
+        checkpoint: bool,
+    ) -> Result<[u8; 32], StoreError> {
+        for change in &changes {
+            let applied = self.state.apply_at(change, stamped_at);
+            applied.map_err(|why| StoreError::refused("a change", why))?;
+        }
         let kind = if checkpoint { ManifestKind::Checkpoint } else { ManifestKind::Delta };
         if checkpoint {
             // Whatever was dropped so long ago is gone, or deleted when the item is opened.
-            state.dropped.retain(|_, at| at.0.saturating_add(DROPPED_MS) > stamped_at.0);
+            self.state.dropped.retain(|_, at| at.0.saturating_add(DROPPED_MS) > stamped_at.0);
         }
         let manifest = Manifest {
             kind,
@@ -128,7 +159,7 @@ impl ManifestLog {
             writer,
             predecessor: self.newest_mac,
             stamped_at,
-            changes: if checkpoint { state.as_changes() } else { changes },
+            changes: if checkpoint { self.state.as_changes() } else { changes },
         };
         let bytes = manifest.encode(&self.folder.manifest_key);
         let path = self.folder.path(&name(number));
@@ -138,23 +169,21 @@ impl ManifestLog {
         {
             return Err(StoreError::Conflict { number });
         }
-        self.newest = number;
-        self.newest_mac = mac(&self.folder.manifest_key, &bytes);
-        self.stamped_at = stamped_at;
-        self.state = state;
-        Ok(())
+        Ok(mac(&self.folder.manifest_key, &bytes))
     }
 
     /// Deletes manifests that no reader needs any more, oldest first.
-    pub(crate) fn trim(&self, now: UnixMillis) -> Result<(), StoreError> {
-        let checkpoint = self.newest.saturating_sub(KEPT_MIN) / CHECKPOINT_EVERY * CHECKPOINT_EVERY;
+    pub(crate) fn trim(&mut self, now: UnixMillis) -> Result<(), StoreError> {
+        let newest = self.newest.saturating_sub(KEPT_MIN) / CHECKPOINT_EVERY * CHECKPOINT_EVERY;
+        let mut checkpoint = newest;
+        // The newest that is old enough: where points come fast, many are not.
+        while checkpoint > 0 && !self.is_old(checkpoint, now)? {
+            checkpoint -= CHECKPOINT_EVERY;
+        }
         if checkpoint == 0 || !self.exists(checkpoint - 1)? {
             return Ok(());
         }
-        let (manifest, _) = self.read(checkpoint)?;
-        if manifest.stamped_at.0.saturating_add(KEPT_MS) > now.0 {
-            return Ok(());
-        }
+        self.checkpoints.retain(|number, _| *number >= checkpoint);
         let folder = self.folder.path("manifest");
         for listed in self.folder.blobs.list(&folder)? {
             if listed.parse::<u64>().is_ok_and(|number| number < checkpoint) {
@@ -162,6 +191,19 @@ impl ManifestLog {
             }
         }
         Ok(self.folder.blobs.sync_dir(&folder)?)
+    }
+
+    /// Whether a checkpoint, if it is there, may be the oldest manifest. Each is read once.
+    fn is_old(&mut self, checkpoint: u64, now: UnixMillis) -> Result<bool, StoreError> {
+        let known = self.checkpoints.get(&checkpoint).copied();
+        let stamped_at = match known {
+            Some(stamped_at) => stamped_at,
+            // What was deleted was old enough.
+            None if !self.exists(checkpoint)? => return Ok(true),
+            None => self.read(checkpoint)?.0.stamped_at,
+        };
+        self.checkpoints.insert(checkpoint, stamped_at);
+        Ok(stamped_at.0.saturating_add(KEPT_MS) <= now.0)
     }
 
     /// Reads and proves every manifest that is still there, and that each follows the one before
@@ -226,12 +268,9 @@ impl ManifestLog {
         if manifest.kind != ManifestKind::Checkpoint {
             return Err(StoreError::damaged(&path, "it should be a checkpoint"));
         }
-        let mut state = ItemState::default();
-        for change in &manifest.changes {
-            state.apply(change).map_err(|why| StoreError::damaged(&path, why))?;
-        }
-        self.state = state;
         self.set_newest(&manifest, tag);
+        let state = ItemState::of_checkpoint(manifest.changes);
+        self.state = state.map_err(|why| StoreError::damaged(&path, why))?;
         Ok(())
     }
 

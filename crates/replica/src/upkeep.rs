@@ -14,6 +14,9 @@ use crate::{
 use leeward_model::{LayerId, Lsn, Position, SegmentId, TimelineId, UnixMillis};
 use std::collections::BTreeSet;
 
+/// Segments with so many records altogether become a layer whatever their number: a view reads all
+/// of a footer, a quarter of a megabyte here.
+const TAIL_RECORDS_MAX: u64 = 8_192;
 /// Records of segments that one new layer takes in at most, all in memory at once: 48 MiB.
 const MERGED_RECORDS_MAX: u64 = 1 << 20;
 /// Layers that one call makes at most, so that the item's writer is not away for long.
@@ -131,7 +134,8 @@ impl ItemStore {
     ) -> Option<Merge> {
         let after = self.upkeep.layer_after;
         let after = if is_written { after } else { after.min(2) };
-        if ranges.len() < after.max(1) {
+        let many = ranges.iter().map(|range| range.records).sum::<u64>() >= TAIL_RECORDS_MAX;
+        if ranges.len() < after.max(1) && !many {
             // Nothing comes to a timeline that is not written: one layer is best there.
             let (first, last) = (layers.first()?.first, layers.last()?.last);
             let many = !is_written && layers.len() > 1;

@@ -174,6 +174,23 @@ fn an_ended_timeline_takes_nothing_more() {
     assert!(matches!(world.append(), Err(StoreError::Refused { .. })));
 }
 
+/// With a point every 30 seconds, the 512 manifests that always stay are a few hours old.
+#[test]
+fn old_manifests_are_trimmed_where_points_come_fast_too() {
+    let (disk, mut world) = World::on_crash_disk(8);
+    let begun = world.now;
+    for epoch in 1..=4_000_i64 {
+        let now = UnixMillis(begun + epoch * 30_000);
+        world.item().raise_fence(Epoch(epoch as u64), now).unwrap();
+    }
+    let now = UnixMillis(begun + 4_000 * 30_000);
+
+    world.item().expire(now, &crate::world::retention_of(u64::MAX)).unwrap();
+
+    let left = disk.list(&format!("items/{}/manifest", crate::world::ITEM)).unwrap().len();
+    assert!((2_880..3_400).contains(&left), "{left} manifests are left of one day's 2880");
+}
+
 #[test]
 fn old_manifests_are_trimmed_below_a_checkpoint_and_the_state_stays() {
     let (disk, mut world) = World::on_crash_disk(8);
