@@ -111,7 +111,7 @@ class Bench:
         return "%s store %s" % (self.given.leeward, words)
 
     def new_store(self):
-        self.fresh("store", "store.recovery-key", "cache/leeward")
+        self.fresh("store", "store.recovery-key.txt", "cache/leeward")
         self.sh(self.leeward("init " + self.path("store")))
 
     def capture(self, disk, words=""):

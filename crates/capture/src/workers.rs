@@ -2,7 +2,8 @@
 //! at once, and how many batches may be under way. Does not know what the work is.
 //!
 //! Bound of the memory, whatever the number of passes: [`BATCHES_MAX`] batches of at most 1 MiB,
-//! [`BATCHES_OWN`] more for every pass, and 2 MiB of buffers for every worker.
+//! [`BATCHES_OWN`] more for every pass and one in the hands of its consumer, and 2 MiB of buffers
+//! for every worker.
 
 use std::{
     num::NonZeroUsize,
@@ -32,11 +33,17 @@ struct Shared {
     waiting: AtomicUsize,
 }
 
-/// Leave for a batch beyond a pass's own; taken back when dropped.
+/// Leave for a batch; taken back when dropped.
 #[derive(Debug)]
-pub(crate) struct BatchRoom(#[expect(dead_code, reason = "it counts until dropped")] OwnedPermit);
+pub(crate) struct BatchRoom {
+    _permit: OwnedSemaphorePermit,
+}
 
-type OwnedPermit = OwnedSemaphorePermit;
+impl BatchRoom {
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> BatchRoom {
+        BatchRoom { _permit: permit }
+    }
+}
 
 /// Counts as waiting until dropped, so that a cancelled wait does not count for ever.
 struct Waiting<'a>(&'a AtomicUsize);
@@ -91,7 +98,7 @@ impl Workers {
 
     /// Room for one more batch, if there is.
     pub(crate) fn batch_room(&self) -> Option<BatchRoom> {
-        Arc::clone(&self.0.batches).try_acquire_owned().ok().map(BatchRoom)
+        Arc::clone(&self.0.batches).try_acquire_owned().ok().map(BatchRoom::new)
     }
 }
 
@@ -106,7 +113,7 @@ impl Default for Workers {
 mod tests {
     use super::*;
 
-    /// F-152: the processor's share of a process is bounded by its setting.
+    /// F-046: a first copy takes no more of the processors than its setting says.
     #[test]
     fn never_more_threads_work_than_were_allowed() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build();

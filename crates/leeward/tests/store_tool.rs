@@ -212,6 +212,36 @@ fn captured_disks_come_back_byte_by_byte_and_only_what_changed_is_stored_again()
     assert_eq!(found[0]["ranges"], ranges);
 }
 
+/// F-046: what a first copy stores depends on the compression that was asked for, never on how many
+/// threads there are or in which order they end.
+#[test]
+fn threads_and_compression_change_no_byte_of_a_disk() {
+    let sent = |words: &[&str]| {
+        let desk = Desk::new();
+        let done = desk.capture(words);
+        assert_eq!(desk.restore("latest", "out.raw", &["--workers", "3"]), desk.disk());
+        done["bytes_sent"].as_u64().unwrap()
+    };
+
+    let alone = sent(&["--workers", "1"]);
+    let together = sent(&["--workers", "7", "--compression", "1"]);
+    let adapted = sent(&["--compression", "adaptive"]);
+    let raw = sent(&["--compression", "raw"]);
+
+    assert_eq!(alone, together);
+    assert!(raw > alone + (900 << 10), "1 MiB of text is in it: {raw} after {alone}");
+    assert!((alone / 2..raw).contains(&adapted), "{adapted}");
+    let desk = Desk::new();
+    let disk = format!("sda={}", desk.text("disk.raw"));
+    let words = ["capture", &desk.store(), "--item", "web01", "--disk", &disk];
+    desk.refused(
+        &[&words[..], &["--compression", "2"]].concat(),
+        2,
+        "adaptive, raw, -7, -5, 1 or 3",
+    );
+    desk.refused(&[&words[..], &["--workers", "0"]].concat(), 2, "--workers");
+}
+
 /// Hash files that are lost, and those of a store that went on without them, are rebuilt.
 #[test]
 fn a_capture_without_its_cache_stores_no_more_than_one_with_it() {

@@ -1,6 +1,6 @@
 //! Randomness as an argument. Draws for keys, ids of pins and writer nonces; nothing else.
 
-use aws_lc_rs::rand::SecureRandom as _;
+use rustix::rand::{GetRandomFlags, getrandom};
 use uuid::Uuid;
 
 /// A source of unpredictable bytes.
@@ -17,9 +17,16 @@ impl Random for SystemRandom {
     /// # Panics
     /// When the system has no randomness: keys cannot be made then, and nothing may go on.
     fn fill(&self, bytes: &mut [u8]) {
-        aws_lc_rs::rand::SystemRandom::new()
-            .fill(bytes)
-            .expect("the system's random generator works");
+        // The kernel's own, which waits until it is seeded. The crypto library's collects jitter of
+        // the processor at its first use: 40 ms, more than an emergency's first read may take.
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match getrandom(&mut bytes[filled..], GetRandomFlags::empty()) {
+                Ok(count) => filled += count,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => panic!("the system's random generator does not work: {error}"),
+            }
+        }
     }
 }
 

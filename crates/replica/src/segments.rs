@@ -3,6 +3,7 @@
 //! Payloads pass through unopened here. A segment is never opened again for appending.
 
 use crate::{StoreError, folder::ItemFolder, manifest::SegmentRange, storage::Appender};
+use bytes::Bytes;
 use leeward_model::Lsn;
 use leeward_wire::{
     record::{RECORD_HEADER_BYTES, RecordHeader, check_crc},
@@ -249,7 +250,7 @@ fn scan_range(
 pub(crate) struct RawRecord {
     pub(crate) header: RecordHeader,
     pub(crate) header_bytes: [u8; RECORD_HEADER_BYTES],
-    pub(crate) stored: Vec<u8>,
+    pub(crate) stored: Bytes,
 }
 
 /// Reads one record of `len` bytes at `offset` of the segment at `path`.
@@ -259,14 +260,14 @@ pub(crate) fn read_record(
     offset: u64,
     len: usize,
 ) -> Result<RawRecord, StoreError> {
-    let bytes = folder.blobs.read_at(path, offset, len)?;
+    let bytes = Bytes::from(folder.blobs.read_at(path, offset, len)?);
     let damaged = |why: String| StoreError::damaged(path, why);
-    let (header_bytes, stored) = bytes
-        .split_first_chunk::<RECORD_HEADER_BYTES>()
+    let header_bytes = *bytes
+        .first_chunk::<RECORD_HEADER_BYTES>()
         .ok_or_else(|| damaged(format!("it ends inside the record at {offset}")))?;
-    let header = RecordHeader::decode(header_bytes).map_err(|error| damaged(error.to_string()))?;
+    let header = RecordHeader::decode(&header_bytes).map_err(|error| damaged(error.to_string()))?;
     if header.record_len() != bytes.len() {
         return Err(damaged(format!("the record at {offset} has another length")));
     }
-    Ok(RawRecord { header, header_bytes: *header_bytes, stored: stored.to_vec() })
+    Ok(RawRecord { header, header_bytes, stored: bytes.slice(RECORD_HEADER_BYTES..) })
 }

@@ -1,5 +1,5 @@
 //! How hard a payload is compressed: a pure function of how deep the queues around the sealers are
-//! and of a probe of the payload's first block. And the compressing itself, which knows no key.
+//! and of a probe of the payload's first or last block. And the compressing itself, which knows no key.
 //!
 //! Measured on one core (Zen 5), 64 KiB of files: level -7 packs 1.2 GiB/s to 1/1.8, level 1
 //! 0.86 GiB/s to 1/2.2, level 3 0.6 GiB/s to 1/2.4; level 2 costs more than 1 and gains nothing.
@@ -38,7 +38,7 @@ pub struct QueueDepth {
     pub room: usize,
 }
 
-/// What a quick compression of a payload's first block gave.
+/// What a quick compression of one of a payload's blocks gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     /// Bytes before.
@@ -224,7 +224,8 @@ impl Packer {
     }
 
     /// Writes one Zstandard frame of `data` to the scratch and returns its length; none when it
-    /// saves too little, which a probe of the first block foretells.
+    /// saves too little, which a probe of its first and its last block foretells. `data` are whole
+    /// blocks.
     fn compress(
         &mut self,
         data: &[u8],
@@ -237,13 +238,17 @@ impl Packer {
         // The scratch holds whatever zstd makes of an extent: a call that runs out of room would
         // leave its context in the middle of a frame.
         let room = "the scratch has room for every result";
-        let probe = if data.len() > BLOCK {
-            let packed = self.probe.compress_to_buffer(&data[..BLOCK], &mut self.scratch[..]);
-            Probe { raw: BLOCK, packed: packed.expect(room) }
-        } else {
-            // The whole is no larger than a probe, and tells more.
-            Probe { raw: BLOCK, packed: 0 }
-        };
+        // Where a file ends inside an extent, its end tells nothing about its beginning: what the
+        // first block does not promise the last one may. One of both misses 1 % of what could be
+        // saved on files, the first one alone 4 %. A single block tells more than its probe.
+        let mut probe = Probe { raw: BLOCK, packed: if data.len() > BLOCK { BLOCK } else { 0 } };
+        for at in [0, data.len() - BLOCK] {
+            if !probe.saves() {
+                let block = &data[at..at + BLOCK];
+                let packed = self.probe.compress_to_buffer(block, &mut self.scratch[..]);
+                probe.packed = packed.expect(room);
+            }
+        }
         let Level::Zstd(level) = compression.level(depth, probe) else { return None };
         if level != self.level {
             self.compressor.set_compression_level(level).expect("zstd clamps the level");
@@ -332,6 +337,8 @@ mod tests {
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         let mut first_noise = noise.clone();
         first_noise.resize(2 * BLOCK, 7);
+        let mut ends_noise = first_noise.clone();
+        ends_noise.extend_from_slice(&noise);
         let mut first_text = vec![7; 2 * BLOCK];
         first_text.extend_from_slice(&noise);
         let mut compress = |data: &[u8]| {
@@ -339,7 +346,8 @@ mod tests {
         };
 
         assert_eq!(compress(&noise), None);
-        assert_eq!(compress(&first_noise), None);
+        assert!(compress(&first_noise).is_some_and(|len| len < 2 * BLOCK));
+        assert_eq!(compress(&ends_noise), None);
         assert!(compress(&first_text).is_some_and(|len| len < 2 * BLOCK));
         assert!(compress(&first_text[..BLOCK]).is_some_and(|len| len < 100));
     }

@@ -256,9 +256,10 @@ impl Opener {
             Codec::Raw => Ok(Bytes::from(plain)),
             Codec::Zero => Ok(Bytes::from_static(&ZEROS[..expected])),
             Codec::Zstd => {
-                let mut out = vec![0; expected];
+                // Not filled with zeros first: zstd writes to the spare room, and never beyond it.
+                let mut out = Vec::with_capacity(expected);
                 let len = DECOMPRESSOR.with_borrow_mut(|decompressor| {
-                    decompressor.decompress_to_buffer(&plain, &mut out[..])
+                    decompressor.decompress_to_buffer(&plain, &mut out)
                 });
                 match len {
                     Ok(len) if len == expected => Ok(Bytes::from(out)),
