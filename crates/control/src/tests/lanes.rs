@@ -7,6 +7,9 @@ use crate::store;
 use leeward_durable::Next;
 use leeward_model::Policy;
 
+/// Steps that a copy takes which goes on while something is looked at.
+const LONG_COPY: u64 = 40;
+
 impl Pair {
     /// A turn in which the job `held` is not looked at.
     async fn turn_without(&mut self, held: JobId) {
@@ -67,6 +70,7 @@ impl Pair {
 #[tokio::test]
 async fn a_reprotect_waits_for_the_job_that_watched_the_former_direction() {
     let (mut pair, watch) = Pair::watched().await;
+    pair.fleet.host(TARGET).copy_steps = LONG_COPY;
 
     let job = pair.reprotect().await;
     pair.goes_without(watch, job, Some(watch)).await;
@@ -83,10 +87,10 @@ async fn a_reprotect_waits_for_the_job_that_watched_the_former_direction() {
     assert_eq!(pair.watches().await.len(), 0);
 }
 
-/// F-084: the reprotect of before still waits when the machine has gone home already; the next
-/// one begins when that is over.
+/// F-084: the reprotect of before is not over when the machine has gone home already, as it waited
+/// for a watch; the next one begins when it is.
 #[tokio::test]
-async fn an_auto_reverse_waits_for_the_reprotect_before_it_which_waits_for_a_watch() {
+async fn an_auto_reverse_waits_for_the_reprotect_before_it() {
     let (mut pair, watch) = Pair::watched().await;
     let policy = Policy { auto_reverse_planned: true, ..Policy::default() };
     let spec = PolicySpec { policy, extra: serde_json::Value::Null };
@@ -97,20 +101,53 @@ async fn an_auto_reverse_waits_for_the_reprotect_before_it_which_waits_for_a_wat
         if pair.view().await.state.protection == Protection::Protected {
             break;
         }
-        pair.turn_without(watch).await;
+        pair.turn_without(former).await;
     }
 
     let job = pair.planned().await;
-    pair.goes_without(watch, job, Some(former)).await;
+    pair.goes_without(former, job, Some(former)).await;
 
     for _ in 0..8 {
-        pair.turn_without(watch).await;
+        pair.turn_without(former).await;
     }
     assert_eq!(pair.job(job).await.state, RunState::InProgress);
     assert_eq!(pair.job(former).await.state, RunState::InProgress);
-    assert_eq!(pair.view().await.live_at, LiveAt::Site(Site::Primary), "it runs meanwhile");
+    assert_eq!(pair.fleet.host(TARGET).live(pair.item), [] as [String; 0], "it has gone home");
     pair.succeeds(job).await;
     assert!(pair.job(former).await.ended.is_some());
     pair.is_protected().await;
     assert_eq!(pair.view().await.live_at, LiveAt::Site(Site::Primary));
+}
+
+/// F-084: the reprotect that an auto reverse begins waits as any other does.
+#[tokio::test]
+async fn a_reprotect_of_an_auto_reverse_waits_for_a_watch() {
+    let (mut pair, watch) = Pair::watched().await;
+    let policy = Policy { auto_reverse_planned: true, ..Policy::default() };
+    let spec = PolicySpec { policy, extra: serde_json::Value::Null };
+    pair.fleet.control.policy_put(pair.vault, "gold", spec).await.unwrap();
+    let former = pair.reprotect().await;
+    for _ in 0..TURNS_MAX {
+        if pair.view().await.state.protection == Protection::Protected {
+            break;
+        }
+        pair.turn_without(watch).await;
+    }
+    let source = pair.source;
+    pair.fleet.host(source).copy_steps = LONG_COPY;
+
+    let job = pair.planned().await;
+    pair.goes_without(watch, job, None).await;
+    let filter =
+        JobFilter { scenarios: vec![Scenario::ReverseReplication], ..JobFilter::default() };
+    let jobs = pair.fleet.control.job_list(pair.vault, &filter).await.unwrap();
+    let reverse = jobs.iter().find(|job| job.id != former).expect("it goes on by itself").id;
+    pair.goes_without(watch, reverse, Some(watch)).await;
+
+    for _ in 0..8 {
+        pair.turn_without(watch).await;
+    }
+    assert_eq!(pair.job(reverse).await.state, RunState::InProgress);
+    pair.succeeds(reverse).await;
+    pair.is_protected().await;
 }
