@@ -321,6 +321,14 @@ async fn outcome(operation: Operation, fall: Option<(Blow, u64)>) -> Outcome {
     Outcome { due, counted, struck, wrong: world.ledger.violations() }
 }
 
+/// What the active machine writes over and over to show that it runs: one block, at the cut.
+fn beats(operation: Operation) -> u64 {
+    match operation {
+        Operation::Reprotect | Operation::Resync => BLOCK,
+        Operation::PlannedFailover => 0,
+    }
+}
+
 /// The most that is lost with a connection, or with a process that writes a store: the time is
 /// looked at after each batch.
 fn tail_max(operation: Operation) -> Counted {
@@ -362,7 +370,7 @@ fn what_is_interrupted_goes_on_where_it_was() {
         let once = crossed.all - crossed.lost <= all.crossed.all
             && written.all - written.lost <= all.written.all;
         let little = crossed.lost <= most.crossed.lost && written.lost <= most.written.lost;
-        let sure = all.crossed.lost == 0 && all.crossed.all == *due;
+        let sure = all.crossed == Blocks { all: due + beats(*operation), lost: 0 };
         if !once || !little || !sure || !violations.is_empty() {
             wrong.push(format!("{line}, of {all:?}, lost at most {most:?}: {violations:?}"));
         }
