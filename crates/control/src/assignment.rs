@@ -168,12 +168,15 @@ impl Duty<'_> {
         })
     }
 
-    /// The timeline whose data the store of `site` takes.
+    /// The timeline whose data the store of `site` takes, or that of a half-made copy there, of
+    /// which it says how far it came.
     fn store_branch(&self, site: Site) -> Branch {
-        match self.end(site).run {
-            RunPlan::Seed { timeline, base, .. } => {
+        let end = self.end(site);
+        match (end.run, end.half) {
+            (RunPlan::Seed { timeline, base, .. }, _) => {
                 Branch { timeline, parent: base, epoch: self.item.state.epoch }
             }
+            (_, Some(half)) if end.replica == TargetRun::Hold => half.branch,
             _ => self.item.plan.branch,
         }
     }

@@ -1,7 +1,9 @@
 //! What is wanted of the hosts for one item: stored with the item, turned into assignments.
 
 use crate::items::LiveAt;
-use leeward_model::{Branch, HostId, InstanceId, JobId, PointId, Position, Site, TimelineId};
+use leeward_model::{
+    Branch, Epoch, HostId, InstanceId, JobId, PointId, Position, Site, TimelineId, UnixMillis,
+};
 use leeward_wire::message::{KeepAs, Purpose, Stage};
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +79,32 @@ pub(crate) struct End {
     /// Timelines of this end's own store whose copies were given up.
     #[serde(default)]
     pub(crate) given_up: Vec<TimelineId>,
+    /// What an interrupted reprotect has brought into this end's own store.
+    #[serde(default)]
+    pub(crate) half: Option<Half>,
+    /// When the machine that was left here was stopped whose disks were sealed last.
+    #[serde(default)]
+    pub(crate) sealed: Option<UnixMillis>,
+}
+
+/// Is a copy that was given up before it was whole, and that the next reprotect goes on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Half {
+    /// Its timeline.
+    pub(crate) branch: Branch,
+    pub(crate) of: HalfOf,
+    /// Once the store takes nothing below this epoch nothing more comes to it.
+    pub(crate) ended: Epoch,
+}
+
+/// Is what a [`Half`] copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum HalfOf {
+    /// The disks of the machine that was left.
+    OldDisks,
+    /// The live machine.
+    LiveMachine,
 }
 
 /// Is a machine on a host that is no end of the item any more.
@@ -186,12 +214,19 @@ impl End {
             former_base: None,
             stale: false,
             given_up: Vec::new(),
+            half: None,
+            sealed: None,
         }
     }
 
     /// What is wanted of its machine when nothing else is.
     pub(crate) fn rest(&self) -> RunPlan {
         if self.stale { RunPlan::Fenced } else { RunPlan::Unassigned }
+    }
+
+    /// Gives the half-made copy up for good: its store lets go of what only that needs.
+    pub(crate) fn forget_half(&mut self) {
+        self.given_up.extend(self.half.take().map(|half| half.branch.timeline));
     }
 
     /// Whether its store has, or may have, points of the item.

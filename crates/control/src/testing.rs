@@ -11,6 +11,7 @@ mod target;
 
 pub use host::{Machine, ScriptedHost, ScriptedItem, Temper};
 pub use instance::Instance;
+pub use source::COPY_STEPS;
 
 use crate::clock::{Clock, Draw, Now, PermitSigner};
 use crate::{Config, Control, Durability, LocalHost, Ports, Store};

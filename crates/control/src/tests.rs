@@ -1,8 +1,10 @@
 //! Tests of the core against scripted hosts: the whole story, its rules, and every interruption.
 
+mod again;
 mod circle;
 mod enumeration;
 mod home;
+mod lanes;
 mod left_behind;
 mod resync;
 mod rules;

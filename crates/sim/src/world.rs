@@ -17,6 +17,7 @@ mod operators;
 mod roles;
 mod settle;
 mod spare;
+pub mod tally;
 pub mod time;
 
 use disk::{SiteDisk, WorldExports};

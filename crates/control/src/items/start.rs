@@ -8,7 +8,7 @@ use crate::jobs::kinds::{
     Replaced, Resync, TestFailover, WayBack,
 };
 use crate::jobs::{NewJob, Request, Scenario, reprotect};
-use crate::plan::{End, Plan};
+use crate::plan::{End, Plan, other};
 use crate::policies::policy_row;
 use crate::store::{self, Conn, hosts::HostRow, items::ItemRow, jobs::Lane};
 use crate::vaults::check_name;
@@ -416,6 +416,11 @@ fn replaced(world: &mut World, running: &Running, chosen: Chosen) -> Result<Opti
         let jobs = running.0.iter().filter(|row| row.facts.lane == Lane::Reverse);
         world.cancels.extend(jobs.map(|row| row.facts.id));
         reprotect::give_up(world, machine).map_err(|error| refused(&error))?;
+    }
+    if let Some(row) = &mut world.item {
+        // Nothing goes on with it: the machine will be another one.
+        let left = other(row.state.active);
+        row.plan.end_mut(left).forget_half();
     }
     let row = item(world)?;
     let plan = row.plan.instance(machine).filter(|plan| plan.stage != Stage::HandedOver);

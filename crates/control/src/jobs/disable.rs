@@ -48,6 +48,9 @@ impl DisableProtection {
         if !matches!(world.state()?.protection, Protection::Disabling { .. }) {
             world.apply(Event::DisableStarted { job: self.job })?;
         }
+        for site in [Site::Primary, Site::Recovery] {
+            world.item_mut()?.plan.end_mut(site).forget_half();
+        }
         Ok(Outcome::Done)
     }
 

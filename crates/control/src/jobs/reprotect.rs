@@ -5,7 +5,7 @@ use super::enable_protection::need_hosts;
 use super::finalize_reprotect::FinalizeReprotect;
 use super::{NewJob, Scenario};
 use crate::events::Severity;
-use crate::plan::{RunPlan, TargetRun, other};
+use crate::plan::{Half, HalfOf, RunPlan, TargetRun, other};
 use crate::store::jobs::Lane;
 use crate::world::{Step, World, pending};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
@@ -30,7 +30,21 @@ pub(crate) struct Reprotect {
     /// Whether everything is sent, without a comparison with the old disks (F-109).
     #[serde(default)]
     pub(crate) full: bool,
+    /// What an earlier reprotect has brought into the target's store before it was given up.
+    #[serde(default)]
+    pub(crate) goes_on: Option<GoesOn>,
 }
+
+/// Is the place that a reprotect goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GoesOn {
+    of: HalfOf,
+    at: Position,
+}
+
+/// How long the target's host may take to say how far an earlier reprotect came. Without its word
+/// all is read and compared anew, which costs time and bytes but nothing else.
+const HALF_WAIT_MS: u64 = 15_000;
 
 impl Job for Reprotect {
     type Context = World;
@@ -68,7 +82,7 @@ pub(crate) fn new_job(world: &mut World, job: JobId, machine: InstanceId) -> Rep
         item.plan.end_mut(other(active)).given_up.clear();
     }
     let (seed, timeline) = (world.new_id(), world.new_id());
-    Reprotect { job, machine, seed, timeline, parent: None, full: false }
+    Reprotect { job, machine, seed, timeline, parent: None, full: false, goes_on: None }
 }
 
 /// Goes on with the other direction after a failover, because the policy says so (F-084).
@@ -86,14 +100,22 @@ pub(crate) fn give_up(world: &mut World, machine: InstanceId) -> Result<(), Step
     let active = world.state()?.active;
     let left = other(active);
     let was_off = matches!(world.end(active)?.run, RunPlan::Replicate { .. });
-    let seeds = match world.end(left)?.run {
-        RunPlan::Seed { timeline, .. } => Some(timeline),
+    let epoch = world.state()?.epoch;
+    let begun = match world.end(left)?.run {
+        RunPlan::Seed { timeline, base, .. } => {
+            let branch = Branch { timeline, parent: base, epoch };
+            Some((HalfOf::OldDisks, branch))
+        }
+        _ if was_off => Some((HalfOf::LiveMachine, world.item()?.plan.branch)),
         _ => None,
     };
     world.apply(Event::ReprotectAbandoned { machine })?;
-    let plan = &mut world.item_mut()?.plan;
-    let copied = was_off.then_some(plan.branch.timeline);
-    plan.end_mut(left).given_up.extend(seeds.into_iter().chain(copied));
+    let ended = world.state()?.epoch;
+    if let Some((of, branch)) = begun {
+        // What it stands on of an earlier one is kept with it.
+        let end = world.item_mut()?.plan.end_mut(left);
+        end.half = Some(Half { branch, of, ended });
+    }
     if world.end(left)?.has_store() {
         world.replica_at(left, TargetRun::Hold)?;
     }
@@ -128,16 +150,47 @@ impl Reprotect {
         if let Some(wait) = need_hosts(world, moment)? {
             return Ok(wait);
         }
-        if world.item()?.plan.instance(self.machine).is_none() {
-            return match world.source_machine() {
-                MachineState::Running => Ok(Outcome::Done),
-                _ => pending(format!("the machine on host {} to run", world.source().name)),
-            };
+        let waiting_for = match world.item()?.plan.instance(self.machine) {
+            Some(_) => hydrated(world, self.machine).err(),
+            None if world.source_machine() == MachineState::Running => None,
+            None => Some(format!("the machine on host {} to run", world.source().name)),
+        };
+        match waiting_for {
+            Some(waiting_for) => pending(waiting_for),
+            None => self.look_back(world, moment),
         }
-        match hydrated(world, self.machine) {
-            Ok(()) => Ok(Outcome::Done),
-            Err(waiting_for) => pending(waiting_for),
-        }
+    }
+
+    /// Finds out how far an earlier reprotect came that was given up. Its store must take nothing
+    /// more for it, or it would not be the end of it.
+    fn look_back(&mut self, world: &World, moment: &Moment) -> Step {
+        let left = world.target_site();
+        let Some(Half { branch, of, ended }) = world.end(left)?.half else {
+            return Ok(Outcome::Done);
+        };
+        let answered = world.replica_answered(left);
+        let seen = world.replica_now(left).filter(|seen| answered && seen.fence >= ended);
+        let Some(seen) = seen else {
+            if moment.step_elapsed_ms() > HALF_WAIT_MS {
+                return Ok(Outcome::Done);
+            }
+            let host = &world.host(left).name;
+            return pending(format!("host {host} to say how far the earlier reprotect came"));
+        };
+        let of_it = |at: &Position| at.timeline == branch.timeline || Some(*at) == branch.parent;
+        self.goes_on = seen.durable.filter(of_it).map(|at| GoesOn { of, at });
+        Ok(Outcome::Done)
+    }
+
+    /// The place that the copy of the live machine came to, if it can be gone on with: what the
+    /// old machine left is sealed below it, unless nobody wants it.
+    fn copied_to(&self, world: &World) -> Result<Option<Position>, StepError> {
+        let left = world.target_site();
+        let end = world.end(left)?;
+        let stopped = world.machine_now(left).and_then(|seen| seen.divergent.as_ref());
+        let sealed = self.full || !end.stale || end.sealed == stopped.map(|note| note.stopped_at);
+        let copied = self.goes_on.filter(|half| half.of == HalfOf::LiveMachine && sealed);
+        Ok(copied.map(|half| half.at))
     }
 
     /// The last undo, and the way out later on.
@@ -176,18 +229,30 @@ impl Reprotect {
             return Self::given_up();
         }
         let left = world.target_site();
+        self.parent = self.copied_to(world)?;
+        if self.parent.is_some() {
+            let why = "an earlier reprotect got further: it is gone on with";
+            return Ok(Outcome::Skipped(why.to_owned()));
+        }
         if !world.end(left)?.stale {
             return Ok(Outcome::Skipped("there are no old disks: all is sent".to_owned()));
         }
         if self.full {
             return Ok(Outcome::Skipped("a full copy was asked for: all is sent".to_owned()));
         }
-        let base = world.end(left)?.base;
+        let begun = self.goes_on.filter(|half| half.of == HalfOf::OldDisks);
+        let base = begun.map(|half| half.at).or(world.end(left)?.base);
         world.run_at(left, RunPlan::Seed { job: self.job, timeline: self.seed, base })?;
         world.replica_at(left, TargetRun::Receive)?;
         let host = world.host(left).name.clone();
-        let seen = world.machine_now(left).and_then(|seen| seen.seeded.clone());
-        match seen.filter(|(job, _)| *job == self.job).map(|(_, seeded)| seeded) {
+        let seen = world.machine_now(left);
+        let stopped = seen.and_then(|seen| Some(seen.divergent.as_ref()?.stopped_at));
+        let seeded = seen.and_then(|seen| seen.seeded.clone());
+        let seeded = seeded.filter(|(job, _)| *job == self.job).map(|(_, seeded)| seeded);
+        if matches!(seeded, Some(Ok(_))) {
+            world.item_mut()?.plan.end_mut(left).sealed = stopped;
+        }
+        match seeded {
             Some(Ok(Seeded::Stored { position, .. })) => {
                 self.parent = Some(position);
                 Ok(Outcome::Done)
@@ -211,6 +276,8 @@ impl Reprotect {
         plan.branch = Branch { timeline: self.timeline, parent: self.parent, epoch };
         plan.fenced_at = None;
         plan.one_way = false;
+        // A new timeline in that store ends the former ones by itself.
+        plan.end_mut(to).half = None;
         world.rest_at(to)?;
         world.replica_at(to, TargetRun::Receive)?;
         world.run_at(from, RunPlan::Replicate { start: None })?;

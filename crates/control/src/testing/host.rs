@@ -9,7 +9,7 @@ use crate::clock::{Draw, Now, new_id};
 use crate::{Control, HostSession};
 use leeward_model::{
     DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, MachineSpec, MachineState,
-    PointId, PointKind, Probe,
+    PointId, PointKind, Position, Probe,
 };
 use leeward_wire::message::{
     Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, KitState, Observed, OtherStore,
@@ -174,6 +174,12 @@ impl ScriptedHost {
     pub fn report_problem(&mut self, item: ItemId, problem: leeward_model::Problem) {
         let source = self.items.get_mut(&item).and_then(|known| known.source.as_mut());
         source.expect("the test names an item of this host").problem = Some(problem);
+    }
+
+    /// Lets the copy that its store takes be as far as `place`, without a point.
+    pub fn copied(&mut self, item: ItemId, place: Position) {
+        let target = self.items.get_mut(&item).and_then(|known| known.target.as_mut());
+        target.expect("the test names an item of this host").copied(place);
     }
 
     /// What it was told of the item's other store, in the assignment that it holds.

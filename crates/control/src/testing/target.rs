@@ -18,6 +18,8 @@ pub(super) struct Target {
     duty: TargetDuty,
     fence: Epoch,
     points: Vec<Kept>,
+    /// How far a copy is that has no point yet, if the test says so.
+    copied: Option<Position>,
     deleted: bool,
 }
 
@@ -35,6 +37,7 @@ pub(super) fn target_step(known: &mut ScriptedItem, duty: &ItemDuty) {
         duty: wanted.clone(),
         fence: wanted.fence,
         points: Vec::new(),
+        copied: None,
         deleted: false,
     });
     assert!(wanted.fence >= target.fence, "a fence never falls");
@@ -53,6 +56,11 @@ impl Target {
 
     pub(super) fn site(&self) -> Site {
         self.duty.site
+    }
+
+    /// A copy has come to `place` and has no point yet.
+    pub(super) fn copied(&mut self, place: Position) {
+        self.copied = Some(place);
     }
 
     /// Whether data of `branch` are taken.
@@ -76,7 +84,8 @@ impl Target {
             return None;
         }
         if let Some(parent) = sent.branch.parent {
-            let known = self.points.iter().any(|kept| kept.info.position == parent);
+            let mut known = self.points.iter().map(|kept| kept.info.position).chain(self.copied);
+            let known = known.any(|place| place == parent);
             assert!(known, "a branch leaves from a place of this store, not from {parent:?}");
         }
         let id = new_id(draw);
@@ -126,7 +135,7 @@ impl Target {
                 cut_server: stamp.clone(),
                 received_at: info.received_at,
             }),
-            durable: newest.map(|kept| kept.info.position),
+            durable: self.copied.or(newest.map(|kept| kept.info.position)),
             stored_bytes: 0,
             points: self.points.len() as u64,
             problem: None,

@@ -1,5 +1,5 @@
 //! What operators are told: notes of hosts become events once, and so does where a machine is
-//! live and which work was kept; what a given-up reprotect leaves to be deleted.
+//! live and which work was kept.
 
 use super::*;
 use crate::events::{EventView, Severity};
@@ -88,30 +88,4 @@ async fn a_reprotect_is_refused_without_a_store_and_not_for_a_room_that_is_unkno
     pair.fleet.turn().await;
     let job = pair.reprotect().await;
     pair.succeeds(job).await;
-}
-
-/// F-079: the target's host is told which timeline it need not keep, until the next one begins.
-#[tokio::test]
-async fn a_reprotect_that_is_given_up_names_the_timelines_to_be_deleted() {
-    let mut pair = Pair::committed().await;
-    let source = pair.source;
-    pair.fleet.host(source).seed_problem = Some(Code::STORE_NO_SPACE.problem("no room"));
-    let job = pair.reprotect().await;
-    for _ in 0..6 {
-        pair.fleet.turn().await;
-    }
-    pair.fleet.control.job_cancel(pair.vault, job).await.unwrap();
-    assert_eq!(pair.finish(job).await.state, RunState::Cancelled);
-    assert_eq!(given_up(&pair).await.len(), 1, "the seed was begun");
-
-    pair.fleet.host(source).seed_problem = None;
-    let job = pair.reprotect().await;
-    assert_eq!(given_up(&pair).await.len(), 0, "a new timeline ends the former by itself");
-    pair.succeeds(job).await;
-}
-
-async fn given_up(pair: &Pair) -> Vec<leeward_model::TimelineId> {
-    let mut tx = pair.fleet.control.store().read().await.unwrap();
-    let row = crate::store::items::find(&mut tx, pair.item).await.unwrap().unwrap();
-    row.plan.primary.given_up
 }

@@ -1,6 +1,9 @@
 //! A site's disk, which loses what was not flushed and can be full, and the exports that read it.
 
-use super::ledger::Ledger;
+use super::{
+    ledger::Ledger,
+    tally::{Blocks, Segments},
+};
 use async_trait::async_trait;
 use leeward::roles::host::exports::{ExportLauncher, ExportPlan};
 use leeward_fabric::memory::{Backing, MemoryWorld};
@@ -15,7 +18,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -27,13 +30,14 @@ const CUT_STATES: usize = 6;
 pub struct SiteDisk {
     now: Arc<Mutex<CrashDisk>>,
     full: Arc<AtomicBool>,
-    appended: Arc<AtomicU64>,
+    segments: Segments,
 }
 
 impl SiteDisk {
-    /// Bytes that were appended to its files so far.
-    pub fn appended(&self) -> u64 {
-        self.appended.load(Ordering::Relaxed)
+    /// The blocks that were written to its segments so far, and those of them that no manifest of
+    /// the item names: they were not committed, or have been let go since.
+    pub fn written(&self, item: leeward_model::ItemId) -> Blocks {
+        self.segments.so_far(self.item(item).as_ref())
     }
 
     /// The disk for a process that begins now. What an ended process still does is not on it.
@@ -47,8 +51,8 @@ impl SiteDisk {
 
     /// As [`Self::now`], and nothing more can be written while the disk is full.
     pub fn process(&self) -> Arc<dyn BlobStore> {
-        let (full, appended) = (Arc::clone(&self.full), Arc::clone(&self.appended));
-        Arc::new(ProcessDisk { inner: self.now(), full, appended })
+        let (full, segments) = (Arc::clone(&self.full), self.segments.clone());
+        Arc::new(ProcessDisk { inner: self.now(), full, segments })
     }
 
     /// Lets the disk be full, or gives it space again.
@@ -117,7 +121,7 @@ impl BlobStore for SiteDisk {
 struct ProcessDisk {
     inner: CrashDisk,
     full: Arc<AtomicBool>,
-    appended: Arc<AtomicU64>,
+    segments: Segments,
 }
 
 fn check_space(full: &AtomicBool, name: &str) -> Result<(), StorageError> {
@@ -132,8 +136,8 @@ impl BlobStore for ProcessDisk {
     fn create_new(&self, name: &str) -> Result<Box<dyn Appender>, StorageError> {
         check_space(&self.full, name)?;
         let (inner, full) = (self.inner.create_new(name)?, Arc::clone(&self.full));
-        let (name, appended) = (name.to_owned(), Arc::clone(&self.appended));
-        Ok(Box::new(ProcessAppender { inner, full, appended, name, poisoned: false }))
+        let (name, segments) = (name.to_owned(), self.segments.clone());
+        Ok(Box::new(ProcessAppender { inner, full, segments, name, end: 0, poisoned: false }))
     }
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StorageError> {
         check_space(&self.full, name)?;
@@ -168,8 +172,10 @@ impl BlobStore for ProcessDisk {
 struct ProcessAppender {
     inner: Box<dyn Appender>,
     full: Arc<AtomicBool>,
-    appended: Arc<AtomicU64>,
+    segments: Segments,
     name: String,
+    /// Where the next bytes go.
+    end: u64,
     poisoned: bool,
 }
 
@@ -181,7 +187,8 @@ impl Appender for ProcessAppender {
         let space = check_space(&self.full, &self.name);
         self.poisoned = space.is_err();
         space?;
-        self.appended.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.end += bytes.len() as u64;
+        self.segments.appended(&self.name, bytes, self.end);
         self.inner.append(bytes)
     }
     fn sync_data(&mut self) -> Result<(), StorageError> {

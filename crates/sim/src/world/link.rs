@@ -1,5 +1,6 @@
 //! The primary site's link to the recovery site, which can be cut, and the doors behind it.
 
+use super::tally::{Blocks, CrossingEnd, Crossings};
 use async_trait::async_trait;
 use leeward::roles::{
     host::{
@@ -55,8 +56,8 @@ struct GateState {
     state: LinkState,
     /// Bytes that each connection carries in a second; none is as many as there are.
     pace: Option<u64>,
-    /// Bytes that were written to connections for data.
-    crossed: u64,
+    /// What crosses connections for data, if anybody wants to know: it costs time.
+    crossings: Option<Crossings>,
     /// Connections that were made before this count changed are broken.
     breaks: u64,
     wakers: Vec<Waker>,
@@ -93,32 +94,34 @@ impl Link {
         self.gate().pace = Some(bytes_per_second);
     }
 
-    /// Bytes that were written to connections for data so far, by either end.
-    pub fn crossed(&self) -> u64 {
-        self.gate().crossed
+    /// Counts the blocks that cross connections which are made from now on.
+    pub fn count(&self) {
+        self.gate().crossings.get_or_insert_default();
     }
 
-    fn wrap(&self, inner: DuplexStream, carries: Carries) -> LinkStream {
-        LinkStream { inner, link: self.clone(), breaks: self.gate().breaks, carries, pause: None }
+    /// The blocks that crossed so far, and those of them that were not committed when their
+    /// connection ended.
+    pub fn crossed(&self) -> Blocks {
+        self.gate().crossings.as_ref().map(Crossings::so_far).unwrap_or_default()
     }
 
-    /// Notes what was written; says for how long the connection is busy with it.
-    fn wrote(&self, bytes: usize, carries: Carries) -> Option<Duration> {
-        let mut gate = self.gate();
-        match carries {
-            Carries::Data => gate.crossed += bytes as u64,
-            Carries::Control => {}
-        }
-        let pace = gate.pace?;
+    /// Both ends of a new connection, for data or not.
+    fn wrap(&self, inner: (DuplexStream, DuplexStream), data: bool) -> (LinkStream, LinkStream) {
+        let breaks = self.gate().breaks;
+        let counted = self.gate().crossings.as_ref().filter(|_| data).map(Crossings::connection);
+        let [near, far] = counted.map_or([None, None], |ends| ends.map(Some));
+        let end = |inner, counted| {
+            let link = self.clone();
+            LinkStream { inner, link, breaks, counted, pause: None }
+        };
+        (end(inner.0, near), end(inner.1, far))
+    }
+
+    /// For how long a connection is busy with so many bytes.
+    fn busy(&self, bytes: usize) -> Option<Duration> {
+        let pace = self.gate().pace?;
         Some(Duration::from_micros(bytes as u64 * 1_000_000 / pace))
     }
-}
-
-/// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Carries {
-    Control,
-    Data,
 }
 
 /// One end of a connection over a link.
@@ -126,7 +129,7 @@ struct LinkStream {
     inner: DuplexStream,
     link: Link,
     breaks: u64,
-    carries: Carries,
+    counted: Option<CrossingEnd>,
     /// Until then what was written before is on its way.
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -171,7 +174,10 @@ impl AsyncWrite for LinkStream {
         }
         let some = &bytes[..bytes.len().min(PACE_BYTES)];
         let wrote = std::task::ready!(Pin::new(&mut self.inner).poll_write(context, some))?;
-        let busy = self.link.wrote(wrote, self.carries);
+        if let Some(counted) = &mut self.counted {
+            counted.wrote(&some[..wrote]);
+        }
+        let busy = self.link.busy(wrote);
         self.pause = busy.map(|busy| Box::pin(tokio::time::sleep(busy)));
         Poll::Ready(Ok(wrote))
     }
@@ -221,9 +227,7 @@ impl Net {
 
     fn connect(&self, peer: HostId, address: &str, link: &Link) -> io::Result<BoxStream> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        let (near, far) = duplex(IN_FLIGHT);
-        let carries = if address == STORE { Carries::Data } else { Carries::Control };
-        let (near, far) = (link.wrap(near, carries), link.wrap(far, carries));
+        let (near, far) = link.wrap(duplex(IN_FLIGHT), address == STORE);
         let mut doors = self.doors();
         match address {
             SERVER => {

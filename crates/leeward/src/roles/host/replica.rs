@@ -25,10 +25,12 @@ impl Host {
     /// Reads the item's replica anew for the board.
     pub async fn replica_changed(&self, item: ItemId) {
         let Some(store) = &self.store else { return };
-        match store.figures(item).await {
+        let branch = self.target_duty(item).map(|duty| duty.branch);
+        match store.figures(item, branch).await {
             Ok(figures) => self.board.target(item, |seen| {
                 if let Some(seen) = seen {
                     (seen.fence, seen.newest) = (figures.fence, figures.newest);
+                    seen.durable = figures.durable;
                     (seen.stored_bytes, seen.points) = (figures.stored_bytes, figures.points);
                 }
             }),

@@ -56,6 +56,8 @@ pub struct ReplicaFigures {
     pub fence: Epoch,
     /// The newest point.
     pub newest: Option<NewestPoint>,
+    /// The place that the branch asked for would go on from; none when it has none here.
+    pub durable: Option<Position>,
     /// Bytes of its segments.
     pub stored_bytes: u64,
     /// Number of its points.
@@ -231,13 +233,18 @@ impl SiteStore {
         self.store.free_bytes().ok().flatten()
     }
 
-    /// What the board shows.
+    /// What the board shows, with how far `branch` is. All of it is of one moment.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn figures(self: &Arc<Self>, item: ItemId) -> Result<ReplicaFigures, StoreError> {
-        self.with(item, |store| {
+    pub async fn figures(
+        self: &Arc<Self>,
+        item: ItemId,
+        branch: Option<Branch>,
+    ) -> Result<ReplicaFigures, StoreError> {
+        self.with(item, move |store| {
             let reader = store.reader();
+            let durable = branch.map(|branch| goes_on(store, &branch)).transpose()?.flatten();
             // What was sealed of an old machine's disks says nothing of how far the source is.
             let mut points = reader.state().points.iter().rev();
             let newest = points.find(|point| point.origin == PointOrigin::Replicated);
@@ -252,6 +259,7 @@ impl SiteStore {
             Ok(ReplicaFigures {
                 fence: reader.fence(),
                 newest,
+                durable,
                 stored_bytes: reader.stored_bytes()?,
                 points: reader.state().points.len() as u64,
             })
@@ -285,11 +293,7 @@ impl SiteStore {
             store.reader_mut().refresh_keys()?;
             let reader = store.reader();
             let state = reader.state();
-            let committed = reader.committed(branch.timeline);
-            let begins = branch.parent.map_or(Lsn(0), |parent| parent.lsn);
-            let durable = committed
-                .filter(|lsn| *lsn > begins)
-                .map(|lsn| Position { timeline: branch.timeline, lsn });
+            let durable = goes_on(store, &branch)?;
             let head = durable.or(branch.parent);
             let lineage = head.map(|head| state.chain(head)).unwrap_or_default();
             let seen = |point: &&leeward_replica::PointRecord| {
@@ -313,8 +317,8 @@ impl SiteStore {
     }
 
     /// The branch on which a host seals its own machine's disks: the one of `branch`'s timeline
-    /// that is there already, or `branch` with `former` as its parent or else its own, if they are
-    /// kept here, or with none.
+    /// that is there already, or `branch` with one of `former` and its own parent as its parent:
+    /// of those that are kept here the one whose timeline was opened last. Or with none.
     ///
     /// # Errors
     /// Those of the store.
@@ -329,12 +333,16 @@ impl SiteStore {
             if let Some(begun) = reader.state().branch(branch.timeline) {
                 return Ok(OwnBranch::Begun(*begun));
             }
-            let mut parent = None;
-            for kept in former.into_iter().chain(branch.parent) {
-                if parent.is_none() && reader.is_kept(kept)? {
-                    parent = Some(kept);
+            let opened = |place: &Position| {
+                reader.branches().iter().position(|known| known.timeline == place.timeline)
+            };
+            let mut kept = Vec::new();
+            for place in branch.parent.into_iter().chain(former) {
+                if reader.is_kept(place)? {
+                    kept.push(place);
                 }
             }
+            let parent = kept.into_iter().max_by_key(opened);
             Ok(OwnBranch::New(Branch { parent, ..branch }))
         })
         .await
@@ -662,6 +670,26 @@ impl SiteStore {
                 Ok(Answer::Picture { base64 })
             }
         }
+    }
+}
+
+/// The place that a source of `branch` goes on from: the newest that is committed on it, or where
+/// it leaves a parent that is kept here. None when nothing of it is here, or it has ended.
+fn goes_on(store: &ItemStore, branch: &Branch) -> Result<Option<Position>, StoreError> {
+    let reader = store.reader();
+    let state = reader.state();
+    if state.retired.contains(&branch.timeline) {
+        return Ok(None);
+    }
+    let own = state.heads.get(&branch.timeline).map(|lsn| (branch.timeline, *lsn));
+    if let Some((timeline, lsn)) = own {
+        return Ok(Some(Position { timeline, lsn }));
+    }
+    // Of a seed the store may know another parent than its host was told.
+    let parent = state.branch(branch.timeline).unwrap_or(branch).parent;
+    match parent.filter(|parent| state.branch(parent.timeline).is_some()) {
+        Some(parent) if reader.is_kept(parent)? => Ok(Some(parent)),
+        Some(_) | None => Ok(None),
     }
 }
 

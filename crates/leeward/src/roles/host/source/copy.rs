@@ -31,6 +31,31 @@ use tokio_util::sync::CancellationToken;
 const PROGRESS_BYTES: u64 = 32 << 20;
 /// And after this time.
 const PROGRESS_TIME: Duration = Duration::from_secs(5);
+/// What was sent since the store committed something: records of a point that is not whole yet, of
+/// which an interruption is to cost little.
+pub(super) struct Uncommitted {
+    pending: u64,
+    since: Instant,
+}
+
+impl Uncommitted {
+    /// Nothing, from now on.
+    pub(super) fn nothing() -> Uncommitted {
+        Uncommitted { pending: 0, since: Instant::now() }
+    }
+
+    /// Counts `changes` with that many `bytes`, and says whether a commit is due.
+    pub(super) fn add(&mut self, changes: usize, bytes: u64) -> bool {
+        // A change of all-zero blocks carries no bytes but must be committed all the same.
+        self.pending += bytes + changes as u64;
+        self.pending >= PROGRESS_BYTES || self.since.elapsed() >= PROGRESS_TIME
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.pending == 0
+    }
+}
+
 /// Live passes over what was written meanwhile, before the first cut, at most: each is shorter
 /// than the one before unless the guest writes faster than the link, which no pass can mend.
 const DIRTY_PASSES_MAX: u32 = 5;
@@ -139,27 +164,24 @@ impl SourceWorker {
             });
         };
         let mut pass = self.host.sealing.start(input, Arc::new(progress));
-        let mut pending = 0;
-        let mut committed = Instant::now();
+        let mut uncommitted = Uncommitted::nothing();
         while let Some(batch) = pass.next().await? {
             if changed(work, changes) {
-                if pending > 0 && shuts_down(work, changes) {
+                if !uncommitted.is_nothing() && shuts_down(work, changes) {
                     // The copy goes on once the machine is off: nothing is to be sent twice.
                     self.commit_progress(false).await?;
                 }
                 return Err(SourceError::Changed);
             }
-            let found = batch.found.len() as u64;
+            let found = batch.found.len();
             let bytes = self.send_found(batch.found).await?;
             sent.fetch_add(bytes, Ordering::Relaxed);
-            // A change of all-zero blocks carries no bytes but must be committed all the same.
-            pending += bytes + found;
-            if pending >= PROGRESS_BYTES || committed.elapsed() >= PROGRESS_TIME {
+            if uncommitted.add(found, bytes) {
                 self.commit_progress(false).await?;
-                (pending, committed) = (0, Instant::now());
+                uncommitted = Uncommitted::nothing();
             }
         }
-        if pending > 0 {
+        if !uncommitted.is_nothing() {
             self.commit_progress(true).await?;
         }
         Ok(())
@@ -183,7 +205,9 @@ impl SourceWorker {
         Ok(bytes)
     }
 
-    async fn commit_progress(&mut self, last: bool) -> Result<(), SourceError> {
+    /// Commits what was sent so far. The change map stays as it is, so it covers everything in which
+    /// the machine may differ from the store, also when no point comes of it.
+    pub(super) async fn commit_progress(&mut self, last: bool) -> Result<(), SourceError> {
         let open = self.open.as_mut().expect("committing needs an open session");
         let lsn = leeward_model::Lsn(open.link.next_lsn().0 - 1);
         let timeline = open.key.1.timeline;

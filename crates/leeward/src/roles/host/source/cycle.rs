@@ -2,7 +2,7 @@
 
 use super::{
     Goes, SourceError, SourceWork, SourceWorker,
-    copy::{applied, changed, seal},
+    copy::{Uncommitted, applied, changed, seal},
 };
 use leeward_capture::{Cut, CutEnd, PassInput, PassKind, Retry};
 use leeward_model::{MachineState, Marker, PointId, PointKind, Position, UnixMillis};
@@ -46,8 +46,9 @@ impl SourceWorker {
             match self.cycle(work, PointKind::CrashConsistent).await {
                 Ok(_) => {}
                 Err(SourceError::Capture(error)) if error.retry() == Retry::LivePass => {
-                    // What was sent of the broken cut must never be committed: a block that was
-                    // changed back meanwhile would be taken for unchanged. A new session drops it.
+                    // What was sent of the broken cut and not committed must never be: the hash
+                    // files do not have it, so a block that was changed back meanwhile would be
+                    // taken for unchanged. A new session drops it.
                     tracing::info!(item = %self.item, "the snapshot broke; reading the live disks");
                     (self.open, self.live_first) = (None, true);
                     return Ok(());
@@ -176,6 +177,7 @@ impl SourceWorker {
         };
         let mut pass = self.host.sealing.start(input, Arc::new(|_| {}));
         let before = self.state.sent_bytes;
+        let mut uncommitted = Uncommitted::nothing();
         loop {
             let batch = match pass.next().await {
                 Ok(Some(batch)) => batch,
@@ -184,7 +186,13 @@ impl SourceWorker {
                 Err(leeward_capture::PassError::Capture(error)) => return Err(error.into()),
                 Err(error) => return Err(error.into()),
             };
-            self.send_found(batch.found).await?;
+            let found = batch.found.len();
+            let bytes = self.send_found(batch.found).await?;
+            if uncommitted.add(found, bytes) {
+                // A long delta that is interrupted goes on from there; the point comes at its end.
+                self.commit_progress(false).await?;
+                uncommitted = Uncommitted::nothing();
+            }
         }
         let open = self.open.as_mut().expect("sending leaves the session open");
         let point = PointId::from(uuid::Uuid::new_v4());

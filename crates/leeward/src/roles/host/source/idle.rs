@@ -37,13 +37,22 @@ impl SourceWorker {
             Ok(()) | Err(FabricError::Unknown(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        // A machine that was shut down and drained has nothing that the point does not have.
+        // A machine that was shut down and drained has nothing that the point does not have, but
+        // one that ran has, whatever was known of it before.
+        let ran = matches!(before, MachineState::Running | MachineState::Paused);
         let drained = matches!(self.state.shut_down, Some((_, Some(_))));
-        if self.state.divergent.is_none() && !drained {
-            let name = format!("divergent-{}", clock::stamp(stopped_at));
-            let point = PointId::from(uuid::Uuid::new_v4());
+        let known = self.state.divergent.clone();
+        if ran || (known.is_none() && !drained) {
+            let (point, name) = match known {
+                Some(known) => (known.point, known.name),
+                None => {
+                    let name = format!("divergent-{}", clock::stamp(stopped_at));
+                    (PointId::from(uuid::Uuid::new_v4()), name)
+                }
+            };
             let dirty_bytes = changes.dirty_bytes();
             self.state.divergent = Some(DivergentNote { point, name, dirty_bytes, stopped_at });
+            self.state.shut_down = None;
             self.state.store(&self.host.item_folder(self.item))?;
             if before != MachineState::Off {
                 let code = Code::STALE_MACHINE_FENCED.code;
