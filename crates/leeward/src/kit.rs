@@ -287,11 +287,10 @@ fn test(options: &TestOptions, output: Output) -> Result<(), Failure> {
         let noted = opened.kit_tested(&test);
         noted.map_err(|error| found.place.failed("could not note the test of the kit", &error))
     });
-    if let Err(failure) = &noted
-        && failure.code == Code::STORE_FOREIGN.code
-    {
-        return Err(noted.err().expect("it was looked at"));
-    }
+    let noted = match noted {
+        Err(failure) if failure.code == Code::STORE_FOREIGN.code => return Err(failure),
+        noted => noted,
+    };
     let moved = store != contents.store_address;
     if output == Output::Json {
         print_json(&json!({

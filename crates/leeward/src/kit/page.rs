@@ -37,7 +37,8 @@ pub(super) fn html(contents: &KitContents, fingerprint: &str, kit: &str) -> Stri
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <title>Leeward recovery kit</title>\n<style>{STYLE}</style></head><body>\n\
-         <h1>Leeward recovery kit</h1>\n<h2>What to do first</h2>\n{FIRST}\n<table>\n{rows}</table>\n\
+         <h1>Leeward recovery kit</h1>\n<h2>What to do first</h2>\n{FIRST}\n\
+         <table>\n{rows}</table>\n\
          <h2>Ten commands</h2>\n<ol>\n{steps}</ol>\n\
          <h2>The kit</h2>\n<p>Sealed with the passphrase. Type it into a file, line ends do not \
          matter, and use that as KIT.</p>\n<pre>{}</pre>\n</body></html>\n",
@@ -46,13 +47,15 @@ pub(super) fn html(contents: &KitContents, fingerprint: &str, kit: &str) -> Stri
 }
 
 const STYLE: &str = "body{font:11pt/1.4 sans-serif;max-width:48em;margin:2em auto}\
-    table{border-collapse:collapse}th,td{text-align:left;vertical-align:top;padding:.1em .8em .1em 0}\
+    table{border-collapse:collapse}\
+    th,td{text-align:left;vertical-align:top;padding:.1em .8em .1em 0}\
     code,pre{font:9.5pt/1.35 monospace;overflow-wrap:anywhere}li{margin:.4em 0}\
     @media print{body{margin:0}}";
 
 const FIRST: &str = "<ol>\n<li>Keep what is left: switch off nothing that still runs, and copy the \
     store before you try anything else, if there is room.</li>\n\
-    <li>Take any Linux machine that can read the store, and the program <code>leeward</code>.</li>\n\
+    <li>Take any Linux machine that can read the store, and the program \
+    <code>leeward</code>.</li>\n\
     <li>You need this kit and its passphrase. Nothing else: no server, no network, no database.\
     </li>\n</ol>";
 

@@ -62,7 +62,8 @@ pub(super) fn run(options: &ImportOptions, output: Output) -> Result<(), Failure
         return Ok(());
     }
     print(&format!(
-        "item {}: {} new points, {} new segments ({}), after {seconds:.1} s; every byte was proved\n",
+        "item {}: {} new points, {} new segments ({}), after {seconds:.1} s\n\
+         every byte was proved\n",
         done.item,
         done.points,
         done.segments,

@@ -39,7 +39,7 @@ fn make() -> (BTreeMap<String, Vec<u8>>, ModelItem) {
     (disk.blobs(), model)
 }
 
-fn load(folder: &Path, prefix: &str, blobs: &mut BTreeMap<String, Vec<u8>>) {
+pub fn load(folder: &Path, prefix: &str, blobs: &mut BTreeMap<String, Vec<u8>>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());

@@ -334,3 +334,31 @@ fn a_destroyed_item_cannot_be_opened_from_a_copy_of_its_segments() {
         }
     }
 }
+
+/// The forms of `keyring/V-G` and `identity/G` stay as they are. `UPDATE_GOLDEN=1` writes the files
+/// anew: only for a new version.
+#[test]
+fn a_store_whose_keys_changed_reads_as_on_the_day_it_was_written() {
+    let Change { disk, model, .. } = change(NewKeys::Both);
+    let made = disk.blobs();
+    let folder =
+        std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/store-keys-v1"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        for (name, bytes) in &made {
+            let path = folder.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+    let mut golden = std::collections::BTreeMap::new();
+    crate::golden::load(folder, "", &mut golden);
+
+    let golden_disk = CrashDisk::holding(golden.clone());
+
+    reads(&golden_disk, &Unlock::KeyFile, &model).unwrap();
+    // Segments may differ with the version of the compressor; everything else may not.
+    for (name, bytes) in made.iter().filter(|(name, _)| !name.contains("/segments/")) {
+        assert_eq!(golden.get(name), Some(bytes), "{name} is written differently");
+    }
+    assert_eq!(golden.len(), made.len());
+}
