@@ -9,7 +9,9 @@ mod capture;
 mod diff;
 mod find;
 mod init;
+mod pin;
 mod place;
+mod prune;
 mod restore;
 mod serve;
 mod show;
@@ -54,6 +56,12 @@ pub enum StoreVerb {
     Verify(verify::VerifyOptions),
     /// Makes a recovery point of disks that are files, block devices or NBD exports.
     Capture(capture::CaptureOptions),
+    /// Keeps a point whatever its age, until it is unpinned.
+    Pin(pin::PinOptions),
+    /// Takes the pins of a point off; who did it and why stays in the store.
+    Unpin(pin::UnpinOptions),
+    /// Lets points go by age and by thinning, and frees what only they needed.
+    Prune(prune::PruneOptions),
 }
 
 /// What a verb says that does not end well.
@@ -70,6 +78,9 @@ pub async fn run(verb: StoreVerb, output: Output) -> ExitCode {
         StoreVerb::Diff(options) => blocking(move || diff::run(&options, output)).await,
         StoreVerb::Verify(options) => blocking(move || verify::run(&options, output)).await,
         StoreVerb::Capture(options) => capture::run(options).await,
+        StoreVerb::Pin(options) => blocking(move || pin::pin(&options, output)).await,
+        StoreVerb::Unpin(options) => blocking(move || pin::unpin(&options, output)).await,
+        StoreVerb::Prune(options) => blocking(move || prune::run(&options, output)).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -283,7 +283,7 @@ impl Store {
         self.blobs.delete(&keys)?;
         self.blobs.sync_dir(&folder)?;
         self.blobs.delete(&item_path(item, LABEL))?;
-        for part in ["manifest", "segments", "layers", "pins", "kept", "evidence"] {
+        for part in ["manifest", "segments", "layers", "pins", "unpinned", "kept", "evidence"] {
             let part = item_path(item, part);
             for name in self.blobs.list(&part)? {
                 self.blobs.delete(&format!("{part}/{name}"))?;
