@@ -134,7 +134,11 @@ fn a_pinned_point_survives_pruning_and_who_let_it_go_is_kept() {
     assert_eq!(desk.points(), [points[0].clone(), points[2].clone()]);
     assert!(desk.stats()["pins"][0]["why"].as_str().unwrap().contains("auditors"));
     desk.refused(&["pin", &store, "--item", "web01", "--point", &points[1], "--why", "x"], 4, "");
-    desk.refused(&["pin", &store, "--item", "web01", "--point", "latest", "--why", " "], 2, "--why");
+    desk.refused(
+        &["pin", &store, "--item", "web01", "--point", "latest", "--why", " "],
+        2,
+        "--why",
+    );
     run(&of("unpin", "they have it"));
     let gone = &desk.stats()["unpinned"][0];
     assert_eq!(gone["point"].as_str(), Some(points[0].as_str()));
@@ -150,9 +154,7 @@ fn a_pinned_point_survives_pruning_and_who_let_it_go_is_kept() {
     assert!(pruned["freedBytes"].as_u64().unwrap() > 0, "{pruned}");
     assert!(desk.stats()["storedBytes"].as_u64().unwrap() * 2 < stored);
     let out = desk.text("out.raw");
-    desk.good(&[
-        "restore", &store, "--item", "web01", "--point", "latest", "--disk", "sda", &out,
-    ]);
+    desk.good(&["restore", &store, "--item", "web01", "--point", "latest", "--disk", "sda", &out]);
     assert!(fs::read(&out).unwrap() == fs::read(desk.path("disk.raw")).unwrap(), "wrong bytes");
     desk.good(&["verify", &store]);
 }
