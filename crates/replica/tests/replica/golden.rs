@@ -55,19 +55,19 @@ fn load(folder: &Path, prefix: &str, blobs: &mut BTreeMap<String, Vec<u8>>) {
 fn make_layered() -> (BTreeMap<String, Vec<u8>>, ModelItem) {
     let (disk, mut world) = World::on_crash_disk(2027);
     world.set_upkeep(leeward_replica::Upkeep { rewrite_below_percent: 0, ..EAGER });
-    for _ in 0..3 {
-        for _ in 0..20 {
+    for _ in 0..4 {
+        for _ in 0..30 {
             world.append().unwrap();
         }
         world.commit_point().unwrap();
+        world.pin_newest().unwrap();
         world.index().unwrap();
     }
-    world.pin_newest().unwrap();
     let (pin, _) = world.pins.pop().unwrap();
     world.reader().take_off_pin(pin, "person ada", "read", UnixMillis(9)).unwrap();
-    world.model.pins.clear();
     world.set_upkeep(EAGER);
-    world.expire().unwrap();
+    let now = world.tick();
+    world.item().collect(now).unwrap();
     world.append().unwrap();
     world.commit_point().unwrap();
     world.check_contents().unwrap();
