@@ -11,7 +11,9 @@ mod export;
 mod find;
 mod import;
 mod init;
+mod pin;
 pub(crate) mod place;
+mod prune;
 mod rekey;
 mod repair;
 mod restore;
@@ -77,6 +79,12 @@ pub enum StoreVerb {
     Import(import::ImportOptions),
     /// Makes a recovery point of disks that are files, block devices or NBD exports.
     Capture(capture::CaptureOptions),
+    /// Keeps a point whatever its age, until it is unpinned.
+    Pin(pin::PinOptions),
+    /// Takes the pins of a point off; who did it and why stays in the store.
+    Unpin(pin::UnpinOptions),
+    /// Lets points go by age and by thinning, and frees what only they needed.
+    Prune(prune::PruneOptions),
 }
 
 /// What a verb says that does not end well.
@@ -98,6 +106,9 @@ pub async fn run(verb: StoreVerb, output: Output) -> ExitCode {
         StoreVerb::Export(options) => blocking(move || export::run(&options, output)).await,
         StoreVerb::Import(options) => blocking(move || import::run(&options, output)).await,
         StoreVerb::Capture(options) => capture::run(options).await,
+        StoreVerb::Pin(options) => blocking(move || pin::pin(&options, output)).await,
+        StoreVerb::Unpin(options) => blocking(move || pin::unpin(&options, output)).await,
+        StoreVerb::Prune(options) => blocking(move || prune::run(&options, output)).await,
     };
     finish(done)
 }

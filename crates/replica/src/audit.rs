@@ -133,7 +133,9 @@ impl ItemReader {
             }
             Err(error) => return Err(error),
         }
-        for (part, suffix) in [("pins", ""), ("kept", ".json"), ("evidence", ".json")] {
+        for (part, suffix) in
+            [("pins", ""), ("unpinned", ""), ("kept", ".json"), ("evidence", ".json")]
+        {
             for name in self.folder.blobs.list(&self.folder.path(part))? {
                 if !name.ends_with(suffix) {
                     continue;

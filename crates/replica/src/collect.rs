@@ -28,6 +28,9 @@ pub(crate) struct Walk {
     roots: Vec<Rooted>,
 }
 
+/// What became of a region that was shown.
+type Seen = Result<(), StoreError>;
+
 /// What a walk counted.
 #[derive(Default)]
 pub(crate) struct Tally {
@@ -92,7 +95,7 @@ impl Walk {
     pub(crate) fn each(
         &self,
         folder: &ItemFolder,
-        mut see: impl FnMut(RegionKey, &TimelineIndex, &[IndexEntry], &[bool]) -> Result<(), StoreError>,
+        mut see: impl FnMut(RegionKey, &TimelineIndex, &[IndexEntry], &[bool]) -> Seen,
     ) -> Result<(), StoreError> {
         let mut regions = BTreeSet::new();
         self.timelines.iter().for_each(|index| index.regions(&mut regions));

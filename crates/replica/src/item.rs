@@ -94,7 +94,7 @@ impl ItemStore {
     /// Loads the item for writing. What an ended writer had put but maybe not flushed is flushed
     /// first, and segments that no manifest names are deleted: their data were never committed.
     pub(crate) fn load(folder: Arc<ItemFolder>) -> Result<ItemStore, StoreError> {
-        for part in ["manifest", "segments", "layers", "pins", "kept", "evidence"] {
+        for part in ["manifest", "segments", "layers", "pins", "unpinned", "kept", "evidence"] {
             folder.blobs.sync_dir(&folder.path(part))?;
         }
         let reader = ItemReader::load(folder.clone())?;

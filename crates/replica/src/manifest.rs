@@ -183,7 +183,16 @@ struct Order {
 /// One addition to be undone.
 pub(crate) enum Undo {
     /// A range that began or grew, and the timeline's head before it.
-    Range { segment: SegmentId, timeline: TimelineId, old: Option<SegmentRange>, head: Option<Lsn> },
+    Range {
+        /// The segment.
+        segment: SegmentId,
+        /// Its timeline.
+        timeline: TimelineId,
+        /// The range as it was.
+        old: Option<SegmentRange>,
+        /// The timeline's head as it was.
+        head: Option<Lsn>,
+    },
     /// A point that was added.
     Point(PointId),
 }

@@ -8,7 +8,7 @@ use crate::{
     manifest::{CHECKPOINT_EVERY, Change, ItemState, MANIFEST_BYTES_MAX, Manifest, ManifestKind},
     storage::{Put, StorageError},
 };
-use leeward_model::UnixMillis;
+use leeward_model::{PointId, UnixMillis};
 use leeward_wire::keys::mac;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -88,6 +88,14 @@ impl ManifestLog {
             }
         }
         Ok(())
+    }
+
+    /// The state without these points, in memory only: to see what would follow.
+    pub(crate) fn forget_points(&mut self, points: &[PointId]) {
+        for point in points {
+            // A point that is not there is forgotten already.
+            let _: Result<(), String> = self.state.apply(&Change::PointRemoved(*point));
+        }
     }
 
     /// The stamp of the newest manifest: the store's clock was there.

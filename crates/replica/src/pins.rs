@@ -26,6 +26,43 @@ pub struct Pin {
     pub created: UnixMillis,
 }
 
+/// A pin that a person took off, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpinned {
+    /// The pin, as it was.
+    pub pin: Pin,
+    /// Who took it off.
+    pub who: String,
+    /// Why, in words.
+    pub why: String,
+    /// When, by that process's clock.
+    pub at: UnixMillis,
+}
+
+/// Takes a pin off and leaves a record of that, which is durable first; false when there is no
+/// such pin.
+pub(crate) fn take_off(
+    folder: &ItemFolder,
+    id: Uuid,
+    who: &str,
+    why: &str,
+    at: UnixMillis,
+) -> Result<bool, StoreError> {
+    let Some(pin) = folder.note::<Pin>(&format!("pins/{id}"))? else { return Ok(false) };
+    let record = Unpinned { pin, who: who.into(), why: why.into(), at };
+    // There already when an earlier call was cut short: the first reason stays.
+    let _: Put = folder.put_note(&format!("unpinned/{id}"), &record)?;
+    delete(folder, id)?;
+    Ok(true)
+}
+
+pub(crate) fn taken_off(folder: &ItemFolder) -> Result<Vec<Unpinned>, StoreError> {
+    let mut all: Vec<Unpinned> =
+        folder.notes("unpinned", "")?.into_iter().map(|(_, record)| record).collect();
+    all.sort_by_key(|record| record.at);
+    Ok(all)
+}
+
 pub(crate) fn put(
     folder: &ItemFolder,
     point: (PointId, Position),

@@ -2,7 +2,7 @@
 //! evidence and a label, and needs no lock for those.
 
 use crate::{
-    ItemKeys, KeptRecord, Pin, PointRecord, StoreError, TestOutcome, evidence,
+    ItemKeys, KeptRecord, Pin, PointRecord, StoreError, TestOutcome, Unpinned, evidence,
     folder::{ItemFolder, LABEL},
     kept,
     layers::{Layer, Live, layer_of},
@@ -198,6 +198,29 @@ impl ItemReader {
     /// [`StoreError::Storage`].
     pub fn unpin(&self, pin: Uuid) -> Result<(), StoreError> {
         pins::delete(&self.folder, pin)
+    }
+
+    /// Takes a pin off for a person; who did it and why stays in the store. False when there is no
+    /// such pin.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`].
+    pub fn take_off_pin(
+        &self,
+        pin: Uuid,
+        who: &str,
+        why: &str,
+        now: UnixMillis,
+    ) -> Result<bool, StoreError> {
+        pins::take_off(&self.folder, pin, who, why, now)
+    }
+
+    /// Pins that people took off, in the order of time.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Storage`].
+    pub fn unpinned(&self) -> Result<Vec<Unpinned>, StoreError> {
+        pins::taken_off(&self.folder)
     }
 
     /// Place of a listed point.

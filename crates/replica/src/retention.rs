@@ -5,13 +5,16 @@
 #[cfg(feature = "testing")]
 use crate::Mutation;
 use crate::{
-    ItemStore, KeptRecord, PointRecord, StoreError, evidence, kept,
+    ItemReader, ItemStore, KeptRecord, PointRecord, StoreError,
+    collect::Walk,
+    evidence, kept,
     manifest::Change,
     thinning::{Candidate, Thinning, Worth, thinned_out},
 };
 use leeward_model::{
     PointId, PointKind, PointOrigin, SegmentId, TimelineId, UnixMillis, Verification,
 };
+use leeward_wire::segment::SEGMENT_HEADER_BYTES;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -59,26 +62,16 @@ impl ItemStore {
         if retention.keep_until.is_some_and(|until| now < until) {
             return Ok(Expired::default());
         }
-        let keep = i64::try_from(retention.keep_ms).unwrap_or(i64::MAX);
-        let old = |received_at: UnixMillis| received_at.0.saturating_add(keep) < now.0;
         let pins = self.reader.pins()?;
         let pinned: BTreeSet<PointId> = pins.iter().map(|pin| pin.point).collect();
-        let newest = self.reader.newest_point().map(|point| point.id);
-        let listed = self.reader.state().points.iter();
-        let gone = listed.filter(|point| {
-            old(point.received_at) && !pinned.contains(&point.id) && Some(point.id) != newest
-        });
-        let mut points: Vec<PointId> = gone.map(|point| point.id).collect();
-        if let Some(thinning) = &retention.thinning {
-            points.extend(self.thinned_out(now, thinning, &points, &pinned)?);
-        }
+        let points = self.reader.points_due(now, retention, &pinned)?;
         if !points.is_empty() {
             self.commit(points.iter().copied().map(Change::PointRemoved).collect(), now)?;
         }
         let folder = self.reader.folder.clone();
         let mut expired = Expired { points, ..Expired::default() };
         for record in self.reader.kept()? {
-            if old(record.received_at) && !pinned.contains(&record.id) {
+            if retention.is_over(record.received_at, now) && !pinned.contains(&record.id) {
                 kept::delete(&folder, record.id)?;
                 expired.kept.push(record);
             }
@@ -106,35 +99,6 @@ impl ItemStore {
         let layered: u64 = state.layers.values().map(|layer| layer.records).sum();
         let rested = |at: UnixMillis| at.0.saturating_add(COLLECT_EVERY_MS) <= now.0;
         layered <= COLLECT_RECORDS_CHEAP || self.collected_at.is_none_or(rested)
-    }
-
-    /// The points that a history without `gone` does without. The newest point, the newest that
-    /// is verified, pinned ones and named ones are exempt.
-    fn thinned_out(
-        &self,
-        now: UnixMillis,
-        thinning: &Thinning,
-        gone: &[PointId],
-        pinned: &BTreeSet<PointId>,
-    ) -> Result<Vec<PointId>, StoreError> {
-        let gone: BTreeSet<&PointId> = gone.iter().collect();
-        let points = &self.reader.state().points;
-        let tested = evidence::of_all(&self.reader.folder)?;
-        let is_verified =
-            |point: &&PointRecord| matches!(tested.get(&point.id), Some(Verification::Verified(_)));
-        let newest = points.last().map(|point| point.id);
-        let verified = points.iter().rev().find(is_verified).map(|point| point.id);
-        let candidate = |point: &PointRecord| Candidate {
-            id: point.id,
-            received_at: point.received_at,
-            worth: worth(point, &tested),
-            exempt: pinned.contains(&point.id)
-                || point.origin != PointOrigin::Replicated
-                || [newest, verified].contains(&Some(point.id)),
-        };
-        let left = points.iter().filter(|point| !gone.contains(&point.id));
-        let candidates: Vec<Candidate> = left.map(candidate).collect();
-        Ok(thinned_out(&candidates, now, thinning))
     }
 
     /// Drops segments that no point, pin, kept work or written timeline needs.
@@ -218,6 +182,104 @@ impl ItemStore {
         needed.extend(&state.retired);
         let all = state.branches.iter().map(|branch| branch.timeline);
         Ok(all.filter(|timeline| !needed.contains(timeline)).collect())
+    }
+}
+
+impl Retention {
+    /// Whether what was received at this time is too old.
+    fn is_over(&self, received_at: UnixMillis, now: UnixMillis) -> bool {
+        let keep = i64::try_from(self.keep_ms).unwrap_or(i64::MAX);
+        received_at.0.saturating_add(keep) < now.0
+    }
+}
+
+/// What a retention would let go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expiring {
+    /// Points that would not be listed any more, in the order of their commits.
+    pub points: Vec<PointId>,
+    /// Kept work that would not.
+    pub kept: Vec<KeptRecord>,
+    /// Segments that would go as a whole.
+    pub segments: u64,
+    /// Bytes of those, and of the records in the others that nothing would need any more: these
+    /// become free when their segments are written anew.
+    pub bytes: u64,
+}
+
+impl ItemReader {
+    /// Says what [`ItemStore::expire`] would let go now. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`ItemStore::expire`].
+    pub fn expiring(&self, now: UnixMillis, retention: &Retention) -> Result<Expiring, StoreError> {
+        if retention.keep_until.is_some_and(|until| now < until) {
+            return Ok(Expiring::default());
+        }
+        let pinned: BTreeSet<PointId> = self.pins()?.iter().map(|pin| pin.point).collect();
+        let points = self.points_due(now, retention, &pinned)?;
+        let mut kept = self.kept()?;
+        kept.retain(|work| retention.is_over(work.received_at, now) && !pinned.contains(&work.id));
+        let mut after = self.clone();
+        after.log.forget_points(&points);
+        let tally = Walk::of_item(&after)?.tally(&self.folder, after.state())?;
+        let (mut segments, mut bytes) = (0, 0);
+        for range in self.state().segments.values() {
+            let live = tally.segments.get(&range.segment).map_or(0, |live| live.bytes);
+            segments += u64::from(live == 0);
+            let head = if live == 0 { 0 } else { SEGMENT_HEADER_BYTES as u64 };
+            bytes += range.bytes - head - live;
+        }
+        Ok(Expiring { points, kept, segments, bytes })
+    }
+
+    /// The points that go now: those that are too old, then those that are thinned out.
+    fn points_due(
+        &self,
+        now: UnixMillis,
+        retention: &Retention,
+        pinned: &BTreeSet<PointId>,
+    ) -> Result<Vec<PointId>, StoreError> {
+        let newest = self.newest_point().map(|point| point.id);
+        let gone = self.state().points.iter().filter(|point| {
+            retention.is_over(point.received_at, now)
+                && !pinned.contains(&point.id)
+                && Some(point.id) != newest
+        });
+        let mut points: Vec<PointId> = gone.map(|point| point.id).collect();
+        if let Some(thinning) = &retention.thinning {
+            points.extend(self.thinned_out(now, thinning, &points, pinned)?);
+        }
+        Ok(points)
+    }
+
+    /// The points that a history without `gone` does without. The newest point, the newest that
+    /// is verified, pinned ones and named ones are exempt.
+    fn thinned_out(
+        &self,
+        now: UnixMillis,
+        thinning: &Thinning,
+        gone: &[PointId],
+        pinned: &BTreeSet<PointId>,
+    ) -> Result<Vec<PointId>, StoreError> {
+        let gone: BTreeSet<&PointId> = gone.iter().collect();
+        let points = &self.state().points;
+        let tested = evidence::of_all(&self.folder)?;
+        let is_verified =
+            |point: &&PointRecord| matches!(tested.get(&point.id), Some(Verification::Verified(_)));
+        let newest = points.last().map(|point| point.id);
+        let verified = points.iter().rev().find(is_verified).map(|point| point.id);
+        let candidate = |point: &PointRecord| Candidate {
+            id: point.id,
+            received_at: point.received_at,
+            worth: worth(point, &tested),
+            exempt: pinned.contains(&point.id)
+                || point.origin != PointOrigin::Replicated
+                || [newest, verified].contains(&Some(point.id)),
+        };
+        let left = points.iter().filter(|point| !gone.contains(&point.id));
+        let candidates: Vec<Candidate> = left.map(candidate).collect();
+        Ok(thinned_out(&candidates, now, thinning))
     }
 }
 

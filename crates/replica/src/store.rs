@@ -272,7 +272,7 @@ impl Store {
         let mut destroyed = Destroyed { keys: keys.len() as u64, ..Destroyed::default() };
         key_blobs::delete_folder(blobs, item)?;
         blobs.delete(&item_path(item, LABEL))?;
-        for part in ["manifest", "segments", "layers", "pins", "kept", "evidence"] {
+        for part in ["manifest", "segments", "layers", "pins", "unpinned", "kept", "evidence"] {
             let part = item_path(item, part);
             for name in blobs.list(&part)? {
                 let path = format!("{part}/{name}");

@@ -2,8 +2,8 @@
 //!
 //! A block is the newest version at or before the place, along the timelines. Every payload is
 //! authenticated and every extent compared with the hash that the source took of it; what does not
-//! fit is refused, never served. Opening costs by what no layer of the index has yet, neither by the
-//! disks' size nor by the number of points; where blocks lie is read region by region.
+//! fit is refused, never served. Opening costs by what no layer of the index has yet, neither by
+//! the disks' size nor by the number of points; where blocks lie is read region by region.
 
 mod regions;
 

@@ -115,6 +115,12 @@ fn item_json(known: &Known) -> Result<Value, StoreError> {
         json!({"id": pin.id, "point": pin.point, "who": pin.who, "why": pin.why,
                "created": time_text(pin.created)})
     });
+    let unpinned = reader.unpinned()?;
+    let unpinned = unpinned.iter().map(|gone| {
+        json!({"id": gone.pin.id, "point": gone.pin.point, "who": gone.who, "why": gone.why,
+               "at": time_text(gone.at), "pinnedBy": gone.pin.who, "pinnedFor": gone.pin.why})
+    });
+    let space = reader.space()?;
     let newest = reader.newest_point();
     Ok(json!({
         "item": reader.item(), "machine": known.name,
@@ -124,7 +130,9 @@ fn item_json(known: &Known) -> Result<Value, StoreError> {
         "storedBytes": reader.stored_bytes()?, "segments": state.segments.len(),
         "timelines": state.branches.len(), "fence": state.fence,
         "dataKeys": reader.key_versions(),
-        "pins": pins.collect::<Vec<_>>(),
+        "pins": pins.collect::<Vec<_>>(), "unpinned": unpinned.collect::<Vec<_>>(),
+        "liveBytes": space.live_bytes, "waitingBytes": space.waiting_bytes,
+        "layers": space.layers, "layerBytes": space.layer_bytes,
     }))
 }
 

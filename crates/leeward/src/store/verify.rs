@@ -116,7 +116,8 @@ fn object(item: ItemId, audit: &Audit) -> Value {
     json!({
         "item": item, "good": audit.damages.is_empty(),
         "points": audit.points, "segments": audit.segments, "records": audit.records,
-        "extents": audit.extents, "manifests": audit.manifests, "notes": audit.notes,
+        "extents": audit.extents, "layers": audit.layers,
+        "manifests": audit.manifests, "notes": audit.notes,
         "bytes": audit.bytes, "damages": damages.collect::<Vec<_>>(),
     })
 }

@@ -144,18 +144,7 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
                 put_position(out, parent);
             }
         }
-        Change::SegmentCommitted(range) => {
-            let whole = range.is_whole();
-            out.push(if whole { 2 } else { 12 });
-            out.extend_from_slice(&range.segment.to_bytes());
-            out.extend_from_slice(&range.timeline.to_bytes());
-            for number in [range.first.0, range.last.0, range.bytes] {
-                out.extend_from_slice(&number.to_le_bytes());
-            }
-            if !whole {
-                out.extend_from_slice(&range.records.to_le_bytes());
-            }
-        }
+        Change::SegmentCommitted(range) => encode_range(range, out),
         Change::FenceRaised(epoch) => {
             out.push(3);
             out.extend_from_slice(&epoch.0.to_le_bytes());
@@ -180,16 +169,7 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             out.push(8);
             put_position(out, place);
         }
-        Change::LayerAdded(layer) => {
-            out.push(9);
-            out.extend_from_slice(&layer.layer.to_bytes());
-            out.extend_from_slice(&layer.timeline.to_bytes());
-            for number in [layer.first.0, layer.last.0, layer.bytes] {
-                out.extend_from_slice(&number.to_le_bytes());
-            }
-            out.extend_from_slice(&layer.head_bytes.to_le_bytes());
-            out.extend_from_slice(&layer.records.to_le_bytes());
-        }
+        Change::LayerAdded(layer) => encode_layer(layer, out),
         Change::LayerDropped(layer) => {
             out.push(10);
             out.extend_from_slice(&layer.to_bytes());
@@ -208,6 +188,29 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             out.extend_from_slice(&point.to_bytes());
             put_marker(out, marker);
         }
+    }
+}
+
+fn encode_layer(layer: &LayerRecord, out: &mut Vec<u8>) {
+    out.push(9);
+    out.extend_from_slice(&layer.layer.to_bytes());
+    out.extend_from_slice(&layer.timeline.to_bytes());
+    for number in [layer.first.0, layer.last.0, layer.bytes] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    out.extend_from_slice(&layer.head_bytes.to_le_bytes());
+    out.extend_from_slice(&layer.records.to_le_bytes());
+}
+
+fn encode_range(range: &SegmentRange, out: &mut Vec<u8>) {
+    out.push(if range.is_whole() { 2 } else { 12 });
+    out.extend_from_slice(&range.segment.to_bytes());
+    out.extend_from_slice(&range.timeline.to_bytes());
+    for number in [range.first.0, range.last.0, range.bytes] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    if !range.is_whole() {
+        out.extend_from_slice(&range.records.to_le_bytes());
     }
 }
 

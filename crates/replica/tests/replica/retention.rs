@@ -174,6 +174,30 @@ fn an_ended_timeline_takes_nothing_more() {
     assert!(matches!(world.append(), Err(StoreError::Refused { .. })));
 }
 
+/// What a dry run says is what the run then does, and saying it changes nothing.
+#[test]
+fn what_would_expire_is_what_expires() {
+    let (disk, mut world) = World::on_crash_disk(10);
+    for _ in 0..5 {
+        for _ in 0..12 {
+            world.append().unwrap();
+        }
+        world.commit_point().unwrap();
+        world.seal().unwrap();
+    }
+    let now = UnixMillis(world.now);
+    let (before, stored) = (disk.blobs(), world.reader().stored_bytes().unwrap());
+
+    let plan = world.reader().expiring(now, &retention()).unwrap();
+    assert!(disk.blobs() == before, "looking changed the store");
+    let expired = world.item().expire(now, &retention()).unwrap();
+
+    assert!(!plan.points.is_empty() && plan.bytes > 0);
+    assert_eq!(plan.points, expired.points);
+    assert_eq!(plan.segments as usize, expired.segments.len());
+    assert!(stored - world.reader().stored_bytes().unwrap() > 0);
+}
+
 /// With a point every 30 seconds, the 512 manifests that always stay are a few hours old.
 #[test]
 fn old_manifests_are_trimmed_where_points_come_fast_too() {
