@@ -95,6 +95,8 @@ pub(crate) struct Half {
     pub(crate) of: HalfOf,
     /// Once the store takes nothing below this epoch nothing more comes to it.
     pub(crate) ended: Epoch,
+    /// When it was given up, in milliseconds by the config server's wall clock.
+    pub(crate) since_ms: u64,
 }
 
 /// Is what a [`Half`] copies.

@@ -218,8 +218,9 @@ fn a_reprotect_that_is_interrupted_anywhere_goes_on_where_it_was() {
         assert_eq!(violations, Vec::<String>::new(), "interruption {n}");
         assert!(crossed.lost <= TAIL, "{crossed:?} for {differing}, interruption {n}");
         let once = crossed.all - crossed.lost;
-        // The active machine shows that it runs by one block.
-        assert!(once <= differing + BLOCK, "{crossed:?} for {differing}, interruption {n}");
+        // The active machine writes a little in each point, to show that it runs.
+        let most = differing + differing / 20 + (256 << 10);
+        assert!(once <= most, "{crossed:?} for {differing}, interruption {n}");
     }
 }
 

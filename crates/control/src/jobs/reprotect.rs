@@ -113,8 +113,9 @@ pub(crate) fn give_up(world: &mut World, machine: InstanceId) -> Result<(), Step
     let ended = world.state()?.epoch;
     if let Some((of, branch)) = begun {
         // What it stands on of an earlier one is kept with it.
+        let since_ms = world.now.wall_ms();
         let end = world.item_mut()?.plan.end_mut(left);
-        end.half = Some(Half { branch, of, ended });
+        end.half = Some(Half { branch, of, ended, since_ms });
     }
     if world.end(left)?.has_store() {
         world.replica_at(left, TargetRun::Hold)?;
@@ -165,7 +166,7 @@ impl Reprotect {
     /// more for it, or it would not be the end of it.
     fn look_back(&mut self, world: &World, moment: &Moment) -> Step {
         let left = world.target_site();
-        let Some(Half { branch, of, ended }) = world.end(left)?.half else {
+        let Some(Half { branch, of, ended, .. }) = world.end(left)?.half else {
             return Ok(Outcome::Done);
         };
         let answered = world.replica_answered(left);

@@ -1,5 +1,6 @@
 //! Loops over reality: time passed or something drifted. Nobody asks for them; each is idempotent.
 
+mod half;
 mod machines;
 mod replication;
 mod source;
@@ -19,6 +20,7 @@ const ALL: &[Reconciler] = &[
     source::reconcile,
     told::reconcile,
     machines::reconcile,
+    half::reconcile,
     window::reconcile,
 ];
 

@@ -153,3 +153,20 @@ async fn a_half_made_copy_is_let_go_when_the_machine_fails_over_from_a_point() {
     assert_eq!((end.half, end.given_up), (None, vec![place.timeline]));
     pair.finish(failover).await;
 }
+
+/// F-079: it does not lie in the store for ever.
+#[tokio::test]
+async fn a_half_made_copy_is_let_go_when_nobody_goes_on_with_it_for_long() {
+    let (mut pair, place) = Pair::half_copied().await;
+    let keep_ms = leeward_model::Policy::default().keep_after_commit_seconds * 1000;
+    let keep_ms = i64::try_from(keep_ms).unwrap();
+    pair.fleet.clock.skew_wall(keep_ms - 3_600_000);
+    pair.fleet.turn().await;
+    assert!(pair.primary().await.half.is_some());
+
+    pair.fleet.clock.skew_wall(keep_ms + 3_600_000);
+    pair.fleet.turn().await;
+
+    let end = pair.primary().await;
+    assert_eq!((end.half, end.given_up), (None, vec![place.timeline]));
+}

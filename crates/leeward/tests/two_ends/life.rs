@@ -220,6 +220,91 @@ async fn a_final_point_that_was_lost_is_taken_from_the_disks_of_the_machine_that
     assert_eq!(away.state().await, MachineState::Off);
 }
 
+fn shut_down(by: JobId) -> impl Fn(&Host) -> Option<Option<PointId>> {
+    move |host| match host.board.source_seen(ITEM)?.shutdown? {
+        (job, ShutdownOutcome::Done { point }) if job == by => Some(point),
+        _ => None,
+    }
+}
+
+/// F-086: an earlier job had it off and has its final point. Its owner ran it since, and this host
+/// never heard that it lives here: that point is not taken for the last data.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_an_earlier_job_had_off_is_compared_for_the_next_one() {
+    let (home, away) = replicating().await;
+    let off = |job| SourceRun::ShutDown { job, timeout_ms: 60_000, power_off: false, copy: false };
+    away.assign(2, Some(duty(branch(21, None), HOME, off(JOB))), None);
+    let former = away.seen(shut_down(JOB)).await.unwrap();
+    away.machines.machine_start(NAME).await.unwrap();
+    let bytes = vec![0xcc; BLOCK as usize];
+    away.machines.guest_write(&machine(), DISK, 9 * BLOCK, &bytes).unwrap();
+    away.machines.machine_quit(&machine()).await.unwrap();
+
+    let second = JobId::from_u128(8);
+    away.assign(3, Some(duty(branch(21, None), HOME, off(second))), None);
+
+    let point = away.seen(shut_down(second)).await;
+    assert!(point.is_some_and(|point| point != former), "{point:?}");
+    let newest = |host: &Host| {
+        let newest = host.board.items_seen().iter().find_map(|seen| seen.target.clone()?.newest)?;
+        (Some(newest.point) == point).then_some(newest.position)
+    };
+    let at = home.seen(newest).await;
+    assert!(home.stored(at) == away.content());
+}
+
+/// F-110: once it lives here again an earlier shutdown counts no more, and nothing is read for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_is_forgotten_once_the_machine_is_replicated_again() {
+    let (_home, away) = replicating().await;
+    let off = |job| SourceRun::ShutDown { job, timeout_ms: 60_000, power_off: false, copy: false };
+    away.assign(2, Some(duty(branch(21, None), HOME, off(JOB))), None);
+    assert!(away.seen(shut_down(JOB)).await.is_some());
+    let run = SourceRun::Replicate { permit: None, start: None };
+    away.assign(3, Some(duty(branch(21, None), HOME, run)), None);
+    away.seen(|host| host.board.source_seen(ITEM)?.shutdown.is_none().then_some(())).await;
+    let state = away.host.folder.join("items").join(ITEM.to_string()).join("source.json");
+    away.seen(|_| {
+        let kept = std::fs::read_to_string(&state).ok()?;
+        kept.contains("\"shut_down\": null").then_some(())
+    })
+    .await;
+    let disks = away.machines.disks(&machine()).unwrap();
+    disks.fail_read_after(0);
+
+    let second = JobId::from_u128(8);
+    away.assign(4, Some(duty(branch(21, None), HOME, off(second))), None);
+
+    assert_eq!(away.seen(shut_down(second)).await, None);
+    let problem = away.host.board.source_seen(ITEM).unwrap().problem;
+    assert_eq!(problem, None, "it was not read");
+}
+
+/// Decision 16: whatever was known of a machine, one that ran until it was fenced has written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_is_found_running_is_noted_each_time_also_after_its_final_point() {
+    let (_home, away) = replicating().await;
+    let off = SourceRun::ShutDown { job: JOB, timeout_ms: 60_000, power_off: false, copy: false };
+    away.assign(2, Some(duty(branch(21, None), HOME, off)), None);
+    assert!(away.seen(shut_down(JOB)).await.is_some());
+    away.assign(3, Some(duty(branch(21, None), HOME, SourceRun::Fenced)), None);
+    let fenced = |host: &Host| {
+        let seen = host.board.source_seen(ITEM)?;
+        (seen.phase == CapturePhase::Fenced).then_some(seen.divergent)
+    };
+    assert_eq!(away.seen(fenced).await, None, "its final point has all of it");
+
+    away.machines.machine_start(NAME).await.unwrap();
+    let note = |host: &Host| host.board.source_seen(ITEM)?.divergent;
+    let first = away.seen(note).await;
+    away.machines.machine_start(NAME).await.unwrap();
+    let later = |host: &Host| note(host).filter(|note| note.stopped_at != first.stopped_at);
+    let second = away.seen(later).await;
+
+    assert_eq!(second.point, first.point, "all of it is one point");
+    assert_eq!(away.state().await, MachineState::Off);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_switches_itself_off_leaves_a_last_point_and_stays_off() {
     let (home, mut away) = replicating().await;

@@ -101,7 +101,10 @@ impl SourceWorker {
         }
         self.report_shutdown(job, ShutdownOutcome::InProgress);
         let machine = Self::machine(work);
-        // Asked again after an earlier request had it off: only its last data are wanted.
+        // Asked again after an earlier request had it off: only its last data are wanted. By which
+        // job that was is no matter, nor whether its point was made: nothing says that the machine
+        // was not run in between, so its disks are compared. Once it lives here again, as its
+        // duty says, the earlier request is forgotten.
         let again = self.state.shut_down.is_some()
             && self.host.fabric.machine_state(&machine).await? == MachineState::Off;
         if again {
