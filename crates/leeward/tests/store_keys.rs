@@ -430,37 +430,55 @@ fn an_export_that_is_not_whole_is_refused_and_leaves_nothing() {
     desk.good(&["store", "import", &file, &there]);
 }
 
+/// A store of three segments, ascending, each damaged in another way, and a copy of it in which
+/// the first two are good.
+struct Damaged {
+    desk: Desk,
+    points: Vec<String>,
+    segments: Vec<PathBuf>,
+}
+
+impl Damaged {
+    fn new() -> Damaged {
+        let desk = Desk::new();
+        let (store, copy) = (desk.store(), desk.text("copy"));
+        let points: Vec<String> = (1..=3).map(|fill| desk.capture(fill)).collect();
+        desk.good(&["store", "rekey", &store, "--data-keys"]);
+        assert!(Command::new("cp").args(["-a", &store, &copy]).status().unwrap().success());
+        let all = files(&desk.path("store/items")).into_iter();
+        let segments = all.filter(|(_, bytes)| bytes.starts_with(b"LWSEGMNT"));
+        let segments: Vec<PathBuf> = segments.map(|(path, _)| path).collect();
+        assert_eq!(segments.len(), 3);
+        // In one the last byte, which is the footer's; in the others a byte of the first record.
+        flip(&segments[0], true);
+        flip(&segments[1], false);
+        flip(&segments[2], false);
+        let damaged = Damaged { desk, points, segments };
+        flip(&damaged.in_copy(2), false);
+        damaged
+    }
+
+    fn in_copy(&self, segment: usize) -> PathBuf {
+        let below = self.segments[segment].strip_prefix(self.desk.path("store")).unwrap();
+        self.desk.path("copy").join(below)
+    }
+}
+
+fn flip(path: &Path, from_end: bool) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = if from_end { bytes.len() - 1 } else { 4096 + 100 };
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
 /// What is damaged is put right from a copy or dropped by name, and only when told so.
 #[test]
 fn a_damaged_segment_is_mended_from_a_copy_or_its_points_are_dropped() {
-    let desk = Desk::new();
+    let damaged = Damaged::new();
+    let Damaged { desk, points, segments } = &damaged;
     let (store, copy) = (desk.store(), desk.text("copy"));
-    let points: Vec<String> = (1..=3).map(|fill| desk.capture(fill)).collect();
-    desk.good(&["store", "rekey", &store, "--data-keys"]);
-    assert!(Command::new("cp").args(["-a", &store, &copy]).status().unwrap().success());
     let litter = desk.path("store/items/.new-1-2");
     fs::write(&litter, "half").unwrap();
-    let name = "LWSEGMNT";
-    let segments: Vec<PathBuf> = files(&desk.path("store/items"))
-        .into_iter()
-        .filter(|(_, bytes)| bytes.starts_with(name.as_bytes()))
-        .map(|(path, _)| path)
-        .collect();
-    assert_eq!(segments.len(), 3);
-    // In one the last byte, which is the footer's; in the others a byte of the first record.
-    let flip = |path: &Path, from_end: bool| {
-        let mut bytes = fs::read(path).unwrap();
-        let at = if from_end { bytes.len() - 1 } else { 4096 + 100 };
-        bytes[at] ^= 1;
-        fs::write(path, bytes).unwrap();
-    };
-    flip(&segments[0], true);
-    flip(&segments[1], false);
-    flip(&segments[2], false);
-    // Only the second one is good in the copy.
-    let in_copy =
-        |path: &Path| Path::new(&copy).join(path.strip_prefix(desk.path("store")).unwrap());
-    flip(&in_copy(&segments[2]), false);
     let before = files(&desk.path("store"));
 
     let shown = desk.run(&["store", "repair", &store, "--from", &copy, "--output", "json"]);
@@ -502,7 +520,7 @@ fn a_damaged_segment_is_mended_from_a_copy_or_its_points_are_dropped() {
     let left = desk.json(&["store", "points", &store]);
     assert_eq!(left.as_array().unwrap().len(), points.len() - lost.len());
     // The last copy puts everything else right.
-    flip(&in_copy(&segments[2]), false);
+    flip(&damaged.in_copy(2), false);
     desk.good(&mend);
     desk.good(&["store", "verify", &store]);
     assert!(desk.good(&["store", "repair", &store]).contains("good"));
