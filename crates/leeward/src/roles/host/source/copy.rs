@@ -205,8 +205,8 @@ impl SourceWorker {
         Ok(bytes)
     }
 
-    /// Commits what was sent so far. The change map stays as it is, so it covers everything in which
-    /// the machine may differ from the store, also when no point comes of it.
+    /// Commits what was sent so far. The change map stays as it is, so it covers everything in
+    /// which the machine may differ from the store, also when no point comes of it.
     pub(super) async fn commit_progress(&mut self, last: bool) -> Result<(), SourceError> {
         let open = self.open.as_mut().expect("committing needs an open session");
         let lsn = leeward_model::Lsn(open.link.next_lsn().0 - 1);
