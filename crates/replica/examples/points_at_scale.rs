@@ -199,10 +199,7 @@ fn make(folder: &Path, bytes: u64, points: usize) -> Result<Vec<ExtentNumber>, S
 /// The same data in one layer, or in one layer each of so many timelines.
 fn make_layers(folder: &Path, timelines: u64) -> Result<Vec<ExtentNumber>, StoreError> {
     let mut writer = writer(folder, 16 * GIB)?;
-    let upkeep = leeward_replica::Upkeep {
-        layer_after: 1,
-        ..leeward_replica::Upkeep::default()
-    };
+    let upkeep = leeward_replica::Upkeep { layer_after: 1, ..leeward_replica::Upkeep::default() };
     writer.item.set_upkeep(upkeep);
     for timeline in 0..timelines {
         if timeline > 0 {

@@ -208,7 +208,7 @@ mod tests {
                 let whole = |step: &&ThinningStep| {
                     begin(step).is_some_and(|at| old(at + step.every_ms as i64, step))
                 };
-                let step = plan.steps.iter().filter(whole).next_back()?;
+                let step = plan.steps.iter().rfind(whole)?;
                 Some((step.every_ms, begin(step)?))
             };
             let order = |of: &Candidate| (of.worth, -of.received_at.0, std::cmp::Reverse(of.id));

@@ -270,7 +270,7 @@ fn layers_and_what_they_stand_for_survive_a_power_cut_at_every_step() {
     for op in [Op::Append, Op::Point, Op::Index, Op::Append, Op::Point, Op::Index] {
         apply(&mut world, op).unwrap();
     }
-    assert!(world.item().layers().len() > 0 && disk.steps() > 0);
+    assert!(!world.item().layers().is_empty() && disk.steps() > 0);
     let mut tally = Tally { states: 0, failures: Vec::new() };
 
     for a in OPS {
