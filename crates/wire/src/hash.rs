@@ -150,7 +150,8 @@ mod tests {
             let key = HashKey::from_bytes([key; 32]);
             let mut extent = vec![0; ZEROS.len()];
             let mut noise = blake3::Hasher::new();
-            noise.update(&seed.to_le_bytes()).finalize_xof().fill(&mut extent[BLOCK_BYTES as usize..]);
+            let rest = &mut extent[BLOCK_BYTES as usize..];
+            noise.update(&seed.to_le_bytes()).finalize_xof().fill(rest);
 
             let one_by_one: Vec<_> =
                 extent.chunks(BLOCK_BYTES as usize).map(|block| block_hash(&key, block)).collect();

@@ -1,6 +1,6 @@
 //! Seals changes and markers into records, and opens them: AES-256-GCM and checksum around what
-//! [`crate::codec`] packed. Does not number records by itself beyond checking that the caller leaves
-//! no gap and repeats none.
+//! [`crate::codec`] packed. Does not number records by itself beyond checking that the caller
+//! leaves no gap and repeats none.
 
 pub use crate::codec::{Compression, Level, PackedChange, QueueDepth};
 use crate::{

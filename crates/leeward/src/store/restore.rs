@@ -28,8 +28,8 @@ use std::{
 
 /// A fixed VHD of Azure has a whole number of these.
 const VHD_ALIGNMENT: u64 = 1 << 20;
-/// How much one thread reads and writes at a time: what was unpacked is written while it lies in the
-/// processor's own cache.
+/// How much one thread reads and writes at a time: what was unpacked is written while it lies in
+/// the processor's own cache.
 const PIECE: u64 = 256 << 10;
 /// How long requests in flight may take at the end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -205,7 +205,8 @@ enum CopyError {
     File(std::io::Error),
 }
 
-/// Copies the pieces on `workers` threads, or all processors: what costs is opening and unpacking them.
+/// Copies the pieces on `workers` threads, or on all processors.
+/// What costs is opening and unpacking them.
 fn copy(
     (view, disk): (&View, DiskNumber),
     pieces: &[(u64, usize)],
