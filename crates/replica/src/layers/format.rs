@@ -179,7 +179,7 @@ impl<'a> LayerWriter<'a> {
         head.extend_from_slice(&tag);
         self.append(&accounts)?;
         self.append(&head)?;
-        self.appender.sync_data()?;
+        self.appender.finish()?;
         self.folder.blobs.sync_dir(&self.folder.path("layers"))?;
         Ok(LayerRecord {
             layer: self.layer,
