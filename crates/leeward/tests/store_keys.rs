@@ -163,7 +163,7 @@ fn a_replaced_recovery_key_and_key_file_open_nothing() {
     let old = desk.text("store.recovery-key.txt");
     let old_file = fs::read(desk.path("store/store.key")).unwrap();
 
-    let done = desk.json(&["store", "rekey", &store, "--recovery", "--key-file"]);
+    let done = desk.json(&["store", "rekey", &store, "--recovery", "--new-key-file"]);
 
     let new = desk.text("store.recovery-key-2.txt");
     assert_eq!(done["recoveryKeyFile"], new.as_str());
@@ -185,7 +185,7 @@ fn a_replaced_recovery_key_and_key_file_open_nothing() {
     // The key file is lost: the recovery key makes another.
     fs::remove_file(desk.path("store/store.key.0000000002")).unwrap();
     desk.refused(&["store", "points", &store], 4, "LW-0406");
-    desk.good(&["store", "rekey", &store, "--key-file", "--recovery-key", &new]);
+    desk.good(&["store", "rekey", &store, "--new-key-file", "--recovery-key", &new]);
     desk.check(&point, 1, &[]);
     desk.check(&second, 2, &["--recovery-key", &new]);
 }

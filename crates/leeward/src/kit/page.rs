@@ -83,7 +83,7 @@ const COMMANDS: [(&str, &str); 10] = [
     ),
     (
         "Give the store a new key file, if its own is lost",
-        "leeward store rekey STORE --recovery-key key.txt --key-file",
+        "leeward store rekey STORE --recovery-key key.txt --new-key-file",
     ),
     (
         "When all is well: draw a new recovery key, then make and test a new kit",

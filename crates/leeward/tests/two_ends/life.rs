@@ -264,11 +264,14 @@ async fn a_shutdown_is_forgotten_once_the_machine_is_replicated_again() {
     away.assign(3, Some(duty(branch(21, None), HOME, run)), None);
     away.seen(|host| host.board.source_seen(ITEM)?.shutdown.is_none().then_some(())).await;
     let state = away.host.folder.join("items").join(ITEM.to_string()).join("source.json");
-    away.seen(|_| {
-        let kept = std::fs::read_to_string(&state).ok()?;
-        kept.contains("\"shut_down\": null").then_some(())
-    })
-    .await;
+    let forgotten = async {
+        // The board does not show it, and a file tells nobody that it changed.
+        let mut look = tokio::time::interval(Duration::from_millis(20));
+        while !std::fs::read_to_string(&state).is_ok_and(|kept| kept.contains("_down\": null")) {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, forgotten).await.expect("it is forgotten");
     let disks = away.machines.disks(&machine()).unwrap();
     disks.fail_read_after(0);
 

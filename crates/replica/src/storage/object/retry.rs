@@ -56,6 +56,10 @@ pub(super) fn judge(action: &'static str, name: &str, error: &Error) -> Trouble 
         let (name, source) = (name.to_owned(), io::Error::new(kind, text));
         Trouble::Final(StorageError::Io { action, name, source })
     };
+    let refused = |text: String| {
+        let why = format!("the store refuses these credentials: {text}");
+        fail(io::ErrorKind::PermissionDenied, why)
+    };
     let no_bucket = ["NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"];
     match error {
         _ if no_bucket.iter().any(|code| text.contains(code)) => {
@@ -63,10 +67,7 @@ pub(super) fn judge(action: &'static str, name: &str, error: &Error) -> Trouble 
             fail(io::ErrorKind::NotFound, why)
         }
         Error::NotFound { .. } => Trouble::Final(StorageError::Absent { name: name.to_owned() }),
-        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-            let why = format!("the store refuses these credentials: {text}");
-            fail(io::ErrorKind::PermissionDenied, why)
-        }
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => refused(text),
         Error::NotSupported { .. } | Error::NotImplemented { .. } => {
             fail(io::ErrorKind::Unsupported, text)
         }
@@ -75,6 +76,8 @@ pub(super) fn judge(action: &'static str, name: &str, error: &Error) -> Trouble 
         }
         _ => match status(&text) {
             Some(501) => fail(io::ErrorKind::Unsupported, text),
+            // A refused listing has no kind of its own.
+            Some(401 | 403) => refused(text),
             // 409 between two conditional puts at once, 408 and 429: come back later.
             Some(status) if (300..500).contains(&status) && ![408, 409, 429].contains(&status) => {
                 fail(io::ErrorKind::InvalidData, text)
