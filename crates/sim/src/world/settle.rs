@@ -7,7 +7,7 @@ use leeward_control::{
 };
 use leeward_fabric::{Fabric as _, memory::OnShutdown};
 use leeward_model::{MachineState, Protection, Site};
-use leeward_wire::message::Purpose;
+use leeward_wire::message::{Purpose, Stage};
 use std::collections::BTreeSet;
 
 /// Steps within which everything comes to rest: over three minutes of the world's time, longer
@@ -75,10 +75,11 @@ impl World {
             None => self.ledger.live_at().unwrap_or(Site::Primary),
         };
         let state = self.machines(site).machine_state(&self.owned(site)).await;
-        // What starts an instance of the item is the item's job; one of an item that ended is the
-        // owner's, though it may still read its disks from kept points.
+        // An instance that is to run is started by the item's host; one of an item that ended is
+        // the owner's, though it may still read its disks from kept points.
         let tended = view.iter().flat_map(|view| &view.instances);
-        let tended = tended.filter(|made| made.purpose == Purpose::Failover);
+        let tended = tended
+            .filter(|made| made.purpose == Purpose::Failover && made.wanted == Stage::Running);
         let tended = tended.map(|made| made.site).any(|there| there == site);
         if idle && !tended && matches!(state, Ok(MachineState::Off)) {
             self.ledger.moved(site);
