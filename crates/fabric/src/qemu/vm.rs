@@ -19,8 +19,8 @@ use tokio::time::Instant;
 pub(crate) const QUICK: Duration = Duration::from_secs(5);
 /// For a command that drains or opens disks. Measured at most 1 s on a loaded machine.
 pub(crate) const CHANGE: Duration = Duration::from_secs(30);
-/// For QEMU to greet after its start: 0.2 s idle, seconds on a loaded machine.
-const START: Duration = Duration::from_secs(60);
+/// For QEMU to greet after its start: 0.2 s idle, seconds on a loaded machine. Then once more.
+const START: Duration = Duration::from_secs(30);
 /// For a process that was told to end, or was killed.
 pub(crate) const END: Duration = Duration::from_secs(10);
 /// Pause between two looks at something that tells nobody when it changes.
@@ -156,31 +156,52 @@ impl Vm {
     }
 
     /// Starts QEMU and waits until it takes commands. One that does not start leaves nothing.
+    ///
+    /// One that neither ends nor listens is killed, confirmed, and started once more: seen twice
+    /// in a few thousand starts on a loaded machine, with an empty log.
     pub async fn spawn(&self, program: &str, arguments: &[OsString]) -> Result<(), FabricError> {
-        let start = |reason: String| FabricError::Start { machine: self.machine.clone(), reason };
         std::fs::create_dir_all(&self.run).map_err(|error| self.file("make the folder", error))?;
         self.end_still().await?; // It would keep QEMU from locking the images.
+        let start = |reason: String| FabricError::Start { machine: self.machine.clone(), reason };
+        match self.spawn_once(program, arguments).await.map_err(start)? {
+            Spawned::Up => return Ok(()),
+            Spawned::Silent(why) => {
+                tracing::warn!(machine = %self.machine, why, "QEMU did not listen; starting it again");
+            }
+        }
+        match self.spawn_once(program, arguments).await.map_err(start)? {
+            Spawned::Up => Ok(()),
+            Spawned::Silent(why) => Err(start(why)),
+        }
+    }
+
+    /// One try; what it leaves is dead.
+    async fn spawn_once(&self, program: &str, arguments: &[OsString]) -> Result<Spawned, String> {
         let log_start = std::fs::metadata(self.log_path()).map_or(0, |log| log.len());
         let (process, mut child) = process::spawn_detached(program, arguments, &self.log_path())
-            .map_err(|error| start(error.to_string()))?;
-        self.write_mark(&process).map_err(|error| start(error.to_string()))?;
+            .map_err(|error| error.to_string())?;
+        self.write_mark(&process).map_err(|error| error.to_string())?;
         let end = Instant::now() + START;
         loop {
-            let reason = match self.link.qmp(QUICK).await {
+            let error = match self.link.qmp(QUICK).await {
                 Ok(_) => {
                     // Whoever holds a Child reaps it; nobody else needs to know its end from here.
                     tokio::spawn(async move { child.wait().await });
-                    return Ok(());
+                    return Ok(Spawned::Up);
                 }
-                Err(error) => error.to_string(),
+                Err(error) => error,
             };
+            let log = || tail_after(&self.log_path(), log_start);
             if let Ok(Some(status)) = child.try_wait() {
-                let log = tail_after(&self.log_path(), log_start);
-                return Err(start(format!("QEMU ended at once ({status}): {log}")));
+                return Err(format!("QEMU ended at once ({status}): {}", log()));
             }
             if Instant::now() >= end {
-                let _ = process.kill(END).await; // The start has failed in either case.
-                return Err(start(reason));
+                let seconds = START.as_secs();
+                let below = std::error::Error::source(&error).map(ToString::to_string);
+                let below = below.unwrap_or_default();
+                let why = format!("{error}: {below}; it did not listen in {seconds} s: {}", log());
+                process.kill(END).await.map_err(|error| format!("{why}; {error}"))?;
+                return Ok(Spawned::Silent(why));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -214,6 +235,14 @@ impl Vm {
         let (machine, reason) = (self.machine.clone(), reason.to_string());
         FabricError::NotConfirmedOff { machine, reason }
     }
+}
+
+/// What became of a start that did not fail.
+enum Spawned {
+    /// It takes commands.
+    Up,
+    /// It did not listen in time, and is dead; with what is known of it.
+    Silent(String),
 }
 
 /// The end of what a log got after its first `start` bytes, on one line.
