@@ -2,7 +2,8 @@
 """Writes PROOF.md from the newest run of ./test: which experiment ran how often, with which seeds,
 and whether it held. It proves nothing by itself and repeats only what the tests printed.
 
-A test tells its figures in a line `PROOF EXPERIMENT name=number ...`.
+A test tells its figures in a line `PROOF EXPERIMENT name=number ...`. Reports may be named, oldest
+first: of a test that is in several the last one counts, as after a run of the tests that failed.
 """
 
 import os
@@ -45,9 +46,9 @@ INVARIANTS = {
 }
 
 
-def tests():
-    """Name, whether it passed, and what it printed, of every test of the run."""
-    for suite in xml.parse(REPORT).getroot():
+def tests(report):
+    """Name, whether it passed, and what it printed, of every test of a run."""
+    for suite in xml.parse(report).getroot():
         for case in suite.findall("testcase"):
             failed = case.find("failure") is not None or case.find("error") is not None
             printed = "".join((part.text or "") for part in case.iter()
@@ -74,9 +75,11 @@ def feature_ids():
 
 
 def main():
-    if not REPORT.exists():
+    reports = [pathlib.Path(name) for name in sys.argv[1:]] or [REPORT]
+    if not all(report.exists() for report in reports):
         sys.exit("there is no run of ./test to report: run it first")
-    ran = list(tests())
+    newest = {test[0]: test for report in reports for test in tests(report)}
+    ran = list(newest.values())
     passed = sum(ok for _, ok, _ in ran)
     rows = []
     for name, ok, printed in ran:
@@ -86,11 +89,12 @@ def main():
 
     long = "LONG=1 ./test" if os.environ.get("LONG") else "./test"
     dirty = " with changes" if git("status", "--porcelain", "--", "crates") else ""
+    again = f", then {len(reports) - 1} runs of tests that had failed" if len(reports) > 1 else ""
     out = ["# Proof", "",
            "Written by `scripts/proof.py` from a run of the tests; not by hand. Every figure is"
            " what a test printed. A random test prints its seed, and `LEEWARD_SEED=n` replays it.",
            "",
-           f"- Run: `{long}` at commit `{git('rev-parse', '--short=12', 'HEAD')}`{dirty}",
+           f"- Run: `{long}`{again}, at commit `{git('rev-parse', '--short=12', 'HEAD')}`{dirty}",
            f"- Machine: {processor()}, {os.cpu_count()} processors, Linux {platform.release()}",
            f"- Tests: {len(ran)} ran, {passed} passed, {len(ran) - passed} failed",
            f"- Behaviours of the specification named by code or tests: {len(feature_ids())}", ""]

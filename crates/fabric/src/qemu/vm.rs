@@ -166,7 +166,8 @@ impl Vm {
         match self.spawn_once(program, arguments).await.map_err(start)? {
             Spawned::Up => return Ok(()),
             Spawned::Silent(why) => {
-                tracing::warn!(machine = %self.machine, why, "QEMU did not listen; starting it again");
+                let machine = &self.machine;
+                tracing::warn!(%machine, why, "QEMU did not listen; starting it again");
             }
         }
         match self.spawn_once(program, arguments).await.map_err(start)? {
