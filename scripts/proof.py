@@ -89,7 +89,7 @@ def main():
 
     long = "LONG=1 ./test" if os.environ.get("LONG") else "./test"
     dirty = " with changes" if git("status", "--porcelain", "--", "crates") else ""
-    again = f", then {len(reports) - 1} runs of tests that had failed" if len(reports) > 1 else ""
+    again = f", then {len(reports) - 1} of tests that had failed or were changed" if len(reports) > 1 else ""
     out = ["# Proof", "",
            "Written by `scripts/proof.py` from a run of the tests; not by hand. Every figure is"
            " what a test printed. A random test prints its seed, and `LEEWARD_SEED=n` replays it.",
