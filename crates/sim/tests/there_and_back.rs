@@ -221,6 +221,8 @@ fn a_reprotect_that_is_interrupted_anywhere_goes_on_where_it_was() {
         // The active machine writes a little in each point, to show that it runs.
         let most = differing + differing / 20 + (256 << 10);
         assert!(once <= most, "{crossed:?} for {differing}, interruption {n}");
+        let again = differing.min(TAIL);
+        assert!(crossed.all <= most + again, "{crossed:?} for {differing}, interruption {n}");
     }
 }
 
