@@ -5,7 +5,7 @@
 
 use leeward_control::{
     Control, ControlError,
-    items::{PlannedSpec, ReprotectSpec, Shutdown},
+    items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown},
     jobs::{JobAnswer, RunState},
 };
 use leeward_fabric::{Fabric as _, MachineRef};
@@ -384,4 +384,49 @@ fn a_reprotect_takes_the_old_disks_as_it_finds_them() {
 
         assert_eq!(violations, Vec::<String>::new(), "{stale:?}");
     }
+}
+
+/// What seed 8014 came upon. Protection ends at home, while the machine that was left still runs
+/// and its host cannot be asked; begun anew, the machine goes out under another name, as its own
+/// is taken there (F-005, F-122).
+#[test]
+fn who_goes_out_anew_gets_another_name_while_the_one_that_was_left_holds_it() {
+    let violations = simulate(async {
+        let random = &mut Seeded::new(8014);
+        let mut world = committed_at_recovery(None, random).await;
+        world.reprotect_wholly(random).await;
+        world.role_kill(Site::Recovery).await;
+        failover(&mut world, PointChoice::Latest, Shutdown::First).await;
+        let (control, item) = parts(&world);
+        let reason = DisableReason::MigrationComplete;
+        let ends = control.item_disable(item, KeepPoints::Keep, reason).await.unwrap();
+        assert_eq!(world.finish(ends).await.state, RunState::Suspended);
+        let words = JobAnswer::Reply("go-on".to_owned());
+        control.job_resume(world.vault, ends, words).await.unwrap();
+        assert_eq!(world.finish(ends).await.state, RunState::SucceededWithWarning);
+        world.ledger.replica_kept(item);
+        // Its owner was told that it may run, and switches it off.
+        let former = world.owned(Site::Recovery);
+        world.machines(Site::Recovery).kill_process(&former);
+        world.heal().await;
+
+        world.protect(random).await;
+        protected(&mut world).await;
+        world.policy_set(true).await;
+        world.write(random);
+        planned(&mut world).await;
+        world.write(random);
+        protected(&mut world).await;
+        commit(&mut world).await;
+        world.check_often().await;
+
+        assert_ne!(world.owned(Site::Recovery), former);
+        assert!(world.is_running(Site::Recovery).await);
+        let before = world.machines(Site::Recovery).machine_state(&former).await;
+        assert_eq!(before.unwrap(), MachineState::Off);
+        world.settle().await;
+        world.ledger.violations()
+    });
+
+    assert_eq!(violations, Vec::<String>::new());
 }

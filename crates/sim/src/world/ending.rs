@@ -102,9 +102,16 @@ impl World {
             KeepPoints::Delete => self.ledger.replica_ended(),
         }
         self.heal().await;
-        if active == Site::Recovery {
-            self.check_released(active, insisted).await;
-            self.owner_goes_back(random).await;
+        match active {
+            Site::Recovery => {
+                self.check_released(active, insisted).await;
+                self.owner_goes_back(random).await;
+            }
+            // Who insisted was told that the other machine may run, and sees to it.
+            Site::Primary if insisted => {
+                self.machines(Site::Recovery).kill_process(&self.owned(Site::Recovery));
+            }
+            Site::Primary => {}
         }
         self.protect(random).await;
     }

@@ -375,6 +375,8 @@ impl Fabric for WatchedFabric {
         item: ItemId,
     ) -> Result<(), FabricError> {
         self.inner.instance_settle(instance, name, item).await?;
+        // The config server may be asked for the name only after the handing over.
+        self.watch.ledger.name_set(self.watch.site, name);
         self.watch.ledger.settled(self.watch.site, instance);
         Ok(())
     }
