@@ -100,13 +100,14 @@ impl Store {
     /// Puts a generation, unless there is one of its number.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when this store was not opened for writing; [`StoreError::Key`]
-    /// when the key file, which signs the note, cannot be read; [`StoreError::Storage`].
+    /// [`StoreError::Refused`] when this store was not opened for writing; [`StoreError::Storage`].
     pub fn generation_put(&self, generation: &Generation) -> Result<Put, StoreError> {
         self.check_writer()?;
         let path = format!("{FOLDER}/{}", file_name(generation.number));
         let json = serde_json::to_string(generation).expect("the note is plain JSON");
-        let key = self.key_file_secret()?.identity_key();
+        // Who has only a recovery key, of a store that does not keep its key file, signs with that.
+        let signer = self.key_file_secret().unwrap_or_else(|_| self.secret.clone());
+        let key = signer.identity_key();
         let tag = hex(tag(&key, &path, &json).as_bytes());
         Ok(self.blobs.put_new(&path, format!("{tag}\n{json}").as_bytes())?)
     }

@@ -381,10 +381,7 @@ fn wrap_key(
         let salt = [ephemeral, recipient].concat();
         let secret = Salt::new(HKDF_SHA256, &salt).extract(shared);
         let mut key = [0; 32];
-        secret
-            .expand(&[label], HKDF_SHA256)
-            .and_then(|okm| okm.fill(&mut key))
-            .map_err(|_| ())?;
+        secret.expand(&[label], HKDF_SHA256).and_then(|okm| okm.fill(&mut key)).map_err(|_| ())?;
         let unbound = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| ())?;
         key.fill(0);
         Ok(LessSafeKey::new(unbound))

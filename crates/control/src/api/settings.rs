@@ -113,13 +113,11 @@ pub(super) async fn health(below: &Below<'_>) -> Result<Answer, Refusal> {
     let own = control.charge_problem().into_iter().map(|problem| {
         health_error(&problem, "Error", &below.control().config().local_host.id.to_string())
     });
-    let errors = without_kit(&fabrics)
-        .map(|host| {
-            let what =
-                format!("the replica store of host {} has no tested recovery kit", host.name);
-            let problem = Code::KIT_UNTESTED.problem(what);
-            health_error(&problem, "Error", &host.id.to_string())
-        });
+    let errors = without_kit(&fabrics).map(|host| {
+        let what = format!("the replica store of host {} has no tested recovery kit", host.name);
+        let problem = Code::KIT_UNTESTED.problem(what);
+        health_error(&problem, "Error", &host.id.to_string())
+    });
     let errors: Vec<_> = own.chain(errors).collect();
     Ok(Answer::Ok(resource(
         &below.ids.below("replicationVaultHealth", "default"),

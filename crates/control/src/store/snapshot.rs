@@ -22,7 +22,17 @@ const TABLES: &[(&str, &[&str], &str)] = &[
     ("machines", &["id", "fabric", "host", "name", "body"], ""),
     (
         "items",
-        &["id", "vault", "fabric", "name", "source_host", "target_host", "machine", "version", "body"],
+        &[
+            "id",
+            "vault",
+            "fabric",
+            "name",
+            "source_host",
+            "target_host",
+            "machine",
+            "version",
+            "body",
+        ],
         "",
     ),
     (

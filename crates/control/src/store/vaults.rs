@@ -66,7 +66,8 @@ pub(crate) async fn remove(conn: &mut Conn, vault: VaultId) -> StoreResult<()> {
 
 /// Every vault of every subscription.
 pub(crate) async fn all_ids(conn: &mut Conn) -> StoreResult<Vec<VaultId>> {
-    let ids = query(LOAD, sqlx::query_scalar("SELECT id FROM vaults ORDER BY id").fetch_all(conn).await);
+    let ids =
+        query(LOAD, sqlx::query_scalar("SELECT id FROM vaults ORDER BY id").fetch_all(conn).await);
     let ids: Vec<String> = ids?;
     Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
 }
