@@ -104,6 +104,9 @@ async fn admit(
         let code = leeward_model::Code::FORBIDDEN;
         return Err(ControlError::new(crate::ErrorKind::Forbidden, code, what).into());
     }
+    if action != Action::Read {
+        shared.control.check_in_charge()?;
+    }
     let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX)
         .await
         .map_err(|_| Refusal::too_large(BODY_BYTES_MAX))?;

@@ -28,6 +28,9 @@ impl Control {
     /// Those of the database. A job or item that fails by itself is logged and left as it was.
     pub async fn tick(&self) -> Result<Turn> {
         let mut turn = Turn::default();
+        if self.superseded().is_some() {
+            return Ok(turn);
+        }
         let mut tx = self.store().read().await?;
         let items = store::items::all_ids(&mut tx).await?;
         let jobs = store::jobs::unfinished(&mut tx).await?;

@@ -40,6 +40,29 @@ pub struct EventView {
 }
 
 impl Control {
+    /// Notes in every vault what a person must look at now.
+    ///
+    /// # Errors
+    /// Internal when the database fails.
+    pub async fn alarm(&self, name: &str, text: &str) -> Result<()> {
+        let mut tx = self.store().begin().await?;
+        for vault in store::vaults::all_ids(&mut tx).await? {
+            let event = EventView {
+                seq: 0,
+                at: self.now().wall,
+                name: name.to_owned(),
+                severity: Severity::Critical,
+                text: text.to_owned(),
+                item: None,
+                object: self.config().local_host.name.clone(),
+                job: None,
+                problem: None,
+            };
+            store::events::append(&mut tx, vault, &event).await?;
+        }
+        Ok(store::commit(tx).await?)
+    }
+
     /// Lists events after number `after`, oldest first, at most `limit` (1 to 1000).
     ///
     /// # Errors

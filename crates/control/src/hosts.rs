@@ -137,6 +137,7 @@ impl Control {
     /// # Errors
     /// NotFound when the host never registered, or was removed.
     pub async fn host_hello(&self, hello: &HostHello) -> Result<HostSession> {
+        self.check_in_charge()?;
         let host = hello.host;
         let mut tx = self.store().begin().await?;
         let Some(mut row) = store::hosts::find(&mut tx, host).await? else {
@@ -263,6 +264,12 @@ impl Control {
         self.hosts().sight(host, &self.now()).connected
     }
 
+    /// Ends every session: nobody is told anything by this server any more.
+    pub(crate) fn hosts_dismiss(&self) {
+        // A session ends when the sender of its assignments is gone.
+        self.hosts().live().hosts.clear();
+    }
+
     /// The public key for checking start permits, for the welcome.
     pub fn permit_key(&self) -> String {
         self.ports().signer.public_key()
@@ -299,7 +306,17 @@ impl Control {
     }
 
     /// Recomputes the assignments of `hosts` and hands them to their sessions.
+    ///
+    /// What they are told is kept outside this machine first; a server that is not in charge any
+    /// more tells nobody anything.
+    ///
+    /// # Errors
+    /// Conflict when another config server is in charge; those of the database.
     pub(crate) async fn publish(&self, hosts: &[HostId]) -> Result<()> {
+        if hosts.is_empty() {
+            return Ok(());
+        }
+        self.configuration_keep().await?;
         for host in hosts.iter().collect::<BTreeSet<_>>() {
             let mut tx = self.store().read().await?;
             let assignment =

@@ -3,6 +3,7 @@
 //! Hosts are never called: they get an assignment and report what they see. Job steps are pure;
 //! one SQLite transaction stores what a step wants of the world together with the job's record.
 
+mod adoption;
 pub mod api;
 mod assignment;
 pub mod clock;
@@ -15,6 +16,7 @@ mod hosts;
 pub mod items;
 #[allow(clippy::result_large_err, reason = "the engine defines what a step returns")]
 pub mod jobs;
+mod keeper;
 pub mod machines;
 pub mod mappings;
 mod plan;
@@ -34,10 +36,12 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub use adoption::{Adopted, Adoption, restore};
 pub use clock::{Clock, Draw, Now, PermitSigner};
 pub use driver::Turn;
 pub use error::{ControlError, ErrorKind, Result};
 pub use hosts::{HostQuery, HostSession};
+pub use keeper::{KeepError, Keeper, Superseded};
 pub use rpo::rpo_seconds;
 pub use store::{Durability, Store, StoreError};
 
@@ -95,6 +99,7 @@ struct Inner {
     hosts: hosts::Hosts,
     registry: Registry<World>,
     poke: tokio::sync::Notify,
+    charge: keeper::Charge,
 }
 
 impl Control {
@@ -111,6 +116,7 @@ impl Control {
             hosts: hosts::Hosts::default(),
             registry: jobs::registry(),
             poke: tokio::sync::Notify::new(),
+            charge: keeper::Charge::default(),
         };
         let control = Control { inner: Arc::new(inner) };
         control.local_host_save().await?;
@@ -143,6 +149,10 @@ impl Control {
 
     fn ports(&self) -> &Ports {
         &self.inner.ports
+    }
+
+    fn charge(&self) -> &keeper::Charge {
+        &self.inner.charge
     }
 
     fn store(&self) -> &Store {

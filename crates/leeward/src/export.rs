@@ -3,9 +3,10 @@
 //! A process of its own that depends on no other role: it reads the store's files and the key
 //! file, and listens on a unix socket. A machine may run on what it serves.
 
+use crate::store::place::PlaceOptions;
 use leeward_model::{ItemId, PointId};
 use leeward_nbd::server::{Limits, Server};
-use leeward_replica::{PointExport, Store, SystemRandom, Unlock, View, storage::LocalStore};
+use leeward_replica::{PointExport, View};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -20,9 +21,12 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// What to serve and where.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExportOptions {
-    /// Folder of the replica store.
+    /// The replica store: a folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX.
     #[arg(long)]
-    pub store: PathBuf,
+    pub store: String,
+    /// File with the key of a store that does not keep it itself.
+    #[arg(long)]
+    pub key_file: Option<PathBuf>,
     /// The item's id.
     #[arg(long)]
     pub item: ItemId,
@@ -57,8 +61,9 @@ pub async fn run(options: ExportOptions) -> anyhow::Result<()> {
 }
 
 fn open(options: &ExportOptions) -> anyhow::Result<View> {
-    let blobs = Arc::new(LocalStore::open_reading(&options.store));
-    let store = Store::open(blobs, None, &Unlock::KeyFile, Arc::new(SystemRandom))?;
+    let mut place = PlaceOptions::from(options.store.clone());
+    place.key_file.clone_from(&options.key_file);
+    let store = place.open()?;
     let reader = store.item_read(options.item)?;
     let record = reader.state().point(options.point);
     let record = record.ok_or_else(|| anyhow::anyhow!("there is no point {}", options.point))?;

@@ -12,15 +12,15 @@ mod try_out;
 use crate::{
     cli::Output,
     folder::{write_secret, write_whole},
-    roles::host::clock::wall_now,
+    roles::{host::clock::wall_now, place::StorePlace, up::break_glass},
     store::{
         Failure, blocking, file_problem, finish, place::PlaceOptions, print, print_json, problem,
         time_text,
     },
 };
-use leeward_model::Code;
+use leeward_model::{Code, UnixMillis};
 use leeward_replica::{KitTest, RecipientKind, RecipientSecret, Store};
-use passphrase::PassphraseOptions;
+pub use passphrase::PassphraseOptions;
 use sealed::KitContents;
 use serde_json::json;
 use std::{
@@ -88,6 +88,9 @@ pub struct OpenOptions {
     /// File to write the config server's CA certificate to; it must not exist.
     #[arg(long, value_name = "FILE")]
     server_ca_to: Option<PathBuf>,
+    /// File to write the break-glass account's token to, for --token-file; it must not exist.
+    #[arg(long, value_name = "FILE")]
+    account_to: Option<PathBuf>,
     #[command(flatten)]
     passphrase: PassphraseOptions,
 }
@@ -114,6 +117,11 @@ struct Found {
 fn find(text: &str) -> Found {
     let data = Path::new(text);
     let inner = data.join("store");
+    if data.join("leeward.role").exists()
+        && let Ok(at) = StorePlace::of(data, None)
+    {
+        return Found { place: at.options().clone(), data: Some(data.to_owned()) };
+    }
     if !data.join("store.json").exists() && inner.join("store.json").exists() {
         let store = inner.to_string_lossy().into_owned();
         return Found { place: store.into(), data: Some(data.to_owned()) };
@@ -139,10 +147,12 @@ fn create(options: &CreateOptions, output: Output) -> Result<(), Failure> {
     }
     // Without a key file the recovery key, which is needed anyway, opens the store.
     let (store, recovery) = unlock(options, &found)?;
+    let passphrase = options.passphrase.ask_twice()?;
+    let (kit, created_at) = (Uuid::new_v4(), wall_now());
     let contents = KitContents {
         format: sealed::CONTENTS_FORMAT,
-        kit: Uuid::new_v4(),
-        created_at: wall_now(),
+        kit,
+        created_at,
         store: store.identity().store,
         store_address: address(&found.place.store),
         key_generation: store.key_generation(),
@@ -150,10 +160,9 @@ fn create(options: &CreateOptions, output: Output) -> Result<(), Failure> {
         recovery_key: recovery.to_text(),
         server_ca: server_ca(options, &found)?,
         server_endpoint: found.data.as_ref().and_then(|data| endpoint(data)),
-        break_glass_account: None,
+        break_glass_account: account(&found, kit, created_at)?,
         program: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let passphrase = options.passphrase.ask_twice()?;
     let text = sealed::seal(&contents, &passphrase)?;
     let html = page::html(&contents, &recovery.fingerprint(), &text);
     write_secret(&options.out, text.as_bytes()).map_err(|error| file_problem(what(), &error))?;
@@ -166,7 +175,8 @@ fn create(options: &CreateOptions, output: Output) -> Result<(), Failure> {
             "kit": contents.kit, "file": options.out, "page": page, "store": contents.store,
             "storeAddress": contents.store_address, "keyGeneration": contents.key_generation,
             "recoveryKeyFingerprint": recovery.fingerprint(),
-            "serverCa": contents.server_ca.is_some(), "breakGlassAccount": false,
+            "serverCa": contents.server_ca.is_some(),
+            "breakGlassAccount": contents.break_glass_account.is_some(),
             "createdAt": time_text(contents.created_at),
         }));
         return Ok(());
@@ -181,6 +191,16 @@ fn create(options: &CreateOptions, output: Output) -> Result<(), Failure> {
         options.store
     ));
     Ok(())
+}
+
+/// The secret of a break-glass account, if the kit is of a config server: that has its hash from
+/// now on.
+fn account(found: &Found, kit: Uuid, at: UnixMillis) -> Result<Option<String>, Failure> {
+    let Some(data) = found.data.as_ref().filter(|data| data.join("ca.key").exists()) else {
+        return Ok(None);
+    };
+    let made = break_glass::make(data, kit, at);
+    made.map(Some).map_err(|error| file_problem("no break-glass account was made", &error))
 }
 
 fn page_of(kit: &Path) -> PathBuf {
@@ -265,6 +285,14 @@ fn read_kit(path: &Path, passphrase: &PassphraseOptions) -> Result<KitContents, 
     sealed::open(path, &text, &passphrase.ask()?)
 }
 
+/// The recovery key in a kit.
+///
+/// # Errors
+/// `NOT_FOUND`, `BAD_REQUEST`, `KEY_MISSING`: see the kit's form.
+pub(crate) fn recovery_key(kit: &Path, passphrase: &PassphraseOptions) -> Result<String, Failure> {
+    Ok(read_kit(kit, passphrase)?.recovery_key)
+}
+
 fn test(options: &TestOptions, output: Output) -> Result<(), Failure> {
     let contents = read_kit(&options.kit, &options.passphrase)?;
     let named = options.store.as_deref().unwrap_or(&contents.store_address);
@@ -292,18 +320,24 @@ fn test(options: &TestOptions, output: Output) -> Result<(), Failure> {
         noted => noted,
     };
     let moved = store != contents.store_address;
+    let account = account_test(&found, &contents)?;
     if output == Output::Json {
         print_json(&json!({
             "kit": contents.kit, "store": contents.store, "points": seen.points,
             "items": seen.items, "testedAt": time_text(test.tested_at),
             "keyGeneration": contents.key_generation, "recorded": noted.is_ok(),
             "storeAddressInKit": contents.store_address, "storeMoved": moved,
+            "breakGlassAccount": account,
         }));
     } else {
         print(&format!(
             "the kit alone opened the store: {} points of {} items\n",
             seen.points, seen.items
         ));
+        match account {
+            Some(true) => print("its break-glass account is known to the config server\n"),
+            Some(false) | None => {}
+        }
         if moved {
             print(&format!("the kit says that the store is in {}\n", contents.store_address));
         }
@@ -311,11 +345,35 @@ fn test(options: &TestOptions, output: Output) -> Result<(), Failure> {
     noted.map(drop)
 }
 
+/// Whether the config server whose folder was named knows the kit's account; none when there is no
+/// account, or no such folder.
+///
+/// # Errors
+/// `UNAUTHORIZED` when it does not: the kit would not open the API.
+fn account_test(found: &Found, contents: &KitContents) -> Result<Option<bool>, Failure> {
+    let server = found.data.as_ref().filter(|data| data.join("ca.key").exists());
+    let (Some(secret), Some(data)) = (&contents.break_glass_account, server) else {
+        return Ok(None);
+    };
+    let what = "the kit's break-glass account was not tested";
+    let known = break_glass::check(data, secret).map_err(|error| file_problem(what, &error))?;
+    if known.is_none() {
+        let what = "the kit's break-glass account is not known to the config server";
+        let cause = format!("{} has no hash of it: make another kit", data.display());
+        return Err(problem(Code::UNAUTHORIZED, what, cause));
+    }
+    Ok(Some(true))
+}
+
 fn open(options: &OpenOptions, output: Output) -> Result<(), Failure> {
     let contents = read_kit(&options.kit, &options.passphrase)?;
     let files = [
         (&options.recovery_key_to, Some(format!("{}\n", contents.recovery_key))),
         (&options.server_ca_to, contents.server_ca.clone()),
+        (
+            &options.account_to,
+            contents.break_glass_account.as_ref().map(|text| text.clone() + "\n"),
+        ),
     ];
     for (path, text) in files {
         let Some(path) = path else { continue };
@@ -335,7 +393,8 @@ fn open(options: &OpenOptions, output: Output) -> Result<(), Failure> {
             "storeAddress": contents.store_address, "keyGeneration": contents.key_generation,
             "recipients": contents.recipients, "createdAt": time_text(contents.created_at),
             "serverEndpoint": contents.server_endpoint,
-            "serverCa": contents.server_ca.is_some(), "breakGlassAccount": false,
+            "serverCa": contents.server_ca.is_some(),
+            "breakGlassAccount": contents.break_glass_account.is_some(),
         }));
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! The long-running roles. `up` is a host, the config server and the public API in one process.
 
 pub mod host;
+pub mod place;
 pub mod session;
 pub mod site;
 pub mod up;

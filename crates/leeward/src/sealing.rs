@@ -24,7 +24,7 @@ pub struct Sealing {
 }
 
 /// How much of the processors sealing may take, for the command line.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct SealingOptions {
     /// Threads that hash and compress at once [default: one a processor].
     #[arg(long, value_name = "N")]

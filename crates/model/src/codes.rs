@@ -298,6 +298,18 @@ codes! {
     PORT_IN_USE = "LW-0702" "the address cannot be listened on"
         cause "another process has the port, or the address is not this machine's"
         now "nothing was changed" todo "choose another address or end the other process"
+    SUPERSEDED = "LW-0711" "another config server is in charge of this site"
+        cause "the site's store was adopted while this config server was away or cut off"
+        now "this one changes nothing any more: it only shows what it knew; hosts belong to the other"
+        todo "use the other config server, and let hosts dial it: leeward host --join its address"
+    OWNER_ALIVE = "LW-0712" "the store's owner wrote into it less than five minutes ago"
+        cause "its config server still runs, or ended a moment ago; or a clock is wrong"
+        now "nothing was adopted and nothing was changed"
+        todo "end it, or wait five minutes; --force-takeover adopts at once, if it is gone for good"
+    ADOPTION_UNFINISHED = "LW-0713" "the adoption of a store was not finished in this folder"
+        cause "the process ended, or was refused, before it had taken everything over"
+        now "the store is whole; this folder is not used"
+        todo "run the same leeward up --adopt again"
 }
 
 #[cfg(test)]

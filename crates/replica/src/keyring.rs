@@ -30,6 +30,7 @@ const ENTRY_BYTES: usize = 32 + 32 + 64 + 16;
 /// Most recipients of an item's keys: the key file and so many recovery recipients less one.
 pub(crate) const RECIPIENTS_MAX: usize = 16;
 const WRAP_LABEL: &[u8] = b"leeward v1 item key wrap";
+const CONFIGURATION_LABEL: &[u8] = b"leeward v1 configuration key wrap";
 const STORE_MAC_CONTEXT: &str = "leeward 2026-11 v1 store identity mac key";
 
 /// Which kind of recipient of a store a secret is of.
@@ -237,7 +238,7 @@ impl ItemKeys {
             let once = RecipientSecret::draw(RecipientKind::KeyFile, random);
             let ephemeral = once.public();
             let mut sealed = [self.data.expose().as_slice(), self.hash.expose()].concat();
-            let key = wrap_key(&once, recipient, &ephemeral, recipient);
+            let key = wrap_key(WRAP_LABEL, &once, recipient, &ephemeral, recipient);
             key.expect("a fresh key agrees with any recipient of ours")
                 .seal_in_place_append_tag(
                     zero_nonce(),
@@ -274,7 +275,7 @@ impl ItemKeys {
         let entry = entries.find(|entry| entry[..32] == public);
         let entry = entry.ok_or_else(|| fail("it is not locked for this key"))?;
         let mut sealed = entry[64..].to_vec();
-        let key = wrap_key(secret, &entry[32..64], &entry[32..64], &public)
+        let key = wrap_key(WRAP_LABEL, secret, &entry[32..64], &entry[32..64], &public)
             .ok_or_else(|| fail("its wrapped key is damaged"))?;
         let plain = key
             .open_in_place(zero_nonce(), Aad::from(aad(&header, &public)), &mut sealed)
@@ -336,7 +337,40 @@ fn zero_nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
 
+/// An entry of a blob that is sealed with `key` and is no item's: the recipient, a one-time key, and
+/// `key` wrapped for the recipient, bound to `header`.
+pub(crate) fn wrap_bytes(
+    header: &[u8],
+    recipient: &[u8; 32],
+    key: &[u8; 32],
+    random: &dyn Random,
+) -> Vec<u8> {
+    let once = RecipientSecret::draw(RecipientKind::KeyFile, random);
+    let ephemeral = once.public();
+    let mut sealed = key.to_vec();
+    wrap_key(CONFIGURATION_LABEL, &once, recipient, &ephemeral, recipient)
+        .expect("a fresh key agrees with any recipient of ours")
+        .seal_in_place_append_tag(zero_nonce(), Aad::from(aad(header, recipient)), &mut sealed)
+        .expect("32 bytes can be sealed");
+    [recipient.as_slice(), &ephemeral, &sealed].concat()
+}
+
+/// The key in an entry of [`wrap_bytes`]; none when it does not open.
+pub(crate) fn unwrap_bytes(
+    header: &[u8],
+    entry: &[u8],
+    secret: &RecipientSecret,
+) -> Option<[u8; 32]> {
+    let public = secret.public();
+    let (ephemeral, sealed) = (entry.get(32..64)?, entry.get(64..)?);
+    let mut sealed = sealed.to_vec();
+    let key = wrap_key(CONFIGURATION_LABEL, secret, ephemeral, ephemeral, &public)?;
+    let plain = key.open_in_place(zero_nonce(), Aad::from(aad(header, &public)), &mut sealed);
+    plain.ok()?.try_into().ok().map(|plain: &mut [u8; 32]| *plain)
+}
+
 fn wrap_key(
+    label: &'static [u8],
     mine: &RecipientSecret,
     peer: &[u8],
     ephemeral: &[u8],
@@ -347,10 +381,7 @@ fn wrap_key(
         let salt = [ephemeral, recipient].concat();
         let secret = Salt::new(HKDF_SHA256, &salt).extract(shared);
         let mut key = [0; 32];
-        secret
-            .expand(&[WRAP_LABEL], HKDF_SHA256)
-            .and_then(|okm| okm.fill(&mut key))
-            .map_err(|_| ())?;
+        secret.expand(&[label], HKDF_SHA256).and_then(|okm| okm.fill(&mut key)).map_err(|_| ())?;
         let unbound = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| ())?;
         key.fill(0);
         Ok(LessSafeKey::new(unbound))

@@ -7,12 +7,14 @@
 
 mod audit;
 mod collect;
+mod configuration;
 mod deletes;
 mod error;
 mod evidence;
 mod export;
 mod fields;
 mod folder;
+mod generations;
 mod identity;
 mod item;
 mod kept;
@@ -40,9 +42,11 @@ mod upkeep;
 mod view;
 
 pub use audit::{Audit, AuditProgress, Damage, DiskPart};
+pub use configuration::{CONFIGURATION_BYTES_MAX, ConfigurationStamp};
 pub use error::StoreError;
 pub use evidence::TestOutcome;
 pub use export::PointExport;
+pub use generations::Generation;
 pub use identity::StoreIdentity;
 #[cfg(feature = "testing")]
 pub use item::Mutation;

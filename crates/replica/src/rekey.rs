@@ -149,6 +149,11 @@ impl Store {
         for item in &items {
             keys += self.wrap_anew(*item, &next)?;
         }
+        // Before they count: whoever has only the new keys must find a config server's knowledge.
+        let sealed = self.configuration_for(&next);
+        if let Err(error) = &sealed {
+            tracing::warn!(%error, "the configuration was not sealed for the new keys");
+        }
         if next.put(self.blobs.as_ref())? == Put::Exists {
             let why = "another process changed them at the same time".to_owned();
             return Err(StoreError::Stale { why });
@@ -159,6 +164,9 @@ impl Store {
             self.secret = open.expect("whoever is left out was replaced by one of these");
         }
         self.finish_locked()?;
+        if sealed.is_ok() {
+            self.configuration_forget()?;
+        }
         let key_generation = self.identity.key_generation;
         Ok(RekeyReport { key_generation, items: items.len() as u64, keys })
     }

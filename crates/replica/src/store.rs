@@ -314,6 +314,17 @@ impl Store {
         self.identity.read_key_file(self.blobs.as_ref())
     }
 
+    /// What this store was opened with.
+    pub fn unlocked_with(&self) -> &RecipientSecret {
+        &self.secret
+    }
+
+    /// Whether its key file is beside it, and is its own.
+    pub fn has_key_file(&self) -> bool {
+        let found = self.identity.read_key_file(self.blobs.as_ref());
+        found.is_ok_and(|secret| secret.public() == self.identity.key_file_recipient)
+    }
+
     /// Keeps every other process from putting or deleting keys.
     pub(crate) fn lock_keys(&self) -> Result<StoreLock, StoreError> {
         Ok(self.blobs.lock(KEYS_LOCK)?)

@@ -110,14 +110,15 @@ pub(super) async fn health(below: &Below<'_>) -> Result<Answer, Refusal> {
         .map(|fabric| if fabric.health.is_empty() { Level::Normal } else { Level::Critical })
         .collect();
     let items: Vec<_> = items.iter().map(item_health).collect();
-    let errors: Vec<_> = without_kit(&fabrics)
-        .map(|host| {
-            let what =
-                format!("the replica store of host {} has no tested recovery kit", host.name);
-            let problem = Code::KIT_UNTESTED.problem(what);
-            health_error(&problem, "Error", &host.id.to_string())
-        })
-        .collect();
+    let own = control.charge_problem().into_iter().map(|problem| {
+        health_error(&problem, "Error", &below.control().config().local_host.id.to_string())
+    });
+    let errors = without_kit(&fabrics).map(|host| {
+        let what = format!("the replica store of host {} has no tested recovery kit", host.name);
+        let problem = Code::KIT_UNTESTED.problem(what);
+        health_error(&problem, "Error", &host.id.to_string())
+    });
+    let errors: Vec<_> = own.chain(errors).collect();
     Ok(Answer::Ok(resource(
         &below.ids.below("replicationVaultHealth", "default"),
         json!({

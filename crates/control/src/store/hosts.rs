@@ -83,3 +83,9 @@ pub(crate) async fn bump(conn: &mut Conn, host: HostId) -> StoreResult<()> {
     let done = sqlx::query(sql).bind(host.to_string()).execute(conn).await;
     query("raise the generation of a host", done).map(drop)
 }
+
+/// Raises the generation of every host's assignment by `count`.
+pub(crate) async fn skip_generations(conn: &mut Conn, count: i64) -> StoreResult<()> {
+    let sql = "UPDATE hosts SET generation = generation + ?";
+    query("raise generations", sqlx::query(sql).bind(count).execute(conn).await).map(drop)
+}

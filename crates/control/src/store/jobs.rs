@@ -159,3 +159,10 @@ pub(crate) async fn unfinished(conn: &mut Conn) -> StoreResult<Vec<JobId>> {
     let ids: Vec<String> = query(LOAD, sqlx::query_scalar(sql).fetch_all(conn).await)?;
     Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
 }
+
+/// Forgets the jobs of test failovers that are not over: their machines are gone.
+pub(crate) async fn forget_tests(conn: &mut Conn) -> StoreResult<()> {
+    let sql = "DELETE FROM jobs WHERE lane = ? AND ended IS NULL";
+    let done = sqlx::query(sql).bind(Lane::Test.name()).execute(conn).await;
+    query("forget jobs of test failovers", done).map(drop)
+}

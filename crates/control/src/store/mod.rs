@@ -8,6 +8,7 @@ pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod machines;
 pub(crate) mod policies;
+pub(crate) mod snapshot;
 pub(crate) mod vaults;
 
 use crate::error::ControlError;
@@ -111,6 +112,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::Newer`] leaves the file as it was.
     pub async fn open(path: &Path, durability: Durability) -> Result<Store, StoreError> {
+        let store = Store::open_empty(path, durability).await?;
+        migrate(&store.writer, path).await?;
+        Ok(store)
+    }
+
+    /// As [`Self::open`], with the schema that the file has: none, if it was not there.
+    pub(crate) async fn open_empty(
+        path: &Path,
+        durability: Durability,
+    ) -> Result<Store, StoreError> {
         let open = |source| StoreError::Open { path: path.to_owned(), source };
         let synchronous = match durability {
             Durability::PowerCut => SqliteSynchronous::Full,
@@ -127,9 +138,8 @@ impl Store {
         let pool = || SqlitePoolOptions::new().test_before_acquire(false);
         let writer = pool().max_connections(1);
         let writer = writer.connect_with(options.clone()).await.map_err(open)?;
-        migrate(&writer, path).await?;
         let readers = pool().max_connections(READERS_MAX);
-        let readers = readers.connect_with(options.read_only(true)).await.map_err(open)?;
+        let readers = readers.connect_lazy_with(options.read_only(true));
         Ok(Store { writer, readers })
     }
 

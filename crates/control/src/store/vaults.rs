@@ -63,3 +63,11 @@ pub(crate) async fn remove(conn: &mut Conn, vault: VaultId) -> StoreResult<()> {
     }
     Ok(())
 }
+
+/// Every vault of every subscription.
+pub(crate) async fn all_ids(conn: &mut Conn) -> StoreResult<Vec<VaultId>> {
+    let ids =
+        query(LOAD, sqlx::query_scalar("SELECT id FROM vaults ORDER BY id").fetch_all(conn).await);
+    let ids: Vec<String> = ids?;
+    Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+}

@@ -20,7 +20,14 @@ pub(super) fn html(contents: &KitContents, fingerprint: &str, kit: &str) -> Stri
         ("Locked for", contents.recipients.join(", ")),
         ("Key generation", contents.key_generation.to_string()),
         ("Config server", server),
-        ("Break-glass account", "this version has none; nothing here needs one".to_owned()),
+        (
+            "Break-glass account",
+            match contents.break_glass_account {
+                Some(_) => "its token is in the kit: leeward kit open KIT --account-to FILE",
+                None => "none: the kit was not made from a config server's folder",
+            }
+            .to_owned(),
+        ),
         ("Made", format!("{} by leeward {}", time_text(contents.created_at), contents.program)),
         ("Kit", contents.kit.to_string()),
     ];
@@ -86,8 +93,9 @@ const COMMANDS: [(&str, &str); 10] = [
         "leeward store rekey STORE --recovery-key key.txt --new-key-file",
     ),
     (
-        "When all is well: draw a new recovery key, then make and test a new kit",
-        "leeward store rekey STORE --recovery",
+        "Start another config server on the store, when the old one is gone for good; when all is \
+         well make and test a new kit",
+        "leeward up --data NEW --adopt STORE --kit KIT --listen ADDRESS:8943",
     ),
 ];
 

@@ -17,7 +17,7 @@ const BYTES_MAX: u64 = 4096;
 
 /// Where the passphrase is.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct PassphraseOptions {
+pub struct PassphraseOptions {
     /// File with the kit's passphrase, its first line; `-` is standard input. Without it the
     /// terminal is asked.
     #[arg(long, value_name = "FILE")]

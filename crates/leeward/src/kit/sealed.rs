@@ -51,7 +51,7 @@ pub(super) struct KitContents {
     pub(super) server_ca: Option<String>,
     /// Where the config server was.
     pub(super) server_endpoint: Option<String>,
-    /// A local account that needs no identity provider: there is none in this version.
+    /// Token of the break-glass account, if the kit is of a config server.
     pub(super) break_glass_account: Option<String>,
     /// Version of the program that made it.
     pub(super) program: String,

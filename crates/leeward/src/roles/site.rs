@@ -10,6 +10,7 @@ use crate::{
         link,
         site_store::SiteStore,
     },
+    roles::place::StorePlace,
     roles::session::{FrameReader, FrameWriter},
     sealing::{Sealing, SealingOptions},
     trust::{
@@ -23,7 +24,7 @@ use leeward_fabric::{
     qemu::{QemuConfig, QemuFabric},
 };
 use leeward_model::{Code, HostId, MachineState, Problem, Site};
-use leeward_replica::{Store, StoreIdentity, SystemRandom, Unlock, storage::LocalStore};
+use leeward_replica::Store;
 use leeward_wire::{
     data::{DataMessage, JoinRequest},
     message::{HostNote, NoteKind},
@@ -66,6 +67,10 @@ pub struct HostOptions {
     /// Name of this host for people [default: the machine's host name].
     #[arg(long)]
     pub name: Option<String>,
+    /// Its replica store, if not DATA/store: another folder, s3://BUCKET/PREFIX or
+    /// az://CONTAINER/PREFIX. Kept after the first start.
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
@@ -211,12 +216,12 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
     let sealing = options.sealing.or(Compression::Adaptive);
-    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing };
-    let (store, secret) = store_open(&data, file.host)?;
+    let (store, secret, at) = role_store(&data, options.store.as_deref(), file.host)?;
     if let Some(secret) = secret {
         recovery_key_keep(&data, &secret)?;
     }
-    let store = site_store(store, Site::Primary);
+    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing, store: at };
+    let store = Some(site_store(store, Site::Primary));
     let parts = parts(&data, &place, (file.host, file.name), dialer, store).await?;
     let host = Host::new(parts);
     let stop = CancellationToken::new();
@@ -267,6 +272,8 @@ pub struct MachinePlace {
     pub hydration_bytes_per_second: u64,
     /// How it seals what they write.
     pub sealing: Sealing,
+    /// Where its replica store is.
+    pub store: StorePlace,
 }
 
 /// Everything that a host with QEMU machines is made of.
@@ -278,11 +285,12 @@ pub async fn parts(
     place: &MachinePlace,
     (id, name): (HostId, String),
     dialer: dial::SharedDialer,
-    store: Arc<SiteStore>,
+    store: Option<Arc<SiteStore>>,
 ) -> anyhow::Result<HostParts> {
     let hydration = place.hydration_bytes_per_second;
     let (fabric, run_folder, accelerator) = qemu(data, &place.machines, hydration).await?;
-    let launcher = ProcessLauncher { program: std::env::current_exe()?, store: data.join("store") };
+    let launcher =
+        ProcessLauncher { program: std::env::current_exe()?, store: place.store.clone() };
     Ok(HostParts {
         id,
         name,
@@ -291,7 +299,7 @@ pub async fn parts(
         run_folder,
         accelerator: accelerator.name().to_owned(),
         fabric: Arc::new(fabric),
-        store: Some(store),
+        store,
         dialer,
         exports: Arc::new(launcher),
         wall: clock::WallClock::system(),
@@ -321,22 +329,24 @@ pub fn run_folder(data: &Path) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When the folder belongs to another host or cannot be used.
 pub fn store_open(data: &Path, host: HostId) -> Result<(Store, Option<String>), Problem> {
-    let what = || format!("the replica store in {} cannot be used", data.join("store").display());
-    let blobs = LocalStore::open(data.join("store"))
-        .map_err(|error| Code::STORE_IO.because(what(), error.to_string()))?;
-    let owner = uuid::Uuid::from(host);
-    let fresh = !Store::exists(&blobs).map_err(|error| error.problem(what()))?;
-    let secret = if fresh {
-        let store = uuid::Uuid::new_v4();
-        let identity = StoreIdentity { store, owner, generation: 1 };
-        let secret = Store::init(&blobs, identity, &SystemRandom);
-        Some(secret.map_err(|error| error.problem(what()))?.to_text())
-    } else {
-        None
-    };
-    let store =
-        Store::open_writer(Arc::new(blobs), owner, &Unlock::KeyFile, Arc::new(SystemRandom));
-    Ok((store.map_err(|error| error.problem(what()))?, secret))
+    let (store, secret) = StorePlace::own(data).open_or_init(host)?;
+    Ok((store, secret.map(|secret| secret.to_text())))
+}
+
+/// Opens the store of a role's folder: the one that it has, or that `wanted` names at its first
+/// start. What comes beside it is the recovery recipient's secret, once.
+///
+/// # Errors
+/// When it is another's or cannot be used.
+pub fn role_store(
+    data: &Path,
+    wanted: Option<&str>,
+    host: HostId,
+) -> Result<(Store, Option<String>, StorePlace), Problem> {
+    let place = StorePlace::of(data, wanted)?;
+    place.keep(data)?;
+    let (store, secret) = place.open_or_init(host)?;
+    Ok((store, secret.map(|secret| secret.to_text()), place))
 }
 
 /// Keeps the recovery recipient's secret in a file that only its owner can read.

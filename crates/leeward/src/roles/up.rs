@@ -1,6 +1,9 @@
 //! `leeward up`: the config server, the public API and a host with a replica store, in one
 //! process and on one port. The recovery site, or one machine on its own.
 
+pub mod adopt;
+pub mod break_glass;
+pub mod charge;
 pub mod join;
 pub mod listener;
 pub mod ports;
@@ -10,6 +13,7 @@ use crate::{
     folder,
     roles::{
         host::{self, Host, dial::TlsDialer},
+        place::StorePlace,
         site,
     },
     sealing::SealingOptions,
@@ -19,12 +23,14 @@ use crate::{
         tls,
     },
 };
+use adopt::AdoptOptions;
 use anyhow::Context as _;
+use charge::StoreKeeper;
 use leeward_control::{
-    Config, Control, Durability, LocalHost, Ports, Store,
-    api::{self, AdminToken, ApiSettings},
+    Config, Control, Durability, LocalHost, Ports, Store, Superseded,
+    api::{self, ApiSettings},
 };
-use leeward_model::{Code, HostId, Site};
+use leeward_model::{Code, HostId, Problem, Site};
 use leeward_wire::{message::SILENCE_MS, seal::Compression};
 use listener::Doors;
 use std::{
@@ -36,7 +42,7 @@ use std::{
 };
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Settings of `leeward up`.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,6 +66,13 @@ pub struct UpOptions {
     /// bytes a second; 0 for none.
     #[arg(long, env = "LEEWARD_HYDRATION_BYTES_PER_SECOND", default_value_t = 0)]
     pub hydration_bytes_per_second: u64,
+    /// Its replica store, if not DATA/store: another folder, s3://BUCKET/PREFIX or
+    /// az://CONTAINER/PREFIX. Kept after the first start.
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+    /// Taking over a store whose config server is gone.
+    #[command(flatten)]
+    pub adopt: AdoptOptions,
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
@@ -78,24 +91,33 @@ pub async fn run(options: UpOptions) -> anyhow::Result<()> {
         Code::PORT_IN_USE.because(what, error.to_string())
     })?;
     host::folders_make(&data)?;
-    let authority = Arc::new(Authority::open_or_create(&data)?);
-    let token = token_open(&data)?;
     let address = listener.local_addr()?;
     let reached = options.public_address.clone().unwrap_or_else(|| address.to_string());
+    adopt(&data, &options, &reached).await?;
+    let authority = Arc::new(Authority::open_or_create(&data)?);
     let (id, identity) = local_identity(&data, &authority)?;
     let name = site::machine_name();
-    let local = LocalHost { id, name: name.clone(), data_address: reached.clone() };
-    let config = Config { recovery_site: options.site.clone(), local_host: local };
-    let ports = Ports {
-        clock: Arc::new(ports::SystemClock::new()?),
-        draw: Arc::new(ports::SystemDraw),
-        signer: Arc::new(ports::FileSigner(PermitKey::open_or_create(&data)?)),
+    let own = OwnHost { id, name: name.clone(), identity };
+    let by = charge_state(&data, &options).await?;
+    let (host, keeper) = match &by {
+        None => {
+            let authority = (authority.as_ref(), reached.as_str());
+            let (host, keeper) = local_host(&options, &data, own, authority).await?;
+            (host, Some(Arc::new(keeper)))
+        }
+        Some(_) => (idle_host(&data, own, &authority).await?, None),
     };
-    let returned = data.join("control.db").exists();
-    let database = Store::open(&data.join("control.db"), Durability::PowerCut).await?;
-    let control = Control::open(database, config, ports).await?;
-    let host = local_host(&options, &data, id, name, &identity, &authority).await?;
-    let tokens = Arc::new(AdminToken::new(&token));
+    let control = control_open(&data, &options, LocalHost { id, name, data_address: reached });
+    let (control, returned) = control.await?;
+    match (by, &keeper) {
+        (Some(by), _) => control.supersede(by),
+        (None, Some(keeper)) => {
+            control.keep_with(keeper.clone());
+            control.configuration_keep().await?;
+        }
+        (None, None) => {}
+    }
+    let tokens = Arc::new(break_glass::Tokens::new(&token_open(&data)?, &data, control.clone()));
     let settings = ApiSettings { tokens, ca_fingerprint: authority.fingerprint()? };
     let doors = Arc::new(Doors {
         control: control.clone(),
@@ -106,26 +128,72 @@ pub async fn run(options: UpOptions) -> anyhow::Result<()> {
     let server = authority.issue_server(&[address.ip()], &options.names)?;
     let acceptor = TlsAcceptor::from(tls::server_config(&server, authority.ca_pem())?);
     let stop = CancellationToken::new();
-    let tasks = site::start(&host, loopback(address), &stop);
-    tasks.spawn(listener::run(listener, acceptor, doors, stop.clone()));
-    let (driver, ending) = (control.clone(), stop.clone());
-    tasks.spawn(async move {
-        if returned {
-            // No host has dialled yet, and none of them is dead for that: a job that went on now
-            // would take a live source for silent and start a second machine beside it.
-            tokio::select! {
-                () = ending.cancelled() => return,
-                () = tokio::time::sleep(Duration::from_millis(SILENCE_MS)) => {}
-            }
+    let tasks = match keeper {
+        Some(keeper) => {
+            let tasks = site::start(&host, loopback(address), &stop);
+            tasks.spawn(charge::watch(control.clone(), keeper, stop.clone()));
+            tasks.spawn(drive(control, returned, stop.clone()));
+            tasks
         }
-        driver.run(ending).await;
-    });
+        // Whoever is not in charge shows what it knows, and does nothing.
+        None => TaskTracker::new(),
+    };
+    tasks.spawn(listener::run(listener, acceptor, doors, stop.clone()));
     announce(&data, address)?;
     crate::roles::ended().await;
     stop.cancel();
     tasks.close();
     tasks.wait().await;
     Ok(())
+}
+
+/// Adopts a store if that was asked for. It waits for disks and derives keys: not on a thread of
+/// others.
+async fn adopt(data: &Path, options: &UpOptions, reached: &str) -> anyhow::Result<()> {
+    let (data, adopt, reached) = (data.to_owned(), options.adopt.clone(), reached.to_owned());
+    tokio::task::spawn_blocking(move || adopt::run(&data, &adopt, &reached)).await?
+}
+
+/// Who is in charge of this site's store, if that is another config server. Looked up before the
+/// store is opened for writing: its lock is the other's.
+async fn charge_state(data: &Path, options: &UpOptions) -> anyhow::Result<Option<Superseded>> {
+    let (data, wanted) = (data.to_owned(), options.store.clone());
+    let found = tokio::task::spawn_blocking(move || {
+        let newest = StorePlace::of(&data, wanted.as_deref())?.generation()?;
+        let own = charge::own(&data)?;
+        anyhow::Ok(charge::superseded(own.as_ref(), newest))
+    });
+    found.await?
+}
+
+/// Opens the database; says whether there was one before.
+async fn control_open(
+    data: &Path,
+    options: &UpOptions,
+    local_host: LocalHost,
+) -> anyhow::Result<(Control, bool)> {
+    let config = Config { recovery_site: options.site.clone(), local_host };
+    let ports = Ports {
+        clock: Arc::new(ports::SystemClock::new()?),
+        draw: Arc::new(ports::SystemDraw),
+        signer: Arc::new(ports::FileSigner(PermitKey::open_or_create(data)?)),
+    };
+    let returned = data.join("control.db").exists();
+    let database = Store::open(&data.join("control.db"), Durability::PowerCut).await?;
+    Ok((Control::open(database, config, ports).await?, returned))
+}
+
+/// Moves jobs on until `stop`.
+async fn drive(control: Control, returned: bool, stop: CancellationToken) {
+    if returned {
+        // No host has dialled yet, and none of them is dead for that: a job that went on now
+        // would take a live source for silent and start a second machine beside it.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(SILENCE_MS)) => {}
+        }
+    }
+    control.run(stop).await;
 }
 
 /// Says where the API is: on standard output, and in the folder for the CLI.
@@ -177,26 +245,61 @@ fn local_identity(data: &Path, authority: &Authority) -> anyhow::Result<(HostId,
     Ok((id, Identity { chain_pem: authority.issue_host(&csr, id)?, key_pem }))
 }
 
+/// This machine as a host.
+struct OwnHost {
+    id: HostId,
+    name: String,
+    identity: Identity,
+}
+
 async fn local_host(
     options: &UpOptions,
     data: &Path,
-    id: HostId,
-    name: String,
-    identity: &Identity,
-    authority: &Authority,
-) -> anyhow::Result<Arc<Host>> {
-    let (store, secret) = site::store_open(data, id)?;
+    own: OwnHost,
+    (authority, reached): (&Authority, &str),
+) -> anyhow::Result<(Arc<Host>, StoreKeeper)> {
+    let (at, wanted, id) = (data.to_owned(), options.store.clone(), own.id);
+    let opened = tokio::task::spawn_blocking(move || {
+        let opened = site::role_store(&at, wanted.as_deref(), id)?;
+        adopt::check_database(&at, &opened.0, &opened.2)?;
+        Ok::<_, Problem>(opened)
+    });
+    let (store, secret, at) = opened.await??;
     if let Some(secret) = secret {
         show_recovery_key(data, &secret)?;
     }
-    let dialer = Arc::new(TlsDialer::new(identity, authority.ca_pem())?);
+    let fingerprint = authority.fingerprint()?;
+    let begin = charge::begin(data, &store, &at, charge::own(data)?, || {
+        charge::generation(1, &own.name, fingerprint, reached)
+    });
+    let dialer = Arc::new(TlsDialer::new(&own.identity, authority.ca_pem())?);
+    let generation = begin?;
     let store = site::site_store(store, Site::Recovery);
+    PermitKey::open_or_create(data)?;
+    let site = options.site.clone();
+    let keeper = StoreKeeper::new(data, store.clone(), generation, own.id, site)?;
     let place = site::MachinePlace {
         machines: data.join("machines"),
         hydration_bytes_per_second: options.hydration_bytes_per_second,
         sealing: options.sealing.or(Compression::Adaptive),
+        store: at,
     };
-    let parts = site::parts(data, &place, (id, name), dialer, store).await?;
+    let parts = site::parts(data, &place, (own.id, own.name), dialer, Some(store)).await?;
+    Ok((Host::new(parts), keeper))
+}
+
+/// This machine as a host that nothing was assigned to and that has no store: it is not in charge.
+async fn idle_host(data: &Path, own: OwnHost, authority: &Authority) -> anyhow::Result<Arc<Host>> {
+    let folder = data.join("superseded");
+    host::folders_make(&folder)?;
+    let dialer = Arc::new(TlsDialer::new(&own.identity, authority.ca_pem())?);
+    let place = site::MachinePlace {
+        machines: folder.join("machines"),
+        hydration_bytes_per_second: 0,
+        sealing: SealingOptions::default().or(Compression::Adaptive),
+        store: StorePlace::own(&folder),
+    };
+    let parts = site::parts(&folder, &place, (own.id, own.name), dialer, None).await?;
     Ok(Host::new(parts))
 }
 

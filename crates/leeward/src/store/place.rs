@@ -42,7 +42,7 @@ impl From<String> for PlaceOptions {
 }
 
 /// What STORE names.
-pub(super) enum Place {
+pub(crate) enum Place {
     /// A folder of this machine.
     Folder(PathBuf),
     /// A bucket or container.
@@ -54,7 +54,7 @@ impl PlaceOptions {
     ///
     /// # Errors
     /// `BAD_REQUEST` for what is neither a folder nor a place in a bucket.
-    pub(super) fn place(&self) -> Result<Place, Failure> {
+    pub(crate) fn place(&self) -> Result<Place, Failure> {
         match ObjectPlace::parse(&self.store) {
             Ok(None) => Ok(Place::Folder(PathBuf::from(&self.store))),
             Ok(Some(place)) => Ok(Place::Objects(place)),
@@ -68,8 +68,8 @@ impl PlaceOptions {
     /// `KEY_MISSING`.
     pub(crate) fn secret(&self) -> Result<Option<RecipientSecret>, Failure> {
         match (&self.recovery_key, &self.key_file) {
-            (Some(file), _) => secret(file, "recovery key").map(Some),
-            (None, Some(file)) => secret(file, "key file").map(Some),
+            (Some(file), _) => secret_read(file, "recovery key").map(Some),
+            (None, Some(file)) => secret_read(file, "key file").map(Some),
             (None, None) => Ok(None),
         }
     }
@@ -81,10 +81,14 @@ impl PlaceOptions {
         }
         let identity = Store::claimed_identity(blobs);
         let identity = identity.map_err(|error| self.failed("cannot be opened", &error))?;
-        secret(&usual_key_file(identity.store)?, "key file").map(Unlock::Secret)
+        secret_read(&usual_key_file(identity.store)?, "key file").map(Unlock::Secret)
     }
 
-    fn reading(&self, place: &Place) -> Result<Arc<dyn BlobStore>, Failure> {
+    /// The place, for reading.
+    ///
+    /// # Errors
+    /// What keeps it from that.
+    pub(crate) fn reading(&self, place: &Place) -> Result<Arc<dyn BlobStore>, Failure> {
         match place {
             Place::Folder(folder) if !folder.is_dir() => {
                 let what = format!("there is no store in {}", folder.display());
@@ -102,7 +106,7 @@ impl PlaceOptions {
     ///
     /// # Errors
     /// What keeps it from that.
-    pub(super) fn writing(&self, place: &Place) -> Result<Arc<dyn BlobStore>, Failure> {
+    pub(crate) fn writing(&self, place: &Place) -> Result<Arc<dyn BlobStore>, Failure> {
         let fail = |error: StoreError| self.failed("cannot be opened for writing", &error);
         match place {
             Place::Folder(folder) => {
@@ -176,7 +180,11 @@ pub(super) fn usual_key_file(store: Uuid) -> Result<PathBuf, Failure> {
     Ok(folder.join("leeward").join("keys").join(format!("{store}.key")))
 }
 
-fn secret(file: &Path, kind: &str) -> Result<RecipientSecret, Failure> {
+/// Reads a key from a file; `-` is standard input.
+///
+/// # Errors
+/// `KEY_MISSING`.
+pub(crate) fn secret_read(file: &Path, kind: &str) -> Result<RecipientSecret, Failure> {
     let what = || format!("the {kind} in {} cannot be used", file.display());
     let mut text = String::new();
     let read = if file == Path::new("-") {

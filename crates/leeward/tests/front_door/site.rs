@@ -44,13 +44,24 @@ impl Site {
         listen: &str,
         environment: &[(&str, &str)],
     ) -> Site {
+        Site::start_words(room, name, listen, environment, &[]).await
+    }
+
+    /// As [`Self::start_with`], with more words for `leeward up`.
+    pub async fn start_words(
+        room: &Room,
+        name: &str,
+        listen: &str,
+        environment: &[(&str, &str)],
+        more: &[&str],
+    ) -> Site {
         let data = room.path(name);
         let endpoint = data.join("endpoint");
         // Removed, so that its return says that the process is ready.
         let _ = fs::remove_file(&endpoint);
         let begun = Instant::now();
         let text = room.text(name);
-        let words = ["up", "--data", &text, "--listen", listen];
+        let words = [&["up", "--data", &text, "--listen", listen], more].concat();
         let mut process = room.start_with(name, Path::new(PROGRAM), &words, environment);
         let endpoint = until("the site's start", || {
             assert_eq!(process.ended(), None, "leeward up ended: {}", process.said());

@@ -3,6 +3,7 @@
 //! An export is a process of its own, independent of every role, so that the death of this one
 //! does not take a machine's disk away.
 
+use crate::roles::place::StorePlace;
 use async_trait::async_trait;
 use leeward_fabric::process::{self, ProcessIdentity};
 use leeward_model::{ItemId, PointId};
@@ -47,8 +48,8 @@ pub trait ExportLauncher: Send + Sync {
 pub struct ProcessLauncher {
     /// This program.
     pub program: PathBuf,
-    /// The store's folder.
-    pub store: PathBuf,
+    /// The store.
+    pub store: StorePlace,
 }
 
 impl ProcessLauncher {
@@ -68,7 +69,7 @@ impl ProcessLauncher {
     fn launch(&self, plan: &ExportPlan) -> io::Result<()> {
         let argument = |name: &str, value: &Path| [OsString::from(name), value.into()];
         let mut arguments = vec![OsString::from("export")];
-        arguments.extend(argument("--store", &self.store));
+        arguments.extend(self.store.export_words());
         arguments.extend(argument("--item", Path::new(&plan.item.to_string())));
         arguments.extend(argument("--point", Path::new(&plan.point.to_string())));
         arguments.extend(argument("--socket", &plan.socket));

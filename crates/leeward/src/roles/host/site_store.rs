@@ -104,6 +104,11 @@ impl SiteStore {
         }
     }
 
+    /// The store itself, for what is no item's.
+    pub fn replica(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     /// Whether a recovery kit is known to open the store. Looked up at intervals: a test of a kit
     /// is another process's work.
     pub fn kit(&self) -> KitState {

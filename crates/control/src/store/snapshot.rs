@@ -1,0 +1,116 @@
+//! The configuration as one value: what another config server needs to go on. No points, and of
+//! what is over only the jobs that later ones look back at. Decides nothing.
+
+use super::{Conn, MIGRATIONS, StoreError, StoreResult, query};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Version of the form of a snapshot.
+const FORMAT: u32 = 1;
+/// Ended jobs that are kept: those that reprotects and views look back at are far fewer.
+const JOBS: &str = "WHERE ended IS NULL OR rowid IN (SELECT rowid FROM jobs \
+                    WHERE lane IN ('main', 'reverse') ORDER BY created DESC, rowid DESC LIMIT 500)";
+/// Tables with their columns, in the order in which their rows refer to one another.
+const TABLES: &[(&str, &[&str], &str)] = &[
+    ("vaults", &["id", "subscription", "resource_group", "name", "body"], ""),
+    ("fabrics", &["id", "vault", "name", "body"], ""),
+    ("hosts", &["id", "generation", "body"], ""),
+    ("fabric_hosts", &["fabric", "host"], ""),
+    ("policies", &["vault", "name", "body"], ""),
+    ("mappings", &["vault", "fabric", "name", "body"], ""),
+    ("machines", &["id", "fabric", "host", "name", "body"], ""),
+    (
+        "items",
+        &[
+            "id",
+            "vault",
+            "fabric",
+            "name",
+            "source_host",
+            "target_host",
+            "machine",
+            "version",
+            "body",
+        ],
+        "",
+    ),
+    (
+        "jobs",
+        &["id", "vault", "item", "lane", "created", "ended", "revision", "record", "body"],
+        JOBS,
+    ),
+    ("migrated", &["item", "fabric", "name", "at"], ""),
+];
+
+#[derive(Serialize, Deserialize)]
+struct Snapshot {
+    format: u32,
+    /// Of the database that it is of: how many migrations had run.
+    schema: usize,
+    /// By table, each row its columns in order.
+    tables: BTreeMap<String, Vec<Vec<Value>>>,
+}
+
+/// The configuration as it is in this transaction, as JSON. Equal ones are equal bytes.
+pub(crate) async fn dump(conn: &mut Conn) -> StoreResult<Vec<u8>> {
+    let what = "copy the configuration";
+    let mut tables = BTreeMap::new();
+    for (table, columns, filter) in TABLES {
+        let columns = columns.join(", ");
+        let sql = format!("SELECT json_array({columns}) FROM {table} {filter} ORDER BY {columns}");
+        let rows: Vec<String> =
+            query(what, sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *conn).await)?;
+        let rows = rows.iter().map(|row| serde_json::from_str(row));
+        let rows = rows.collect::<Result<Vec<Vec<Value>>, _>>();
+        let rows = rows.map_err(|source| StoreError::Malformed { what, source })?;
+        tables.insert((*table).to_owned(), rows);
+    }
+    let snapshot = Snapshot { format: FORMAT, schema: MIGRATIONS.len(), tables };
+    Ok(serde_json::to_vec(&snapshot).expect("rows are plain values"))
+}
+
+/// Fills an empty database with a snapshot: first the schema that it is of, then its rows, then
+/// whatever has changed in the schema since.
+///
+/// # Errors
+/// [`StoreError::Malformed`] when it is none, or one of a newer program.
+pub(crate) async fn load(conn: &mut Conn, bytes: &[u8]) -> StoreResult<()> {
+    let what = "take over the configuration";
+    let malformed = |source| StoreError::Malformed { what, source };
+    let refuse = |why: String| malformed(serde::de::Error::custom(why));
+    let snapshot: Snapshot = serde_json::from_slice(bytes).map_err(malformed)?;
+    if snapshot.format != FORMAT || snapshot.schema > MIGRATIONS.len() {
+        let (format, schema) = (snapshot.format, snapshot.schema);
+        return Err(refuse(format!("a newer program wrote it: format {format}, schema {schema}")));
+    }
+    for migration in &MIGRATIONS[..snapshot.schema] {
+        query(what, sqlx::raw_sql(*migration).execute(&mut *conn).await)?;
+    }
+    for (table, columns, _) in TABLES {
+        let marks = vec!["?"; columns.len()].join(", ");
+        let sql = format!("INSERT INTO {table} ({}) VALUES ({marks})", columns.join(", "));
+        for row in snapshot.tables.get(*table).into_iter().flatten() {
+            if row.len() != columns.len() {
+                return Err(refuse(format!("a row of {table} has {} columns", row.len())));
+            }
+            let mut insert = sqlx::query(sqlx::AssertSqlSafe(sql.clone()));
+            for value in row {
+                insert = match value {
+                    Value::Null => insert.bind(None::<String>),
+                    Value::String(text) => insert.bind(text.as_str()),
+                    Value::Number(number) => insert.bind(number.as_i64()),
+                    Value::Bool(_) | Value::Array(_) | Value::Object(_) => {
+                        return Err(refuse(format!("a row of {table} holds {value}")));
+                    }
+                };
+            }
+            query(what, insert.execute(&mut *conn).await)?;
+        }
+    }
+    for migration in &MIGRATIONS[snapshot.schema..] {
+        query(what, sqlx::raw_sql(*migration).execute(&mut *conn).await)?;
+    }
+    let version = format!("PRAGMA user_version = {}", MIGRATIONS.len());
+    query(what, sqlx::raw_sql(sqlx::AssertSqlSafe(version)).execute(&mut *conn).await).map(drop)
+}
