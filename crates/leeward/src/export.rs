@@ -59,10 +59,10 @@ pub async fn run(options: ExportOptions) -> anyhow::Result<()> {
 fn open(options: &ExportOptions) -> anyhow::Result<View> {
     let blobs = Arc::new(LocalStore::open_reading(&options.store));
     let store = Store::open(blobs, None, &Unlock::KeyFile, Arc::new(SystemRandom))?;
-    let reader = store.item_read(options.item)?;
-    let record = reader.state().point(options.point);
+    let mut reader = store.point_read(options.item)?;
+    let record = reader.point(options.point)?;
     let record = record.ok_or_else(|| anyhow::anyhow!("there is no point {}", options.point))?;
-    Ok(View::open(&reader, record.position)?)
+    Ok(reader.view(&record)?)
 }
 
 /// Listens on `path`, in place of a socket that an ended process left there.
