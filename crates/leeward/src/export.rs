@@ -64,10 +64,10 @@ fn open(options: &ExportOptions) -> anyhow::Result<View> {
     let mut place = PlaceOptions::from(options.store.clone());
     place.key_file.clone_from(&options.key_file);
     let store = place.open()?;
-    let reader = store.item_read(options.item)?;
-    let record = reader.state().point(options.point);
+    let mut reader = store.point_read(options.item)?;
+    let record = reader.point(options.point)?;
     let record = record.ok_or_else(|| anyhow::anyhow!("there is no point {}", options.point))?;
-    Ok(View::open(&reader, record.position)?)
+    Ok(reader.view(&record)?)
 }
 
 /// Listens on `path`, in place of a socket that an ended process left there.

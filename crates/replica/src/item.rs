@@ -9,6 +9,7 @@ use crate::{
     folder::ItemFolder,
     kept,
     manifest::{BlobId, Change, MarkerPlace},
+    manifest_log::Newest,
     random::draw,
     reader::open_marker,
     segments::OpenSegment,
@@ -97,7 +98,8 @@ impl ItemStore {
         for part in ["manifest", "segments", "layers", "pins", "unpinned", "kept", "evidence"] {
             folder.blobs.sync_dir(&folder.path(part))?;
         }
-        let reader = ItemReader::load(folder.clone())?;
+        let reader = ItemReader::load_from(folder.clone(), Newest::Listed)?;
+        reader.log.put_indexes();
         let waiting = leftovers(&folder, reader.state())?;
         Ok(ItemStore {
             writer: draw(folder.random.as_ref()),

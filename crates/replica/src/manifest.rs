@@ -3,7 +3,7 @@
 //! Pure: bytes to changes to state and back. Which manifests exist, and committing another one,
 //! is in `manifest_log`. Byte by byte: `docs/formats/store.md`.
 
-mod codec;
+pub(crate) mod codec;
 
 use leeward_model::{
     Branch, Epoch, ItemId, LayerId, Lsn, PointId, PointKind, PointOrigin, Position, SegmentId,
@@ -514,6 +514,25 @@ impl ItemState {
         let head = self.heads.entry(timeline).or_insert(last);
         *head = (*head).max(last);
         Ok(())
+    }
+
+    /// The changes that make this state out of an empty one, but for what comes with every point
+    /// (points, segments) and what only writers ask for (dropped blobs).
+    pub(crate) fn small_changes(&self) -> Vec<Change> {
+        let all = self.as_changes().into_iter();
+        all.filter(|change| match change {
+            Change::SegmentCommitted(_) | Change::PointAdded(_) | Change::BlobDropped(..) => false,
+            Change::BranchOpened(_)
+            | Change::FenceRaised(_)
+            | Change::PointRemoved(_)
+            | Change::SegmentDropped(_)
+            | Change::BranchRetired(_)
+            | Change::HeadReached(_)
+            | Change::LayerAdded(_)
+            | Change::LayerDropped(_)
+            | Change::MarkerMoved(..) => true,
+        })
+        .collect()
     }
 
     /// The changes that make this state out of an empty one: a checkpoint's.

@@ -5,7 +5,12 @@
 use crate::{
     StoreError,
     folder::{ItemFolder, read_whole},
-    manifest::{CHECKPOINT_EVERY, Change, ItemState, MANIFEST_BYTES_MAX, Manifest, ManifestKind},
+    hint,
+    manifest::{
+        CHECKPOINT_EVERY, Change, ItemState, MANIFEST_BYTES_MAX, Manifest, ManifestKind,
+        codec::{HEADER_BYTES, encode_change},
+    },
+    outline,
     storage::{Put, StorageError},
 };
 use leeward_model::{PointId, UnixMillis};
@@ -31,6 +36,34 @@ pub(crate) struct ManifestLog {
     state: ItemState,
     /// When the checkpoints that are still there were stamped, as far as that was asked.
     checkpoints: BTreeMap<u64, UnixMillis>,
+    since: Since,
+}
+
+/// What changed since the newest checkpoint, for the hint.
+#[derive(Clone, Default)]
+struct Since {
+    checkpoint: u64,
+    /// Encoded; at most a little more than a hint takes.
+    changes: Vec<u8>,
+}
+
+impl Since {
+    fn add(&mut self, changes: &[Change]) {
+        for change in changes {
+            if self.changes.len() <= hint::CHANGES_BYTES_MAX {
+                encode_change(change, &mut self.changes);
+            }
+        }
+    }
+}
+
+/// Which manifest of an item is the newest: what its load begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Newest {
+    /// The highest that is listed: for a writer, which must not believe a hint.
+    Listed,
+    /// The hint says where to look from on; listed when it does not count.
+    Hinted,
 }
 
 fn name(number: u64) -> String {
@@ -39,8 +72,15 @@ fn name(number: u64) -> String {
 
 impl ManifestLog {
     /// Loads the newest state there is.
-    pub(crate) fn load(folder: Arc<ItemFolder>) -> Result<ManifestLog, StoreError> {
-        let newest = newest_listed(&folder)?;
+    pub(crate) fn load(folder: Arc<ItemFolder>, newest: Newest) -> Result<ManifestLog, StoreError> {
+        let hinted = match newest {
+            Newest::Listed => None,
+            Newest::Hinted => hint::read(&folder)?.map(|hint| hint.newest()),
+        };
+        let newest = match hinted {
+            Some(hinted) => gallop(&folder, hinted)?,
+            None => newest_listed(&folder)?,
+        };
         let mut log = ManifestLog {
             folder,
             newest: 0,
@@ -48,6 +88,7 @@ impl ManifestLog {
             stamped_at: UnixMillis(i64::MIN),
             state: ItemState::default(),
             checkpoints: BTreeMap::new(),
+            since: Since::default(),
         };
         let checkpoint = newest - newest % CHECKPOINT_EVERY;
         let names = (checkpoint.max(1)..=newest).map(|number| log.folder.path(&name(number)));
@@ -64,22 +105,10 @@ impl ManifestLog {
     /// Takes what was committed since; gallops forward from the newest known manifest.
     pub(crate) fn refresh(&mut self) -> Result<(), StoreError> {
         if self.newest > 0 && !self.exists(self.newest)? {
-            *self = ManifestLog::load(self.folder.clone())?;
+            *self = ManifestLog::load(self.folder.clone(), Newest::Listed)?;
             return Ok(());
         }
-        let mut step = 1;
-        let mut known = self.newest;
-        while self.exists(known + step)? {
-            known += step;
-            step *= 2;
-        }
-        // The newest lies in known..known + step: manifests have no gaps at their upper end.
-        while step > 1 {
-            step /= 2;
-            if self.exists(known + step)? {
-                known += step;
-            }
-        }
+        let known = gallop(&self.folder, self.newest)?;
         for number in self.newest + 1..=known {
             if number % CHECKPOINT_EVERY == 0 {
                 self.take_checkpoint(number)?;
@@ -123,12 +152,20 @@ impl ManifestLog {
         let before = self.state.before(&changes);
         let put = self.put_next(writer, changes, stamped_at, number, checkpoint);
         match put {
-            Ok(tag) => {
+            Ok(put) => {
                 self.newest = number;
-                self.newest_mac = tag;
+                self.newest_mac = put.tag;
                 self.stamped_at = stamped_at;
                 if checkpoint {
                     self.checkpoints.insert(number, stamped_at);
+                    self.since = Since { checkpoint: number, changes: Vec::new() };
+                    outline::put(&self.folder, &put.header, number, &self.state);
+                } else {
+                    self.since.add(&put.changes);
+                }
+                let Since { checkpoint, changes } = &self.since;
+                if changes.len() <= hint::CHANGES_BYTES_MAX {
+                    hint::put(&self.folder, *checkpoint, (&put.header, &put.tag), changes);
                 }
                 Ok(())
             }
@@ -139,8 +176,7 @@ impl ManifestLog {
         }
     }
 
-    /// Applies changes and puts the manifest that makes them; returns its MAC. After an error the
-    /// state is anything.
+    /// Applies changes and puts the manifest that makes them. After an error the state is anything.
     fn put_next(
         &mut self,
         writer: [u8; 16],
@@ -148,7 +184,7 @@ impl ManifestLog {
         stamped_at: UnixMillis,
         number: u64,
         checkpoint: bool,
-    ) -> Result<[u8; 32], StoreError> {
+    ) -> Result<Committed, StoreError> {
         for change in &changes {
             let applied = self.state.apply_at(change, stamped_at);
             applied.map_err(|why| StoreError::refused("a change", why))?;
@@ -177,7 +213,38 @@ impl ManifestLog {
         {
             return Err(StoreError::Conflict { number });
         }
-        Ok(mac(&self.folder.manifest_key, &bytes))
+        let header = *bytes.first_chunk().expect("every manifest has a header");
+        let tag = mac(&self.folder.manifest_key, &bytes);
+        Ok(Committed { header, tag, changes: manifest.changes })
+    }
+
+    /// Puts what spares readers time, where it is not there or damaged: as after a crash, or in a
+    /// store of an earlier program. A failure costs time only.
+    pub(crate) fn put_indexes(&self) {
+        let put = || -> Result<(), StoreError> {
+            let header = |number| -> Result<Option<[u8; HEADER_BYTES]>, StoreError> {
+                let path = self.folder.path(&name(number));
+                Ok(self.folder.blobs.read_at(&path, 0, HEADER_BYTES)?.try_into().ok())
+            };
+            let Since { checkpoint, changes } = &self.since;
+            if *checkpoint > 0
+                && let (manifest, _) = self.read(*checkpoint)?
+                && let (Some(header), Ok(state)) =
+                    (header(*checkpoint)?, ItemState::of_checkpoint(manifest.changes))
+            {
+                outline::heal(&self.folder, &header, *checkpoint, &state)?;
+            }
+            if self.newest > 0
+                && changes.len() <= hint::CHANGES_BYTES_MAX
+                && let Some(header) = header(self.newest)?
+            {
+                hint::put(&self.folder, *checkpoint, (&header, &self.newest_mac), changes);
+            }
+            Ok(())
+        };
+        if let Err(error) = put() {
+            tracing::warn!(%error, "hint and outline were not put");
+        }
     }
 
     /// Deletes manifests that no reader needs any more, oldest first.
@@ -226,16 +293,23 @@ impl ManifestLog {
         for number in names.iter().filter_map(|name| name.parse::<u64>().ok()) {
             match self.read(number) {
                 Ok((manifest, tag)) => {
-                    let broken = before.is_some_and(|(last, mac)| {
-                        last + 1 == number && manifest.predecessor != mac
-                    });
-                    if broken {
-                        let why = "it does not follow the manifest before it";
-                        bad.push(StoreError::damaged(&self.folder.path(&name(number)), why));
-                    } else {
-                        good += 1;
+                    let why = match before {
+                        Some((last, _)) if last + 1 != number => {
+                            Some("the one before it is missing")
+                        }
+                        Some((_, mac)) if manifest.predecessor != mac => {
+                            Some("it does not follow the manifest before it")
+                        }
+                        _ => None,
+                    };
+                    match why {
+                        Some(why) => {
+                            bad.push(StoreError::damaged(&self.folder.path(&name(number)), why));
+                        }
+                        None => good += 1,
                     }
                     before = Some((number, tag));
+                    bad.extend(self.audit_outline(number, manifest)?);
                 }
                 Err(error @ StoreError::Damaged { .. }) => {
                     bad.push(error);
@@ -244,30 +318,42 @@ impl ManifestLog {
                 Err(error) => return Err(error),
             }
         }
+        match hint::audit(&self.folder) {
+            Err(error @ StoreError::Damaged { .. }) => bad.push(error),
+            audited => audited?,
+        }
         Ok((good, bad))
     }
 
+    /// What is wrong with a checkpoint's outline.
+    fn audit_outline(
+        &self,
+        number: u64,
+        manifest: Manifest,
+    ) -> Result<Option<StoreError>, StoreError> {
+        if manifest.kind != ManifestKind::Checkpoint || !outline::is_put(&self.folder, number)? {
+            return Ok(None);
+        }
+        let path = self.folder.path(&name(number));
+        let header = self.folder.blobs.read_at(&path, 0, HEADER_BYTES)?;
+        let (Ok(header), Ok(state)) =
+            (header.try_into(), ItemState::of_checkpoint(manifest.changes))
+        else {
+            return Ok(Some(StoreError::damaged(&path, "its changes do not fit each other")));
+        };
+        Ok(outline::audit(&self.folder, &header, number, &state)?.err())
+    }
+
     fn exists(&self, number: u64) -> Result<bool, StoreError> {
-        Ok(self.folder.blobs.len(&self.folder.path(&name(number)))?.is_some())
+        exists(&self.folder, number)
     }
 
     fn read(&self, number: u64) -> Result<(Manifest, [u8; 32]), StoreError> {
-        let path = self.folder.path(&name(number));
-        let bytes = match read_whole(&*self.folder.blobs, &path, MANIFEST_BYTES_MAX as usize) {
-            Err(StoreError::Storage(StorageError::Absent { .. })) => {
-                return Err(StoreError::damaged(&path, "it is missing between others"));
-            }
-            read => read?,
+        let missing = || {
+            let path = self.folder.path(&name(number));
+            StoreError::damaged(&path, "it is missing between others")
         };
-        let key = &self.folder.manifest_key;
-        let manifest =
-            Manifest::decode(&bytes, key).map_err(|why| StoreError::damaged(&path, why))?;
-        let owner = &self.folder.owner;
-        if (manifest.number, manifest.vault, manifest.item) != (number, owner.vault, owner.item) {
-            return Err(StoreError::damaged(&path, "it is another item's or another number"));
-        }
-        let tag = mac(key, &bytes);
-        Ok((manifest, tag))
+        read_manifest(&self.folder, number)?.ok_or_else(missing)
     }
 
     fn take_checkpoint(&mut self, number: u64) -> Result<(), StoreError> {
@@ -277,6 +363,7 @@ impl ManifestLog {
             return Err(StoreError::damaged(&path, "it should be a checkpoint"));
         }
         self.set_newest(&manifest, tag);
+        self.since = Since { checkpoint: number, changes: Vec::new() };
         let state = ItemState::of_checkpoint(manifest.changes);
         self.state = state.map_err(|why| StoreError::damaged(&path, why))?;
         Ok(())
@@ -293,6 +380,7 @@ impl ManifestLog {
             applied.map_err(|why| StoreError::damaged(&path, why))?;
         }
         self.set_newest(&manifest, tag);
+        self.since.add(&manifest.changes);
         Ok(())
     }
 
@@ -301,6 +389,56 @@ impl ManifestLog {
         self.newest_mac = tag;
         self.stamped_at = manifest.stamped_at;
     }
+}
+
+/// What a commit has put.
+struct Committed {
+    header: [u8; HEADER_BYTES],
+    tag: [u8; 32],
+    changes: Vec<Change>,
+}
+
+fn exists(folder: &ItemFolder, number: u64) -> Result<bool, StoreError> {
+    Ok(folder.blobs.len(&folder.path(&name(number)))?.is_some())
+}
+
+/// Number of the newest manifest, from one that is there on.
+fn gallop(folder: &ItemFolder, from: u64) -> Result<u64, StoreError> {
+    let (mut known, mut step) = (from, 1);
+    while exists(folder, known + step)? {
+        known += step;
+        step *= 2;
+    }
+    // The newest lies in known..known + step: manifests have no gaps at their upper end.
+    while step > 1 {
+        step /= 2;
+        if exists(folder, known + step)? {
+            known += step;
+        }
+    }
+    Ok(known)
+}
+
+/// Reads and proves a manifest; with its MAC. `None` when it is not there.
+///
+/// # Errors
+/// [`StoreError::Damaged`], [`StoreError::Storage`].
+pub(crate) fn read_manifest(
+    folder: &ItemFolder,
+    number: u64,
+) -> Result<Option<(Manifest, [u8; 32])>, StoreError> {
+    let path = folder.path(&name(number));
+    let bytes = match read_whole(&*folder.blobs, &path, MANIFEST_BYTES_MAX as usize) {
+        Err(StoreError::Storage(StorageError::Absent { .. })) => return Ok(None),
+        read => read?,
+    };
+    let key = &folder.manifest_key;
+    let manifest = Manifest::decode(&bytes, key).map_err(|why| StoreError::damaged(&path, why))?;
+    let owner = &folder.owner;
+    if (manifest.number, manifest.vault, manifest.item) != (number, owner.vault, owner.item) {
+        return Err(StoreError::damaged(&path, "it is another item's or another number"));
+    }
+    Ok(Some((manifest, mac(key, &bytes))))
 }
 
 fn newest_listed(folder: &ItemFolder) -> Result<u64, StoreError> {

@@ -7,7 +7,7 @@ use crate::{
     kept,
     layers::{Layer, Live, layer_of},
     manifest::{ItemState, SegmentRange},
-    manifest_log::ManifestLog,
+    manifest_log::{ManifestLog, Newest},
     pins,
     segments::{read_index, read_record},
     storage::Put,
@@ -65,8 +65,15 @@ enum Listed<'a> {
 
 impl ItemReader {
     pub(crate) fn load(folder: Arc<ItemFolder>) -> Result<ItemReader, StoreError> {
+        ItemReader::load_from(folder, Newest::Hinted)
+    }
+
+    pub(crate) fn load_from(
+        folder: Arc<ItemFolder>,
+        newest: Newest,
+    ) -> Result<ItemReader, StoreError> {
         let keys = folder.keys.newest();
-        Ok(ItemReader { log: ManifestLog::load(folder.clone())?, folder, keys })
+        Ok(ItemReader { log: ManifestLog::load(folder.clone(), newest)?, folder, keys })
     }
 
     /// Takes what was committed since.
@@ -432,17 +439,7 @@ impl ItemReader {
 
     /// Opens the marker of a point.
     pub(crate) fn marker(&self, record: &PointRecord) -> Result<Marker, StoreError> {
-        let place = record.marker;
-        let path = self.folder.segment_path(place.segment);
-        let head = self.folder.blobs.read_at(&path, 0, SEGMENT_HEADER_BYTES)?;
-        let header =
-            SegmentHeader::decode(&head).map_err(|error| StoreError::damaged(&path, error))?;
-        let marker = open_marker(&self.folder, &header, place.offset, place.len as usize)?;
-        if marker.point == record.id && header.timeline == record.position.timeline {
-            Ok(marker)
-        } else {
-            Err(StoreError::damaged(&path, "its marker is another point's"))
-        }
+        point_marker(&self.folder, record)
     }
 
     /// The committed range that holds `lsn` of `timeline`.
@@ -469,8 +466,25 @@ impl ItemReader {
 
 /// The item's name, where no config server knows it.
 #[derive(Serialize, Deserialize)]
-struct Label {
-    name: String,
+pub(crate) struct Label {
+    pub(crate) name: String,
+}
+
+/// Opens the marker of a point.
+pub(crate) fn point_marker(
+    folder: &ItemFolder,
+    record: &PointRecord,
+) -> Result<Marker, StoreError> {
+    let place = record.marker;
+    let path = folder.segment_path(place.segment);
+    let head = folder.blobs.read_at(&path, 0, SEGMENT_HEADER_BYTES)?;
+    let header = SegmentHeader::decode(&head).map_err(|error| StoreError::damaged(&path, error))?;
+    let marker = open_marker(folder, &header, place.offset, place.len as usize)?;
+    if marker.point == record.id && header.timeline == record.position.timeline {
+        Ok(marker)
+    } else {
+        Err(StoreError::damaged(&path, "its marker is another point's"))
+    }
 }
 
 /// Opens the marker record at a place of a segment.

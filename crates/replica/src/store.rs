@@ -334,7 +334,7 @@ impl Store {
         Keyring::load(self.blobs.clone(), self.identity().store, item, self.secret.clone())
     }
 
-    fn folder(&self, item: ItemId) -> Result<Arc<ItemFolder>, StoreError> {
+    pub(crate) fn folder(&self, item: ItemId) -> Result<Arc<ItemFolder>, StoreError> {
         let keys = self.keyring(item)?;
         let generation = self.identity().generation;
         let (blobs, random) = (self.blobs.clone(), self.random.clone());

@@ -10,10 +10,11 @@ mod regions;
 pub(crate) use regions::Region;
 
 use crate::{
-    ItemReader, StoreError,
+    ItemReader, PointRecord, StoreError,
     folder::ItemFolder,
     layers::RegionKey,
-    reader::open_marker,
+    outline::Lists,
+    reader::{open_marker, point_marker},
     segments::{read_record, record_end},
 };
 use leeward_model::{
@@ -97,10 +98,31 @@ impl View {
     /// [`StoreError::NotKept`] for any other place; [`StoreError::Damaged`].
     pub fn open(reader: &ItemReader, position: Position) -> Result<View, StoreError> {
         reader.check_kept(position)?;
-        let folder = reader.folder.clone();
-        let regions = Regions::open(reader, position)?;
-        let marker = match reader.state().point_at(position) {
-            Some(point) => match reader.marker(point) {
+        let point = reader.state().point_at(position);
+        View::open_at(reader.folder.clone(), reader.state(), position, point)
+    }
+
+    /// Opens the disks at a point that is listed.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_listed(
+        folder: Arc<ItemFolder>,
+        lists: &dyn Lists,
+        point: &PointRecord,
+    ) -> Result<View, StoreError> {
+        View::open_at(folder, lists, point.position, Some(point))
+    }
+
+    fn open_at(
+        folder: Arc<ItemFolder>,
+        lists: &dyn Lists,
+        position: Position,
+        point: Option<&PointRecord>,
+    ) -> Result<View, StoreError> {
+        let regions = Regions::open(folder.clone(), lists, position)?;
+        let marker = match point {
+            Some(point) => match point_marker(&folder, point) {
                 // Its segment may have been rewritten since.
                 Err(error) if error.is_absent() => newest_marker(&folder, &regions)?,
                 opened => Some(opened?),

@@ -5,7 +5,7 @@ use super::{Failure, blocking, file_problem, find, place::PlaceOptions, print, p
 use crate::roles::host::clock::wall_now;
 use leeward_model::{Code, DiskEntry};
 use leeward_nbd::server::{Export, Limits, RunningServer, Server};
-use leeward_replica::{ItemReader, Pin, PointExport, View};
+use leeward_replica::{Pin, PointExport, PointReader, View};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -46,7 +46,7 @@ pub struct ServeOptions {
 pub(super) struct OpenDisk {
     pub(super) view: Arc<View>,
     pub(super) disk: DiskEntry,
-    reader: ItemReader,
+    reader: PointReader,
     pin: Option<Pin>,
 }
 
@@ -57,7 +57,7 @@ impl OpenDisk {
     /// What keeps it closed. A store that cannot be written is served without a pin, and says so.
     pub(super) fn open(options: &DiskOptions, why: &str) -> Result<OpenDisk, Failure> {
         let store = options.place.open()?;
-        let mut known = find::item(&options.place, &store, &options.item)?;
+        let mut known = find::lean_item(&options.place, &store, &options.item)?;
         let point = known.point(&options.point)?;
         let who = format!("leeward store, process {}", std::process::id());
         let pin = match known.reader.pin(point.id, &who, why, wall_now()) {

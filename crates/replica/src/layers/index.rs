@@ -6,6 +6,7 @@ use crate::{
     StoreError,
     folder::ItemFolder,
     manifest::{ItemState, LayerRecord, SegmentRange},
+    outline::Lists,
     segments::read_index,
 };
 use leeward_model::{LayerId, Lsn, Position, TimelineId};
@@ -29,14 +30,17 @@ impl TimelineIndex {
     /// layer.
     pub(crate) fn open(
         folder: &ItemFolder,
-        state: &ItemState,
+        lists: &dyn Lists,
         place: Position,
         without: &BTreeSet<LayerId>,
     ) -> Result<TimelineIndex, StoreError> {
-        let mut records = state.layers_of(place.timeline);
+        let mut records = lists.small().layers_of(place.timeline);
         records.retain(|layer| layer.first <= place.lsn && !without.contains(&layer.layer));
-        let ranges = uncovered(state, place, &records).into_iter();
-        TimelineIndex::of(folder, place.timeline, place.lsn, &records, ranges)
+        let mut ranges = Vec::new();
+        for (first, last) in gaps(place, &records) {
+            ranges.extend(lists.ranges_between(place.timeline, first, last)?);
+        }
+        TimelineIndex::of(folder, place.timeline, place.lsn, &records, ranges.iter())
     }
 
     /// Opens the index of these layers and ranges, up to `until`.
@@ -98,16 +102,22 @@ pub(crate) fn uncovered<'a>(
     place: Position,
     layers: &[LayerRecord],
 ) -> Vec<&'a SegmentRange> {
-    let mut ranges = Vec::new();
+    let gaps = gaps(place, layers).into_iter();
+    gaps.flat_map(|(first, last)| state.ranges(place.timeline, first, last)).collect()
+}
+
+/// The runs of LSNs up to `place` that none of `layers` has, ascending.
+fn gaps(place: Position, layers: &[LayerRecord]) -> Vec<(Lsn, Lsn)> {
+    let mut gaps = Vec::new();
     let mut from = Lsn(0);
     for layer in layers {
         if from < layer.first {
-            ranges.extend(state.ranges(place.timeline, from, Lsn(layer.first.0 - 1)));
+            gaps.push((from, Lsn(layer.first.0 - 1)));
         }
         from = layer.last.next();
     }
     if from <= place.lsn {
-        ranges.extend(state.ranges(place.timeline, from, place.lsn));
+        gaps.push((from, place.lsn));
     }
-    ranges
+    gaps
 }

@@ -16,7 +16,8 @@ const FIRST_VERSION: u16 = 1;
 /// Written when there is a change that the first version does not have: programs that know only
 /// the first refuse the manifest then, instead of missing the change.
 const LAYERS_VERSION: u16 = 2;
-const HEADER_BYTES: usize = 120;
+/// What stands before the changes; no two manifests of an item have the same.
+pub(crate) const HEADER_BYTES: usize = 120;
 const MAC_BYTES: usize = 32;
 
 impl Manifest {
@@ -133,7 +134,8 @@ fn position(fields: &mut Fields<'_>) -> Option<Position> {
     Some(Position { timeline: fields.timeline()?, lsn: fields.lsn()? })
 }
 
-fn encode_change(change: &Change, out: &mut Vec<u8>) {
+/// Appends one change, as a manifest has it.
+pub(crate) fn encode_change(change: &Change, out: &mut Vec<u8>) {
     match change {
         Change::BranchOpened(branch) => {
             out.push(1);
@@ -238,7 +240,8 @@ fn range(fields: &mut Fields<'_>) -> Option<SegmentRange> {
     Some(range)
 }
 
-fn decode_change(fields: &mut Fields<'_>) -> Option<Change> {
+/// Reads [`encode_change`].
+pub(crate) fn decode_change(fields: &mut Fields<'_>) -> Option<Change> {
     Some(match fields.u8()? {
         1 => {
             let (timeline, epoch) = (fields.timeline()?, fields.epoch()?);
@@ -300,7 +303,8 @@ fn origin_code(origin: &PointOrigin) -> u8 {
     }
 }
 
-fn encode_point(point: &PointRecord, out: &mut Vec<u8>) {
+/// Appends a point, as a manifest has it.
+pub(crate) fn encode_point(point: &PointRecord, out: &mut Vec<u8>) {
     out.extend_from_slice(&point.id.to_bytes());
     put_position(out, &point.position);
     out.extend_from_slice(&[kind_code(point.kind), origin_code(&point.origin)]);
@@ -317,7 +321,8 @@ fn encode_point(point: &PointRecord, out: &mut Vec<u8>) {
     put_text(out, &point.name);
 }
 
-fn decode_point(fields: &mut Fields<'_>) -> Option<PointRecord> {
+/// Reads [`encode_point`].
+pub(crate) fn decode_point(fields: &mut Fields<'_>) -> Option<PointRecord> {
     let (id, position) = (fields.point()?, position(fields)?);
     let kind = match fields.u8()? {
         0 => PointKind::CrashConsistent,

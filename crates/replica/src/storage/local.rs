@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, RenameFlags};
 use std::{
     collections::{BTreeSet, HashMap},
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -192,6 +192,31 @@ impl BlobStore for LocalStore {
         }
         sync_folder(&folder).map_err(io("flush the folder of"))?;
         Ok(Put::Created)
+    }
+
+    fn replace_hint(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        let path = self.path(name)?;
+        let folder = self.folder_path(split(name).0)?;
+        let temporary = folder.join(format!(".new-{}-{}", std::process::id(), next_temporary()));
+        let mut options = OpenOptions::new();
+        let opened = options.write(true).create_new(true).mode(0o600).open(&temporary);
+        let written = opened.and_then(|mut file| file.write_all(bytes));
+        written.and_then(|()| fs::rename(&temporary, &path)).map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            StorageError::Io { action: "replace", name: name.to_owned(), source }
+        })
+    }
+
+    fn read_hint(&self, name: &str, max: usize) -> Result<Option<Vec<u8>>, StorageError> {
+        // Never through the files that are kept open: a hint's file is another one each time.
+        let mut bytes = Vec::new();
+        let read = File::open(self.path(name)?)
+            .and_then(|file| file.take(max as u64).read_to_end(&mut bytes));
+        match read.map_err(|source| absent_or(name, "read", source)) {
+            Ok(_) => Ok(Some(bytes)),
+            Err(StorageError::Absent { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {

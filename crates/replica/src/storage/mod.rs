@@ -178,6 +178,25 @@ pub trait BlobStore: Send + Sync {
         let _ = names;
     }
 
+    /// Replaces a hint: a small blob that readers may find in any earlier state or not at all, at
+    /// once for each of them. Never durable. A place that has none takes it and does nothing.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`]; what was there before is there still.
+    fn replace_hint(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        let _ = (name, bytes);
+        Ok(())
+    }
+
+    /// Reads a hint, at most `max` bytes of it; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`].
+    fn read_hint(&self, name: &str, max: usize) -> Result<Option<Vec<u8>>, StorageError> {
+        let _ = (name, max);
+        Ok(None)
+    }
+
     /// Length in bytes, `None` when there is no such blob.
     ///
     /// # Errors

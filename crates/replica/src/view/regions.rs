@@ -8,6 +8,7 @@ use crate::{
     folder::ItemFolder,
     layers::{IndexEntry, RegionKey, TimelineIndex, layer_of},
     manifest::ItemState,
+    outline::Lists,
     storage::StorageError,
 };
 use leeward_model::{BlockMask, DiskNumber, LayerId, Position, SegmentId};
@@ -45,12 +46,12 @@ struct Opened {
 impl Opened {
     fn build(
         folder: &ItemFolder,
-        state: &ItemState,
+        lists: &dyn Lists,
         position: Position,
         without: &BTreeSet<LayerId>,
     ) -> Result<Opened, StoreError> {
-        let places = state.chain(position).into_iter();
-        let chain = places.map(|place| TimelineIndex::open(folder, state, place, without));
+        let places = lists.small().chain(position).into_iter();
+        let chain = places.map(|place| TimelineIndex::open(folder, lists, place, without));
         let chain: Vec<TimelineIndex> = chain.collect::<Result<_, _>>()?;
         let mut regions = BTreeSet::new();
         chain.iter().for_each(|index| index.regions(&mut regions));
@@ -125,9 +126,12 @@ pub(super) struct Regions {
 }
 
 impl Regions {
-    pub(super) fn open(reader: &ItemReader, position: Position) -> Result<Regions, StoreError> {
-        let folder = reader.folder.clone();
-        let opened = match Opened::build(&folder, reader.state(), position, &BTreeSet::new()) {
+    pub(super) fn open(
+        folder: Arc<ItemFolder>,
+        lists: &dyn Lists,
+        position: Position,
+    ) -> Result<Regions, StoreError> {
+        let opened = match Opened::build(&folder, lists, position, &BTreeSet::new()) {
             // The reader's state may be older than a merge.
             Err(error) if layer_of(&error).is_some() => {
                 let fresh = ItemReader::load(folder.clone())?;

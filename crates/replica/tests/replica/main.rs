@@ -16,6 +16,7 @@ mod keys;
 mod layers;
 mod objects;
 mod oracle;
+mod outline;
 mod races;
 mod retention;
 mod rough;
