@@ -118,8 +118,8 @@ impl Duty<'_> {
         let run = match end.run {
             RunPlan::Unassigned => return None,
             RunPlan::Replicate { start } => SourceRun::Replicate { permit: permit(), start },
-            RunPlan::ShutDown { job, timeout_ms, power_off, copy } => {
-                SourceRun::ShutDown { job, timeout_ms, power_off, copy }
+            RunPlan::ShutDown { job, timeout_ms, power_off, copy, needs_point } => {
+                SourceRun::ShutDown { job, timeout_ms, power_off, copy, needs_point }
             }
             RunPlan::Fenced => SourceRun::Fenced,
             RunPlan::Seed { job, base, .. } => {

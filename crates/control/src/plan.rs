@@ -139,6 +139,9 @@ pub(crate) enum RunPlan {
         /// Whether everything is copied then, if the change map does not reach back to a point.
         #[serde(default)]
         copy: bool,
+        /// Whether the job does not go on without the final point.
+        #[serde(default)]
+        needs_point: bool,
     },
     /// Never run again.
     Fenced,

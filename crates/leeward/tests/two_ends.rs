@@ -8,6 +8,8 @@
 
 #[path = "two_ends/keys.rs"]
 mod keys;
+#[path = "two_ends/last_data.rs"]
+mod last_data;
 #[path = "two_ends/life.rs"]
 mod life;
 
@@ -77,20 +79,23 @@ struct Way {
     breaks_after: Mutex<Option<u64>>,
     /// When a connection was asked for over which a hello came.
     dials: Arc<Mutex<Vec<Instant>>>,
+    /// A cut that comes in the middle of what is sent.
+    cut: Arc<last_data::Cut>,
 }
 
 #[async_trait]
 impl Dialer for Way {
     async fn dial(&self, _: &str) -> io::Result<BoxStream> {
         let dialled = Instant::now();
+        self.cut.dial()?;
         let breaks_after = *self.breaks_after.lock().unwrap();
         let to = self.to.lock().unwrap().clone();
         let (peer, host) = to.ok_or(io::ErrorKind::ConnectionRefused)?;
         let (near, far) = tokio::io::duplex(1 << 20);
-        let dials = Arc::clone(&self.dials);
+        let (dials, cut) = (Arc::clone(&self.dials), Arc::clone(&self.cut));
         tokio::spawn(async move {
             let (read, write) = tokio::io::split(far);
-            let read = read.take(breaks_after.unwrap_or(u64::MAX));
+            let read = cut.over(read.take(breaks_after.unwrap_or(u64::MAX)));
             let (mut reader, writer) = (FrameReader::new(read), FrameWriter::new(write));
             if let Ok(DataMessage::Hello(hello)) = reader.message(PATIENCE).await {
                 dials.lock().unwrap().push(dialled);

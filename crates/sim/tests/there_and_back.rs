@@ -8,12 +8,13 @@ use leeward_control::{
     items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown},
     jobs::{JobAnswer, RunState},
 };
-use leeward_fabric::{Fabric as _, MachineRef};
+use leeward_fabric::{Fabric as _, MachineRef, memory::OnShutdown};
 use leeward_model::{
     DiskNumber, ItemId, JobId, MachineState, PointChoice, Protection, Site, TestState,
 };
 use leeward_replica::storage::Seeded;
 use leeward_sim::world::{Mistakes, World, crowd::crowd, link::LinkState, simulate};
+use std::time::Duration;
 
 /// What is written as a whole, in bytes.
 const BLOCK: u64 = 4096;
@@ -363,6 +364,87 @@ fn a_planned_failover_waits_for_a_persons_word_with_the_machine_running() {
     });
 
     assert_eq!(violations, Vec::<String>::new());
+}
+
+/// How long the guest takes to shut down, in milliseconds: it writes meanwhile.
+const SHUTS_DOWN_MS: u64 = 3_000;
+
+/// Lets the guest write more while it shuts down than the link carries in a second, and returns
+/// when its last data are under way.
+async fn last_data_begin(world: &mut World, from: Site, job: JobId) {
+    let shuts_down = async |world: &World| {
+        let tasks = world.job(job).await.tasks;
+        let mut of_shutdown = tasks.iter().filter(|task| task.name == "VmShutdownVmOnPrimary");
+        of_shutdown.any(|task| task.state == RunState::InProgress)
+    };
+    world.until("the guest is asked to shut down", STEPS_MAX, shuts_down).await;
+    world.link.set_pace(PACE);
+    let (before, machine) = (world.link.crossed(), world.owned(from));
+    let mut random = Seeded::new(3);
+    let some = |_| random.next_u64().to_le_bytes();
+    let bytes: Vec<u8> = (0..SIZES[0] / 4 / 8).flat_map(some).collect();
+    let written = world.machines(from).guest_write(&machine, DiskNumber(0), 0, &bytes);
+    written.expect("the guest still runs");
+    world.ledger.moved(from);
+    let under_way = async |world: &World| {
+        world.link.crossed().all > before.all + BLOCK && !world.is_running(from).await
+    };
+    world.until("the last data are under way", STEPS_MAX, under_way).await;
+}
+
+/// F-086, F-079. The link is cut while the last data are sent, to the config server as well: the
+/// job ends by itself, nobody is asked, and nothing is lost or sent as a whole again.
+#[test]
+fn a_link_that_is_cut_under_the_last_data_asks_nobody_and_loses_nothing() {
+    let cases = [Site::Primary, Site::Recovery].into_iter().flat_map(|from| {
+        let states = [LinkState::Refuses, LinkState::Hangs];
+        states.into_iter().flat_map(move |state| [1_500, 20_000].map(|ms| (from, state, ms)))
+    });
+    let run = |(from, state, away_ms)| {
+        let case = format!("from {from:?}, {state:?} for {away_ms} ms");
+        simulate(async {
+            let random = &mut Seeded::new(away_ms);
+            let mut world = World::replicated(Some(SIZES), random).await;
+            if from == Site::Recovery {
+                planned(&mut world).await;
+                commit(&mut world).await;
+                world.reprotect_wholly(random).await;
+            }
+            // Connections are counted that are made from now on.
+            world.link.count();
+            world.link_set(LinkState::Refuses);
+            world.wait(100).await;
+            world.heal().await;
+            protected(&mut world).await;
+            let machine = world.owned(from);
+            let slow = OnShutdown::After(Duration::from_millis(SHUTS_DOWN_MS));
+            world.machines(from).set_on_shutdown(&machine, slow);
+            let (control, item) = parts(&world);
+            let job = control.item_planned_failover(item, PlannedSpec::default()).await;
+            let job = job.expect("it is protected");
+            last_data_begin(&mut world, from, job).await;
+
+            world.link_set(state);
+            for _ in 0..away_ms / 500 {
+                world.wait(500).await;
+                assert_eq!(world.job(job).await.state, RunState::InProgress, "{case}");
+                assert!(!world.is_running(from).await, "{case}: the guest runs again");
+            }
+            world.heal().await;
+            let ended = world.finish(job).await;
+
+            assert_eq!(ended.state, RunState::Succeeded, "{case}: {:?}", ended.errors);
+            let crossed = world.link.crossed();
+            assert!(crossed.all - crossed.lost < SIZES[0], "{case}: {crossed:?}");
+            assert!(state == LinkState::Hangs || crossed.lost > 0, "{case}: {crossed:?}");
+            world.settle().await;
+            (case, world.ledger.violations())
+        })
+    };
+
+    for (case, violations) in crowd(cases, run, |_| false) {
+        assert_eq!(violations, Vec::<String>::new(), "{case}");
+    }
 }
 
 /// Decision 39, F-140. Whatever became of the old disks, the other direction is built up.

@@ -224,6 +224,10 @@ pub enum SourceRun {
         /// back to a point. Else there is no final point then.
         #[serde(default)]
         copy: bool,
+        /// Whether the job does not go on without the final point. Then, while the link is away,
+        /// it is tried for longer, and the machine's process stays so that it can be tried again.
+        #[serde(default)]
+        needs_point: bool,
     },
     /// The machine was failed over: stop it at once, note what it wrote, end it, never start it.
     Fenced,

@@ -75,6 +75,7 @@ impl Control {
                 reprotect: reprotect.map(|memory| memory.job),
                 full,
                 copied_ms: 0,
+                last_data: None,
             };
             let request = Request::PlannedFailover { spec };
             let new = NewJob::asked(job, Lane::Main, Scenario::PlannedFailover, request);

@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 /// How long a target that is away may take to come back before a job that needs it is refused.
 const TARGET_WAIT_MS: u64 = 10_000;
-/// What a host may need over the guest's own time before a shutdown counts as failed.
-const SHUTDOWN_GRACE_MS: u64 = 30_000;
+/// What a host may need over the guest's own time before a shutdown counts as failed: it tries the
+/// last delta for 30 s while its link is away, and an attempt takes up to 30 s to fail.
+const SHUTDOWN_GRACE_MS: u64 = 75_000;
 /// How long the last delta of a source that is off may take to become a point at the target.
 const DELTA_WAIT_MS: u64 = 120_000;
 /// How long a source that was left running may take to stop when the target is about to start.
@@ -227,8 +228,8 @@ impl Failover {
         }
         let timeout_ms = world.policy.shutdown_timeout_seconds.saturating_mul(1000);
         let by = *self.asked.get_or_insert(self.way_back.job);
-        let (power_off, copy) = (false, false);
-        world.source_run(RunPlan::ShutDown { job: by, timeout_ms, power_off, copy })?;
+        let (job, power_off, copy, needs_point) = (by, false, false, false);
+        world.source_run(RunPlan::ShutDown { job, timeout_ms, power_off, copy, needs_point })?;
         let seen = world.source_now().and_then(|seen| seen.shutdown.clone());
         match seen.filter(|(job, _)| *job == by).map(|(_, outcome)| outcome) {
             Some(ShutdownOutcome::Done { point }) => {

@@ -10,7 +10,7 @@ use leeward_durable::{
     Forward, Job, Moment, Outcome, Phase, Reason, Reversible, StepError, nothing,
 };
 use leeward_model::{
-    Code, Event, FailoverOrigin, JobId, MachineState, PointChoice, Position, Protection,
+    Code, Event, FailoverOrigin, JobId, MachineState, PointChoice, Position, Problem, Protection,
     SourceState,
 };
 use leeward_wire::message::{CopyProgress, ShutdownOutcome};
@@ -24,6 +24,10 @@ const OFF_WAIT_MS: u64 = 15_000;
 const SHUTDOWN_GRACE_MS: u64 = 30_000;
 /// How long the last delta may take to become a point at the target before a person is asked.
 const DELTA_WAIT_MS: u64 = 120_000;
+/// How long a guest that is off may wait for its last data to be sent, without a byte of them being
+/// committed, before a person is asked. Its host says so itself, earlier, as long as it is heard:
+/// it tries for two minutes, and an attempt takes up to half a minute to fail.
+const LAST_DATA_WAIT_MS: u64 = 180_000;
 /// What a person answers to have the machine switched off instead of shut down.
 const POWER_OFF: &str = "power-off";
 
@@ -52,6 +56,9 @@ pub(crate) struct PlannedFailover {
     /// When the host was last seen copying the machine that is off; 0 when never.
     #[serde(default)]
     pub(crate) copied_ms: u64,
+    /// Of a guest that is off: the bytes that its host had sent, and since when it is so many.
+    #[serde(default)]
+    pub(crate) last_data: Option<(u64, u64)>,
 }
 
 impl HasWayBack for PlannedFailover {
@@ -250,6 +257,7 @@ impl PlannedFailover {
             self.power_off = moment.reply.as_deref().map(str::trim) == Some(POWER_OFF);
             self.failover.asked = Some(world.new_id());
             self.failover.final_point = None;
+            self.last_data = None;
         }
     }
 
@@ -257,10 +265,10 @@ impl PlannedFailover {
         self.ask_anew(world, moment);
         let by: JobId = *self.failover.asked.get_or_insert(self.failover.way_back.job);
         let timeout_ms = world.policy.shutdown_timeout_seconds.saturating_mul(1000);
-        let (power_off, copy) = (self.power_off, self.full);
-        world.source_run(RunPlan::ShutDown { job: by, timeout_ms, power_off, copy })?;
+        let (job, power_off, copy, needs_point) = (by, self.power_off, self.full, true);
+        world.source_run(RunPlan::ShutDown { job, timeout_ms, power_off, copy, needs_point })?;
         let host = world.source().name.clone();
-        let late = self.is_late(timeout_ms + SHUTDOWN_GRACE_MS, moment);
+        let late = self.is_late(world, timeout_ms + SHUTDOWN_GRACE_MS, moment);
         let seen = world.source_now().and_then(|seen| seen.shutdown.clone());
         match seen.filter(|(job, _)| *job == by).map(|(_, outcome)| outcome) {
             Some(ShutdownOutcome::Done { point: Some(point) }) => {
@@ -272,6 +280,9 @@ impl PlannedFailover {
                 "host {host} has shut it down but could not take its last data, which lie on \
                      its disks still"
             )),
+            Some(ShutdownOutcome::Failed { problem }) if is_guest_off(world) => {
+                self.ask(&unsent(&host, Some(&problem)))
+            }
             Some(ShutdownOutcome::Failed { problem }) => {
                 world.source_seen(SourceState::Running)?;
                 self.ask(&problem.what)
@@ -280,12 +291,15 @@ impl PlannedFailover {
                 self.copied_ms = moment.now_ms;
                 pending(copies(world, &host))
             }
-            // It is off: only its last data are on the way, by comparison after a retry.
+            // Only its last data are on the way, by comparison if its process is gone.
             Some(ShutdownOutcome::InProgress)
-                if world.source_machine() == MachineState::Off
-                    && (!late || copying(world).is_some()) =>
+                if is_guest_off(world) && (!late || copying(world).is_some()) =>
             {
-                pending(format!("the last data from host {host}"))
+                pending(copies(world, &host))
+            }
+            Some(ShutdownOutcome::InProgress) if is_guest_off(world) => {
+                let problem = world.source_now().and_then(|seen| seen.problem.clone());
+                self.ask(&unsent(&host, problem.as_ref()))
             }
             Some(ShutdownOutcome::InProgress) | None if late => {
                 self.ask(&format!("host {host} did not confirm that it is off"))
@@ -296,8 +310,16 @@ impl PlannedFailover {
         }
     }
 
-    /// Whether the host has had its time, which begins anew while it copies.
-    fn is_late(&self, limit_ms: u64, moment: &Moment) -> bool {
+    /// Whether the host has had its time, which begins anew while it copies; once the guest is
+    /// off, whether nothing has come of its last data for too long.
+    fn is_late(&mut self, world: &World, limit_ms: u64, moment: &Moment) -> bool {
+        if is_guest_off(world) {
+            let sent = world.source_now().map_or(0, |seen| seen.sent_bytes);
+            let before = self.last_data.filter(|(bytes, _)| *bytes == sent);
+            let (_, since_ms) = *self.last_data.insert(before.unwrap_or((sent, moment.now_ms)));
+            return moment.now_ms.saturating_sub(since_ms) > LAST_DATA_WAIT_MS;
+        }
+        self.last_data = None;
         let since_copy = moment.now_ms.saturating_sub(self.copied_ms);
         moment.step_elapsed_ms().min(since_copy) > limit_ms
     }
@@ -383,6 +405,13 @@ fn figures(progress: CopyProgress) -> String {
 /// Whether the guest no longer runs, as its host says: only its data are on the way.
 fn is_guest_off(world: &World) -> bool {
     matches!(world.source_machine(), MachineState::Off | MachineState::Paused)
+}
+
+/// That the guest is off and its last data are not there, with what its host says of it.
+fn unsent(host: &str, problem: Option<&Problem>) -> String {
+    let why = problem.map(|problem| format!(" ({}: {})", problem.what, problem.cause));
+    let why = why.unwrap_or_default();
+    format!("its guest is off, but host {host} could not send its last data{why}")
 }
 
 /// What a host does that copies a machine which is off, with what holds it up.

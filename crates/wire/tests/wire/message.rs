@@ -87,7 +87,16 @@ fn a_source_without_an_address_to_dial_says_null() {
 fn every_run_of_a_source_is_told_by_its_name() {
     let job = JobId::from_u128(0x71);
     let named = [
-        ("shut-down", SourceRun::ShutDown { job, timeout_ms: 1_000, power_off: true, copy: false }),
+        (
+            "shut-down",
+            SourceRun::ShutDown {
+                job,
+                timeout_ms: 1_000,
+                power_off: true,
+                copy: false,
+                needs_point: false,
+            },
+        ),
         ("fenced", SourceRun::Fenced),
         ("seed", SourceRun::Seed { job, base: Some(place()) }),
         ("seed", SourceRun::Seed { job, base: None }),
@@ -97,7 +106,13 @@ fn every_run_of_a_source_is_told_by_its_name() {
     for (name, run) in named {
         assert_eq!(written(&source_duty(run))["run"]["run"], json!(name));
     }
-    let stop = SourceRun::ShutDown { job, timeout_ms: 1_000, power_off: true, copy: false };
+    let stop = SourceRun::ShutDown {
+        job,
+        timeout_ms: 1_000,
+        power_off: true,
+        copy: false,
+        needs_point: false,
+    };
     assert_eq!(written(&stop)["power_off"], json!(true));
     let seed = SourceRun::Seed { job, base: Some(place()) };
     assert_eq!(written(&seed)["base"]["lsn"], json!(990));
@@ -106,11 +121,26 @@ fn every_run_of_a_source_is_told_by_its_name() {
 #[test]
 fn a_shutdown_from_before_there_was_a_power_switch_asks_the_guest() {
     let job = JobId::from_u128(0x71);
-    let run = SourceRun::ShutDown { job, timeout_ms: 1_000, power_off: true, copy: false };
+    let run = SourceRun::ShutDown {
+        job,
+        timeout_ms: 1_000,
+        power_off: true,
+        copy: false,
+        needs_point: false,
+    };
 
     let read = read_without(&run, "power_off");
 
-    assert_eq!(read, SourceRun::ShutDown { job, timeout_ms: 1_000, power_off: false, copy: false });
+    assert_eq!(
+        read,
+        SourceRun::ShutDown {
+            job,
+            timeout_ms: 1_000,
+            power_off: false,
+            copy: false,
+            needs_point: false
+        }
+    );
 }
 
 #[test]

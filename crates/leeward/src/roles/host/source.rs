@@ -15,6 +15,7 @@ mod resync;
 mod seed;
 mod state;
 mod still_point;
+mod tries;
 
 use super::{
     Host,
@@ -33,10 +34,11 @@ use leeward_model::{
 };
 use leeward_wire::message::{CapturePhase, SourceDuty, SourceObserved, SourceRun};
 use owner::Whose;
-use power::{Off, Unmapped};
+use power::{LastData, Off};
 use state::SourceState;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
+use tries::Fault;
 
 /// How long a worker waits before it tries again what failed.
 const RETRY: Duration = Duration::from_secs(2);
@@ -105,6 +107,17 @@ impl SourceError {
             }
             SourceError::Pass(_) => true,
             SourceError::Fabric(_) | SourceError::Problem(_) | SourceError::Changed => false,
+        }
+    }
+
+    /// What it means for another try of a final point.
+    fn fault(&self, problem: &Problem) -> Fault {
+        match self {
+            _ if problem.is_final() => Fault::Final,
+            // The store dialled again, or still has the session that broke.
+            SourceError::Link(_) => Fault::Passing,
+            _ if self.may_pass() => Fault::Passing,
+            _ => Fault::Other,
         }
     }
 
@@ -303,13 +316,17 @@ impl SourceWorker {
             SourceRun::Replicate { permit, start } => {
                 self.replicate(work, permit.as_ref(), *start, changes).await
             }
-            SourceRun::ShutDown { job, timeout_ms, power_off, copy } => {
+            SourceRun::ShutDown { job, timeout_ms, power_off, copy, needs_point } => {
                 let off = match power_off {
                     true => Off::Halt,
                     false => Off::Ask(Duration::from_millis(*timeout_ms)),
                 };
-                let unmapped = if *copy { Unmapped::Copy } else { Unmapped::Leave };
-                self.shut_down(work, *job, (off, unmapped), changes).await
+                let last = match (copy, needs_point) {
+                    (true, _) => LastData::Copied,
+                    (false, true) => LastData::Needed,
+                    (false, false) => LastData::Wished,
+                };
+                self.shut_down(work, *job, (off, last), changes).await
             }
             SourceRun::Fenced => {
                 // Looked at again: its owner may start it by hand, or bring it back.
@@ -390,7 +407,7 @@ impl SourceWorker {
             return Ok(Some(LOOK));
         }
         if self.guest_went_off(work, machine).await? {
-            self.switched_off(work).await?;
+            self.switched_off(work, changes).await?;
             return Ok(Some(LOOK));
         }
         if self.is_held(work).await || self.waits(work) {

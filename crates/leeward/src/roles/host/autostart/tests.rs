@@ -111,7 +111,13 @@ fn a_machine_that_a_job_takes_off_is_not_started_even_with_a_permit() {
     let place = place();
     permits::permit_store(place.folder.path(), &place.permit(EPOCH)).unwrap();
     let job = leeward_model::JobId::from_u128(7);
-    let shut_down = SourceRun::ShutDown { job, timeout_ms: 1, power_off: false, copy: false };
+    let shut_down = SourceRun::ShutDown {
+        job,
+        timeout_ms: 1,
+        power_off: false,
+        copy: false,
+        needs_point: false,
+    };
     let seed = SourceRun::Seed { job, base: None };
 
     for run in [shut_down, seed, SourceRun::Fenced] {

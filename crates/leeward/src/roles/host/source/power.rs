@@ -1,15 +1,12 @@
 //! Switching a protected machine off and on: for a job, or because its guest did so by itself.
 
-use super::{SourceError, SourceWork, SourceWorker, Whose};
+use super::{SourceError, SourceWork, SourceWorker, Whose, copy::changed, tries::Tries};
 use crate::roles::host::permits;
 use leeward_fabric::{MachineRef, Shutdown};
 use leeward_model::{Code, JobId, MachineState, PointId, PointKind, StartPermit};
-use leeward_wire::message::{CapturePhase, ShutdownOutcome};
+use leeward_wire::message::{CapturePhase, ShutdownOutcome, SourceRun};
 use std::time::Duration;
 use tokio::{sync::watch, time::Instant};
-
-/// Tries of the final delta after a shutdown before the failover goes on without it.
-pub(super) const FINAL_DELTA_TRIES: u32 = 3;
 
 /// How a machine is switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,13 +17,25 @@ pub(super) enum Off {
     Halt,
 }
 
-/// What becomes of the last data when the change map does not reach back to a point.
+/// How much the last data are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unmapped {
-    /// Everything is copied from the guest that is off, however long that takes.
-    Copy,
-    /// There is no final point.
-    Leave,
+pub(super) enum LastData {
+    /// The job goes on without them when they cannot be had soon.
+    Wished,
+    /// It does not: while they cannot be sent, the machine's process stays, which knows them.
+    Needed,
+    /// As before; and where the change map does not reach back to a point, everything is copied
+    /// from the guest that is off, however long that takes.
+    Copied,
+}
+
+impl LastData {
+    pub(super) fn tries(self) -> Tries {
+        match self {
+            LastData::Wished => Tries::wished(),
+            LastData::Needed | LastData::Copied => Tries::needed(),
+        }
+    }
 }
 
 impl SourceWorker {
@@ -80,7 +89,7 @@ impl SourceWorker {
         &mut self,
         work: &SourceWork,
         job: JobId,
-        (off, unmapped): (Off, Unmapped),
+        (off, last): (Off, LastData),
         changes: &mut watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<Duration>, SourceError> {
         if let Some((done, point)) = self.state.shut_down
@@ -109,7 +118,7 @@ impl SourceWorker {
             && self.host.fabric.machine_state(&machine).await? == MachineState::Off;
         if again {
             self.show(|seen| seen.machine = MachineState::Off);
-            let point = self.still_point(work, changes).await?;
+            let point = self.still_point(work, last.tries(), changes).await?;
             return self.is_off(work, job, point);
         }
         match off {
@@ -130,10 +139,27 @@ impl SourceWorker {
             }
         }
         self.asked_off = None;
-        let point = match unmapped {
-            Unmapped::Copy => self.copied_point(work, &machine, changes).await?,
-            Unmapped::Leave => self.final_point(work, &machine).await,
+        let taken = match last {
+            LastData::Copied => self.copied_point(work, &machine, changes).await,
+            LastData::Needed | LastData::Wished => {
+                self.final_point(work, &machine, last.tries(), changes).await
+            }
         };
+        let point = match (taken, last) {
+            (Err(SourceError::Changed), _) => return Err(SourceError::Changed),
+            (Err(_), LastData::Wished) => None,
+            (Err(error), _) => {
+                let problem = error.problem(&self.host, work);
+                if last == LastData::Copied && !problem.is_final() {
+                    return Err(error);
+                }
+                // Its process stays: whoever asks again needs no more than what is missing.
+                self.report_shutdown(job, ShutdownOutcome::Failed { problem });
+                return Ok(None);
+            }
+            (Ok(point), _) => point,
+        };
+        let job = asks_now(work, (job, point), changes)?;
         self.host.fabric.machine_quit(&machine).await?;
         self.is_off(work, job, point)
     }
@@ -158,32 +184,66 @@ impl SourceWorker {
         self.show(|seen| seen.shutdown = Some((job, outcome)));
     }
 
-    /// Takes the last delta of a guest that is off. Without it the failover uses the newest point.
-    async fn final_point(&mut self, work: &SourceWork, machine: &MachineRef) -> Option<PointId> {
-        let state = self.host.fabric.machine_state(machine).await;
-        if matches!(state, Ok(MachineState::Off)) {
-            return None;
-        }
-        for attempt in 1..=FINAL_DELTA_TRIES {
+    /// Takes the last delta of a guest that is off; none when nothing says what it is. A try goes
+    /// on from what the one before had committed.
+    async fn final_point(
+        &mut self,
+        work: &SourceWork,
+        machine: &MachineRef,
+        mut tries: Tries,
+        changes: &mut watch::Receiver<Option<SourceWork>>,
+    ) -> Result<Option<PointId>, SourceError> {
+        loop {
+            if let Ok(state) = self.host.fabric.machine_state(machine).await {
+                self.show(|seen| seen.machine = state);
+                if state == MachineState::Off {
+                    return Ok(None);
+                }
+            }
             let taken = match self.open(work).await {
                 Ok(()) if self.open.as_ref().is_some_and(|open| open.mapped) => {
                     self.cycle(work, PointKind::Final).await
                 }
-                Ok(()) => return None,
+                Ok(()) => return Ok(None),
                 Err(error) => Err(error),
             };
             match taken {
-                Ok((point, _)) => return Some(point),
-                Err(error) => {
-                    self.open = None;
-                    let cause = error.problem(&self.host, work).cause;
-                    let item = self.item;
-                    tracing::warn!(%item, attempt, %cause, "could not take the final delta");
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
+                Ok((point, _)) => return Ok(Some(point)),
+                Err(error) => self.try_again(work, error, &mut tries, changes).await?,
             }
         }
-        None
+    }
+
+    /// Waits for the next try of a final point.
+    ///
+    /// # Errors
+    /// `error` itself when there is to be none; `Changed` as soon as the duty changes.
+    pub(super) async fn try_again(
+        &mut self,
+        work: &SourceWork,
+        error: SourceError,
+        tries: &mut Tries,
+        changes: &mut watch::Receiver<Option<SourceWork>>,
+    ) -> Result<(), SourceError> {
+        self.open = None;
+        let problem = error.problem(&self.host, work);
+        let pause = tries.failed(error.fault(&problem), Instant::now());
+        let (item, attempt, name) = (self.item, tries.failures(), &work.duty.machine);
+        let cause = &problem.cause;
+        tracing::warn!(%item, attempt, %cause, "could not take the last data of {name}");
+        // So that a person who waits, or is asked, sees why.
+        self.show(|seen| seen.problem = Some(problem));
+        let Some(pause) = pause else { return Err(error) };
+        let end = Instant::now() + pause;
+        loop {
+            if changed(work, changes) {
+                return Err(SourceError::Changed);
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return Ok(()),
+                told = changes.changed() => told.map_err(|_| SourceError::Changed)?,
+            }
+        }
     }
 
     /// As [`Self::final_point`], after a copy of everything where that is needed. What fails is
@@ -224,14 +284,39 @@ impl SourceWorker {
 
     /// Ends the process of a machine whose guest switched itself off, after a last point. Nobody
     /// but its owner starts it again.
-    pub(super) async fn switched_off(&mut self, work: &SourceWork) -> Result<(), SourceError> {
+    pub(super) async fn switched_off(
+        &mut self,
+        work: &SourceWork,
+        changes: &mut watch::Receiver<Option<SourceWork>>,
+    ) -> Result<(), SourceError> {
         let machine = Self::machine(work);
-        let point = self.final_point(work, &machine).await;
+        let point = match self.final_point(work, &machine, Tries::wished(), changes).await {
+            Err(SourceError::Changed) => return Err(SourceError::Changed),
+            taken => taken.ok().flatten(),
+        };
         self.host.fabric.machine_quit(&machine).await?;
         self.open = None;
         let (item, name) = (self.item, &work.duty.machine);
         tracing::info!(%item, ?point, "the guest of {name} switched itself off");
         self.show(|seen| (seen.machine, seen.phase) = (MachineState::Off, CapturePhase::Idle));
         Ok(())
+    }
+}
+
+/// The job that wants the machine off now that its last data are as they are. Another one that
+/// asked in the meantime may have the point; without one it tries itself.
+fn asks_now(
+    work: &SourceWork,
+    (job, point): (JobId, Option<PointId>),
+    changes: &watch::Receiver<Option<SourceWork>>,
+) -> Result<JobId, SourceError> {
+    if !changed(work, changes) {
+        return Ok(job);
+    }
+    let now = changes.borrow();
+    let same = now.as_ref().filter(|now| SourceWorker::key(now) == SourceWorker::key(work));
+    match same.map(|now| &now.duty.run) {
+        Some(SourceRun::ShutDown { job, .. }) if point.is_some() => Ok(*job),
+        Some(_) | None => Err(SourceError::Changed),
     }
 }

@@ -1,10 +1,7 @@
 //! The final point of a machine that is off already: its disks are read where they lie, and what
 //! differs from the newest point is sent. They are never written.
 
-use super::{
-    Goes, Open, RETRY, SourceError, SourceWork, SourceWorker, copy::changed,
-    power::FINAL_DELTA_TRIES,
-};
+use super::{Goes, Open, SourceError, SourceWork, SourceWorker, tries::Tries};
 use crate::roles::host::data_link::DataLink;
 use leeward_fabric::{FabricError, Still};
 use leeward_model::{PointId, PointKind};
@@ -16,32 +13,23 @@ impl SourceWorker {
     pub(super) async fn still_point(
         &mut self,
         work: &SourceWork,
-        changes: &watch::Receiver<Option<SourceWork>>,
+        mut tries: Tries,
+        changes: &mut watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<PointId>, SourceError> {
-        for attempt in 1..=FINAL_DELTA_TRIES {
+        loop {
             self.open = None;
             let taken = self.still_point_take(work, changes).await;
             self.open = None;
             match taken {
-                Err(SourceError::Changed) => return Err(SourceError::Changed),
-                Err(error) => {
-                    let problem = error.problem(&self.host, work);
-                    let (item, name, cause) = (self.item, &work.duty.machine, &problem.cause);
-                    tracing::warn!(
-                        %item, attempt, %cause,
-                        "could not take the last data of {name} from its disks"
-                    );
-                    // So that a person who is asked again sees why.
-                    self.show(|seen| seen.problem = Some(problem));
-                    tokio::time::sleep(RETRY).await;
-                    if changed(work, changes) {
-                        return Err(SourceError::Changed);
-                    }
-                }
                 Ok(point) => return Ok(point),
+                Err(SourceError::Changed) => return Err(SourceError::Changed),
+                Err(error) => match self.try_again(work, error, &mut tries, changes).await {
+                    Ok(()) => {}
+                    Err(SourceError::Changed) => return Err(SourceError::Changed),
+                    Err(_) => return Ok(None),
+                },
             }
         }
-        Ok(None)
     }
 
     async fn still_point_take(
