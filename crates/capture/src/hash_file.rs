@@ -17,6 +17,7 @@ mod header;
 mod rebuild;
 
 use crate::{
+    ahead::Doubt,
     folder::{Folder, FolderFile, read_padded},
     pending::{DISKS_MAX, DiskSize, JOURNAL, Journal, JournalWriter, SealKind},
     record::{RECORD_BYTES, Record},
@@ -188,6 +189,36 @@ impl HashFiles {
                 Err(HashError::InFlight(self.item))
             }
         }
+    }
+
+    /// Whether they say what the target holds, whatever is in flight.
+    pub(crate) fn trusted(&self) -> Result<(), HashError> {
+        self.lock().label.map(drop).ok_or(HashError::Untrusted(self.item))
+    }
+
+    /// The error of a file that stands beside these.
+    pub(crate) fn failed(&self, what: &'static str, source: io::Error) -> HashError {
+        self.io(what)(source)
+    }
+
+    /// Names every extent of the delta in flight, when the target may have been asked to commit
+    /// it: then nothing tells whether the target has its former or its new version.
+    ///
+    /// # Errors
+    /// File errors, also those of `each`.
+    pub fn doubt(
+        &self,
+        mut each: impl FnMut(DiskNumber, ExtentNumber) -> io::Result<()>,
+    ) -> Result<Option<Doubt>, HashError> {
+        let state = self.lock();
+        let InFlight::Sealed(next) = state.in_flight else { return Ok(None) };
+        let mut read = || {
+            let file = self.folder.open(JOURNAL)?.ok_or(io::ErrorKind::NotFound)?;
+            let journal = Journal::read(file, self.item)?.ok_or(io::ErrorKind::InvalidData)?;
+            journal.for_each(|disk, extent, _| each(disk, extent))
+        };
+        read().map_err(self.io("read the journal"))?;
+        Ok(Some(Doubt { next }))
     }
 
     fn file(&self, disk: DiskNumber) -> Result<Option<Arc<dyn FolderFile>>, HashError> {

@@ -3,6 +3,7 @@
 //! Knows no hypervisor (a fabric implements [`ChangeSource`]), no wire and no store. Doubles for
 //! tests stand behind the feature `testing`.
 
+mod ahead;
 mod folder;
 mod hash_file;
 mod pass;
@@ -18,13 +19,14 @@ mod memory;
 #[cfg(any(test, feature = "testing"))]
 mod mutations;
 
+pub use ahead::{AheadHashes, Doubt, KnownExtents};
 pub use folder::{DiskFolder, Folder, FolderFile};
 pub use hash_file::{HashError, HashFiles, Rebuild, Trust};
 pub use pass::{
     Found, Pass, PassBatch, PassDepth, PassError, PassFinish, PassInput, PassKind, PassProgress,
     ProgressCallback,
 };
-pub use record::{Hasher, Record};
+pub use record::{Hasher, RECORD_BYTES, Record};
 pub use source::{
     Attached, BlockingRead, ByteRange, CaptureError, ChangeSource, Cut, CutEnd, DiskReader,
     LiveRead, Retry,

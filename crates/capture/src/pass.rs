@@ -6,7 +6,8 @@
 mod plan;
 
 use crate::{
-    hash_file::{HashError, HashFiles},
+    ahead::KnownExtents,
+    hash_file::HashError,
     record::{Difference, Hasher, Record, compare, kept_blocks, still_differing},
     source::{BlockingRead, CaptureError, DiskReader},
     workers::{BATCHES_OWN, BatchRoom, Workers},
@@ -54,8 +55,8 @@ pub struct PassInput {
     pub reader: Arc<dyn DiskReader>,
     /// The disks to look at, with their sizes as the reader sees them.
     pub disks: Vec<DiskEntry>,
-    /// What the target has; settled ([`HashFiles::settled`]) before the pass.
-    pub hashes: Arc<HashFiles>,
+    /// What the target has; settled before the pass.
+    pub hashes: Arc<dyn KnownExtents>,
     /// The item's keyed hash functions.
     pub hasher: Arc<dyn Hasher>,
     /// Which extents are looked at.
@@ -71,7 +72,7 @@ pub struct PassInput {
 pub struct Found {
     /// What to send.
     pub change: Change,
-    /// The extent's new record, for [`HashFiles::push`].
+    /// The extent's new record, for [`crate::HashFiles::push`].
     pub record: Record,
     /// Whether the change names only blocks that may differ. Not so where the hash file knows
     /// only the extent's leaf hash: then it names all 16, and [`Found::recut`] may drop some.
@@ -434,7 +435,7 @@ thread_local! {
 
 /// What a worker needs for one piece of work.
 struct Job<T> {
-    hashes: Arc<HashFiles>,
+    hashes: Arc<dyn KnownExtents>,
     hasher: Arc<dyn Hasher>,
     finish: PassFinish<T>,
     ready: Arc<AtomicUsize>,

@@ -9,7 +9,7 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 const EXTENT: usize = EXTENT_BYTES as usize;
 const BLOCKS: usize = BLOCKS_PER_EXTENT as usize;
 /// Bytes of a record in a hash file: the leaf hash and 16 block hashes.
-pub(crate) const RECORD_BYTES: usize = 32 + 16 * BLOCKS;
+pub const RECORD_BYTES: usize = 32 + 16 * BLOCKS;
 
 /// The item's keyed hash functions. The key never passes through this crate.
 pub trait Hasher: Send + Sync {
@@ -43,6 +43,10 @@ impl Record {
     /// The target reads zero there.
     pub const ZERO: Record = Record { leaf: ExtentHash([0; 32]), blocks: [[0; 16]; BLOCKS] };
 
+    /// The target may have one of several versions: no content is taken to be equal to it, so all
+    /// blocks are sent. No hash function is known to yield this leaf.
+    pub const UNKNOWN: Record = Record::from_leaf(ExtentHash([0xff; 32]));
+
     /// A record of which only the leaf hash is known.
     pub const fn from_leaf(leaf: ExtentHash) -> Record {
         Record { leaf, blocks: [[0; 16]; BLOCKS] }
@@ -69,14 +73,16 @@ impl Record {
         self.blocks == [[0; 16]; BLOCKS] && !self.is_zero()
     }
 
-    pub(crate) fn to_bytes(self) -> [u8; RECORD_BYTES] {
+    /// As it stands in files.
+    pub fn to_bytes(self) -> [u8; RECORD_BYTES] {
         let mut bytes = [0; RECORD_BYTES];
         bytes[..32].copy_from_slice(&self.leaf.0);
         bytes[32..].copy_from_slice(self.blocks.as_flattened());
         bytes
     }
 
-    pub(crate) fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> Record {
+    /// Reads the form of [`Self::to_bytes`].
+    pub fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> Record {
         let mut record = Record::ZERO;
         record.leaf.0.copy_from_slice(&bytes[..32]);
         record.blocks.as_flattened_mut().copy_from_slice(&bytes[32..]);

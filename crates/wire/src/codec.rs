@@ -141,7 +141,7 @@ pub struct PackedChange {
     pub(crate) codec: Codec,
     /// Room for the record's header, then the payload; capacity for the tag.
     pub(crate) record: Vec<u8>,
-    raw_len: usize,
+    pub(crate) raw_len: usize,
 }
 
 impl PackedChange {

@@ -269,6 +269,26 @@ impl Opener {
         }
     }
 
+    /// Opens a change only as far as its packed form, to be sealed anew elsewhere. Arguments as for
+    /// [`Self::open_change`].
+    ///
+    /// # Errors
+    /// See [`OpenError`]; what the payload decompresses to is not looked at.
+    pub fn open_packed(
+        &self,
+        header: &RecordHeader,
+        header_bytes: &[u8; RECORD_HEADER_BYTES],
+        stored: &[u8],
+    ) -> Result<PackedChange, OpenError> {
+        let plain = self.open(RecordKind::Change, header, header_bytes, stored)?;
+        let RecordHeader { disk, extent, mask, hash, codec, .. } = *header;
+        let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + plain.len() + TAG_BYTES);
+        record.resize(RECORD_HEADER_BYTES, 0);
+        record.extend_from_slice(&plain);
+        let raw_len = if codec == Codec::Zero { 0 } else { header.raw_len() };
+        Ok(PackedChange { disk, extent, mask, hash, codec, record, raw_len })
+    }
+
     /// Opens a marker. Arguments as for [`Self::open_change`].
     ///
     /// # Errors

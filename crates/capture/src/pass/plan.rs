@@ -4,7 +4,8 @@
 
 use super::PassKind;
 use crate::{
-    hash_file::{HashError, HashFiles},
+    ahead::KnownExtents,
+    hash_file::HashError,
     source::ByteRange,
 };
 use leeward_model::{DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
@@ -40,7 +41,7 @@ type Run = (u64, u64);
 pub(super) struct Plan {
     disk: DiskNumber,
     size: u64,
-    hashes: Arc<HashFiles>,
+    hashes: Arc<dyn KnownExtents>,
     kind: PassKind,
     /// To be read: ascending, disjoint, not touching.
     runs: Vec<Run>,
@@ -58,7 +59,7 @@ impl Plan {
     pub(super) fn new(
         disk: &DiskEntry,
         ranges: &[ByteRange],
-        hashes: Arc<HashFiles>,
+        hashes: Arc<dyn KnownExtents>,
         kind: PassKind,
     ) -> Plan {
         let extents = disk.size.div_ceil(EXTENT_BYTES);

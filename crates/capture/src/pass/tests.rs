@@ -6,6 +6,7 @@ mod world;
 use super::*;
 use crate::{
     folder::DiskFolder,
+    hash_file::HashFiles,
     memory::MemoryMachine,
     mutations::{MutantSource, Mutation},
     record::TestHasher,
@@ -43,7 +44,7 @@ fn start(
     let input = PassInput {
         reader,
         disks: machine.disks(),
-        hashes: Arc::clone(hashes),
+        hashes: hashes.clone(),
         hasher: Arc::new(TestHasher),
         kind,
         workers: Workers::default(),

@@ -225,7 +225,7 @@ impl Capture {
         let input = PassInput {
             reader: self.reader.clone(),
             disks,
-            hashes: Arc::clone(&self.hashes),
+            hashes: self.hashes.clone(),
             hasher: self.hasher.clone(),
             kind,
             workers: self.sealing.workers.clone(),

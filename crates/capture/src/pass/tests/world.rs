@@ -329,7 +329,7 @@ impl World {
         let input = PassInput {
             reader,
             disks: self.source.disks(),
-            hashes: Arc::clone(&self.files),
+            hashes: self.files.clone(),
             hasher: Arc::new(TestHasher),
             kind,
             workers: Workers::default(),

@@ -143,7 +143,7 @@ impl SourceWorker {
         let input = PassInput {
             reader,
             disks: disks.clone(),
-            hashes: Arc::clone(&open.hashes),
+            hashes: open.hashes.clone(),
             hasher: open.link.hasher.clone(),
             kind,
             workers: self.host.sealing.workers.clone(),

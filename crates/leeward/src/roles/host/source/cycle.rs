@@ -169,7 +169,7 @@ impl SourceWorker {
         let input = PassInput {
             reader: cut.reader,
             disks: disks.clone(),
-            hashes: Arc::clone(&open.hashes),
+            hashes: open.hashes.clone(),
             hasher: open.link.hasher.clone(),
             kind: PassKind::Delta,
             workers: self.host.sealing.workers.clone(),
