@@ -120,7 +120,8 @@ fn log(path: &Path) -> String {
 
 /// The reads of a machine that starts: a piece of each extent, and one of another extent.
 async fn start_machine(export: &Export) {
-    let options = ConnectOptions { export: "disk-0".into(), ..ConnectOptions::default() };
+    let (export_name, call_deadline) = ("disk-0".to_owned(), DEADLINE);
+    let options = ConnectOptions { export: export_name, contexts: Vec::new(), call_deadline };
     let client = connect_unix(&export.socket, options).await.unwrap();
     for extent in READS {
         let read = client.read(extent * EXTENT + 8192, 4096).await.unwrap();

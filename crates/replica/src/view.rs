@@ -158,7 +158,11 @@ impl View {
     pub fn read(&self, disk: DiskNumber, offset: u64, len: usize) -> Result<Bytes, StoreError> {
         self.check_range(disk, offset, len as u64)?;
         if let Some((extent, within)) = one_extent(offset, len) {
-            let bytes = self.extent(disk, extent)?;
+            let whole = len == EXTENT_BYTES as usize;
+            let bytes = match whole {
+                true => self.whole_extent(disk, extent)?,
+                false => self.extent(disk, extent)?,
+            };
             return Ok(bytes.map_or_else(|| zeros(len), |bytes| bytes.slice(within)));
         }
         let mut out = vec![0; len];
