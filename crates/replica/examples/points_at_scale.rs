@@ -11,8 +11,8 @@ use leeward_model::{
     Position, SegmentId, TimelineId, UnixMillis, VaultId,
 };
 use leeward_replica::{
-    ItemReader, ItemStore, PointReceipt, Retention, Store, StoreError, StoreIdentity, SystemRandom,
-    Unlock, View, storage::LocalStore,
+    ItemReader, ItemStore, PointReader, PointReceipt, Retention, Store, StoreError, StoreIdentity,
+    SystemRandom, Unlock, View, storage::LocalStore,
 };
 use leeward_wire::{
     hash::extent_hash,
@@ -214,9 +214,28 @@ fn make_layers(folder: &Path, timelines: u64) -> Result<Vec<ExtentNumber>, Store
     Ok(writer.extents)
 }
 
-fn cold(folder: &Path) -> Result<ItemReader, StoreError> {
+fn store(folder: &Path) -> Result<Store, StoreError> {
     let blobs = Arc::new(LocalStore::open_reading(folder));
-    Store::open(blobs, None, &Unlock::KeyFile, Arc::new(SystemRandom))?.item_read(ITEM)
+    Store::open(blobs, None, &Unlock::KeyFile, Arc::new(SystemRandom))
+}
+
+/// Opens a point from nothing and reads 4 KiB of it.
+fn cold(folder: &Path, at: ExtentNumber) -> Result<PointReader, StoreError> {
+    let mut reader = store(folder)?.point_read(ITEM)?;
+    let newest = reader.newest_point()?.expect("there are points");
+    // As an export does, which is told the point's id.
+    let point = reader.point(newest.id)?.expect("it is listed");
+    reader.view(&point)?.read(DISK, at.offset(), BLOCK_BYTES as usize)?;
+    Ok(reader)
+}
+
+/// The same in a process of its own; milliseconds from its start to its end.
+fn cold_process(folder: &Path, at: ExtentNumber) -> Result<f64, Box<dyn std::error::Error>> {
+    let begun = Instant::now();
+    let mut process = std::process::Command::new(std::env::current_exe()?);
+    let ended = process.arg("open").arg(folder).arg(at.0.to_string()).status()?;
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    if ended.success() { Ok(took) } else { Err("a process could not open a point".into()) }
 }
 
 fn median(mut of: Vec<f64>) -> f64 {
@@ -232,27 +251,36 @@ fn first_read(reader: &ItemReader, at: ExtentNumber) -> Result<View, StoreError>
 }
 
 struct Figures {
-    state_ms: f64,
+    lists_ms: f64,
+    cold_ms: f64,
+    process_ms: f64,
+    outlined: bool,
     open_ms: f64,
     read_us: f64,
     layers: usize,
     resident_mib: f64,
 }
 
-fn measure(folder: &Path, extents: &[ExtentNumber]) -> Result<Figures, StoreError> {
-    let (mut states, mut opens) = (Vec::new(), Vec::new());
+fn measure(folder: &Path, extents: &[ExtentNumber]) -> Result<Figures, Box<dyn std::error::Error>> {
+    let (mut lists, mut opens) = (Vec::new(), Vec::new());
+    let (mut colds, mut processes, mut outlined) = (Vec::new(), Vec::new(), true);
     let mut numbers = Numbers(3);
     let mut pick = || extents[numbers.next() as usize % extents.len()];
     let ms = |begun: Instant| begun.elapsed().as_secs_f64() * 1e3;
     for _ in 0..ROUNDS {
+        processes.push(cold_process(folder, pick())?);
+        let at = pick();
         let begun = Instant::now();
-        let reader = cold(folder)?;
-        states.push(ms(begun));
+        outlined &= cold(folder, at)?.is_outlined();
+        colds.push(ms(begun));
+        let begun = Instant::now();
+        let reader = store(folder)?.item_read(ITEM)?;
+        lists.push(ms(begun));
         let begun = Instant::now();
         first_read(&reader, pick())?;
         opens.push(ms(begun));
     }
-    let reader = cold(folder)?;
+    let reader = store(folder)?.item_read(ITEM)?;
     let view = first_read(&reader, pick())?;
     for _ in 0..READS {
         view.read(DISK, pick().offset(), BLOCK_BYTES as usize)?;
@@ -266,8 +294,16 @@ fn measure(folder: &Path, extents: &[ExtentNumber]) -> Result<Figures, StoreErro
     }
     let layers = reader.state().layers.len();
     let resident_mib = resident_mib();
-    let (state_ms, open_ms, read_us) = (median(states), median(opens), median(reads));
-    Ok(Figures { state_ms, open_ms, read_us, layers, resident_mib })
+    Ok(Figures {
+        lists_ms: median(lists),
+        cold_ms: median(colds),
+        process_ms: median(processes),
+        outlined,
+        open_ms: median(opens),
+        read_us: median(reads),
+        layers,
+        resident_mib,
+    })
 }
 
 /// Memory of this process now, in MiB.
@@ -281,7 +317,9 @@ fn resident_mib() -> f64 {
 fn json(figures: &Figures) -> serde_json::Value {
     let round = |value: f64| (value * 1000.0).round() / 1000.0;
     serde_json::json!({
-        "loadStateMs": round(figures.state_ms), "openAndFirstReadMs": round(figures.open_ms),
+        "coldMs": round(figures.cold_ms), "coldProcessMs": round(figures.process_ms),
+        "withoutLists": figures.outlined, "loadListsMs": round(figures.lists_ms),
+        "openAndFirstReadMs": round(figures.open_ms),
         "random4KiBUs": round(figures.read_us), "layers": figures.layers,
         "residentMiB": round(figures.resident_mib),
     })
@@ -289,6 +327,12 @@ fn json(figures: &Figures) -> serde_json::Value {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = PathBuf::from(std::env::args().nth(1).ok_or("the folder to work in is missing")?);
+    if folder.as_os_str() == "open" {
+        let (folder, at) = (std::env::args().nth(2), std::env::args().nth(3));
+        let (folder, at) = folder.zip(at).ok_or("folder and extent are missing")?;
+        cold(Path::new(&folder), ExtentNumber(at.parse()?))?;
+        return Ok(());
+    }
     let points: usize = std::env::args().nth(2).map_or(Ok(10_000), |text| text.parse())?;
     let place = |name: &str| folder.join(name);
     let few = make(&place("few"), GIB, 2)?;
@@ -305,7 +349,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "points": points, "madeSeconds": made_s,
         "few": json(&few), "many": json(&many), "oneLayer": json(&one), "layers32": json(&deep),
         "openRatio": many.open_ms / few.open_ms,
-        "coldRatio": (many.state_ms + many.open_ms) / (few.state_ms + few.open_ms),
+        "coldRatio": many.cold_ms / few.cold_ms,
+        "coldProcessRatio": many.process_ms / few.process_ms,
         "layersRatio": deep.read_us / one.read_us,
     });
     println!("{figures}");

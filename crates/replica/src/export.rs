@@ -9,6 +9,7 @@ use leeward_nbd::{
     server::{Allocation, Export, ExportError, ExportExtent},
 };
 use std::sync::Arc;
+use tokio::{runtime::RuntimeFlavor, sync::Semaphore};
 
 /// One disk of a recovery point.
 #[derive(Clone)]
@@ -40,14 +41,36 @@ impl PointExport {
         let (view, disk) = (self.view.clone(), self.disk);
         let done = tokio::task::spawn_blocking(move || work(&view, disk)).await;
         match done {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                tracing::error!(%disk, %error, "could not serve a recovery point");
-                Err(ExportError::new(Errno::IO, error.to_string()))
-            }
+            Ok(done) => done.map_err(|error| self.told(&error)),
             Err(error) => Err(ExportError::new(Errno::IO, error.to_string())),
         }
     }
+
+    fn told(&self, error: &StoreError) -> ExportError {
+        tracing::error!(disk = %self.disk, %error, "could not serve a recovery point");
+        ExportError::new(Errno::IO, error.to_string())
+    }
+
+    /// Reads on the thread that asks, if that is quick: waking another one and being woken takes
+    /// longer than a decoding. `None` when it would not be quick, or all other threads that serve
+    /// could be busy with the same.
+    fn read_here(&self, offset: u64, len: u32) -> Option<Result<Bytes, ExportError>> {
+        if !self.view.is_quick(self.disk, offset, len as usize) || !has_other_workers() {
+            return None;
+        }
+        let _only = READING_HERE.try_acquire().ok()?;
+        let read = self.view.read(self.disk, offset, len as usize);
+        Some(read.map_err(|error| self.told(&error)))
+    }
+}
+
+/// One read at a time may hold up a thread that serves connections.
+static READING_HERE: Semaphore = Semaphore::const_new(1);
+
+/// Whether another thread goes on serving while this one reads.
+fn has_other_workers() -> bool {
+    let handle = tokio::runtime::Handle::current();
+    handle.runtime_flavor() == RuntimeFlavor::MultiThread && handle.metrics().num_workers() > 1
 }
 
 #[async_trait]
@@ -60,8 +83,15 @@ impl Export for PointExport {
         true
     }
 
+    fn read_at_once(&self, offset: u64, len: u32) -> Option<Bytes> {
+        self.view.read_kept(self.disk, offset, len as usize)
+    }
+
     async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ExportError> {
-        self.run(move |view, disk| view.read(disk, offset, len as usize)).await.map(Bytes::from)
+        if let Some(read) = self.read_here(offset, len) {
+            return read;
+        }
+        self.run(move |view, disk| view.read(disk, offset, len as usize)).await
     }
 
     async fn status(&self, offset: u64, len: u32) -> Result<Vec<ExportExtent>, ExportError> {

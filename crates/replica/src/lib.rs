@@ -69,4 +69,4 @@ pub use store::{Destroyed, Store, Unlock};
 pub use thinning::{Candidate, Thinning, ThinningError, ThinningStep, Worth, thinned_out};
 pub use transfer::{Exported, Imported, TransferProgress};
 pub use upkeep::Upkeep;
-pub use view::{Run, RunKind, View};
+pub use view::{EXTENTS_AHEAD_MAX, ReadCounts, Run, RunKind, View};

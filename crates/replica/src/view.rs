@@ -5,8 +5,10 @@
 //! fit is refused, never served. Opening costs by what no layer of the index has yet, neither by
 //! the disks' size nor by the number of points; where blocks lie is read region by region.
 
+mod extents;
 mod regions;
 
+pub use extents::ReadCounts;
 pub(crate) use regions::Region;
 
 use crate::{
@@ -17,6 +19,8 @@ use crate::{
     reader::{open_marker, point_marker},
     segments::{read_record, record_end},
 };
+use bytes::Bytes;
+use extents::ExtentCache;
 use leeward_model::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, BlockMask, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentHash,
     ExtentNumber, Lsn, MachineSpec, Marker, Position, SegmentId,
@@ -28,12 +32,10 @@ use leeward_wire::{
 };
 use regions::Regions;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
 };
-
-/// Extents kept decoded: 16 MiB. Sequential reads of less than an extent then open it once.
-const CACHED_EXTENTS_MAX: usize = 256;
 
 /// One version of an extent.
 #[derive(Clone, Copy, Debug)]
@@ -68,13 +70,11 @@ pub enum RunKind {
     Hole,
 }
 
-type Extent = Arc<[u8]>;
+/// Most extents that [`View::fetch_ahead`] keeps: 64 MiB.
+pub const EXTENTS_AHEAD_MAX: usize = extents::AHEAD_MAX;
 
-#[derive(Default)]
-struct Cache {
-    extents: HashMap<(DiskNumber, ExtentNumber), Extent>,
-    order: VecDeque<(DiskNumber, ExtentNumber)>,
-}
+/// What an extent without any data reads as.
+static ZEROS: [u8; EXTENT_BYTES as usize] = [0; EXTENT_BYTES as usize];
 
 /// See the module. Reads may come from any thread.
 ///
@@ -87,7 +87,7 @@ pub struct View {
     regions: Regions,
     zero_hash: ExtentHash,
     zero_block_hash: [u8; BLOCK_HASH_BYTES],
-    cache: Mutex<Cache>,
+    cache: ExtentCache,
 }
 
 impl View {
@@ -131,7 +131,7 @@ impl View {
         };
         let zero_hash = zero_extent_hash(&folder.keys.hash);
         let zero_block_hash = block_hash(&folder.keys.hash, &[0; BLOCK_BYTES as usize]);
-        let cache = Mutex::default();
+        let cache = ExtentCache::default();
         Ok(View { folder, position, marker, regions, zero_hash, zero_block_hash, cache })
     }
 
@@ -155,8 +155,16 @@ impl View {
     /// # Errors
     /// [`StoreError::Refused`] beyond the disk's end or for an unknown disk;
     /// [`StoreError::Damaged`] names the segment whose bytes do not fit.
-    pub fn read(&self, disk: DiskNumber, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+    pub fn read(&self, disk: DiskNumber, offset: u64, len: usize) -> Result<Bytes, StoreError> {
         self.check_range(disk, offset, len as u64)?;
+        if let Some((extent, within)) = one_extent(offset, len) {
+            let whole = len == EXTENT_BYTES as usize;
+            let bytes = match whole {
+                true => self.whole_extent(disk, extent)?,
+                false => self.extent(disk, extent)?,
+            };
+            return Ok(bytes.map_or_else(|| zeros(len), |bytes| bytes.slice(within)));
+        }
         let mut out = vec![0; len];
         let mut done = 0;
         while done < len {
@@ -164,12 +172,73 @@ impl View {
             let extent = ExtentNumber::holding(at).expect("disks end below 256 TiB");
             let start = (at - extent.offset()) as usize;
             let take = (EXTENT_BYTES as usize - start).min(len - done);
-            if let Some(bytes) = self.extent(disk, extent)? {
+            // Whoever takes a whole extent seldom comes back: it must not push out what others do.
+            let bytes = match take == EXTENT_BYTES as usize {
+                true => self.whole_extent(disk, extent)?,
+                false => self.extent(disk, extent)?,
+            };
+            if let Some(bytes) = bytes {
                 out[done..done + take].copy_from_slice(&bytes[start..start + take]);
             }
             done += take;
         }
-        Ok(out)
+        Ok(Bytes::from(out))
+    }
+
+    /// As [`Self::read`], if that takes no decoding and no waiting; never an error.
+    pub fn read_kept(&self, disk: DiskNumber, offset: u64, len: usize) -> Option<Bytes> {
+        let (extent, within) = one_extent(offset, len)?;
+        self.check_range(disk, offset, len as u64).ok()?;
+        let kept = self.cache.get((disk, extent))?;
+        Some(kept.slice(within))
+    }
+
+    /// As [`Self::read`] within one extent, for whoever reads a disk once from end to end: what was
+    /// decoded is not kept. `None` when nothing is stored there, and it reads as zero.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; [`StoreError::Refused`] also for what is not within one extent.
+    pub fn read_once(
+        &self,
+        disk: DiskNumber,
+        offset: u64,
+        len: usize,
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.check_range(disk, offset, len as u64)?;
+        let Some((extent, within)) = one_extent(offset, len) else {
+            return Err(StoreError::refused("a read", "it is not within one extent"));
+        };
+        let bytes = self.composed(disk, extent)?;
+        Ok(bytes.map(|bytes| bytes.slice(within)))
+    }
+
+    /// Decodes an extent before it is asked for, and keeps it for as long as the view lives; at most
+    /// [`EXTENTS_AHEAD_MAX`] of them. False when there is no room, or nothing to be kept: it is
+    /// decoded already, reads as zero, or lies beyond the disk.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn fetch_ahead(&self, disk: DiskNumber, extent: ExtentNumber) -> Result<bool, StoreError> {
+        let exists = self.check_range(disk, extent.offset(), 1).is_ok();
+        if !exists || !self.cache.is_wanted_ahead((disk, extent)) {
+            return Ok(false);
+        }
+        let Some(bytes) = self.composed(disk, extent)? else { return Ok(false) };
+        self.cache.keep_ahead((disk, extent), bytes);
+        Ok(true)
+    }
+
+    /// Whether a read takes one extent, of a store nearby, and it is known where that lies: tens of
+    /// microseconds, unless a disk has to be waited for.
+    pub(crate) fn is_quick(&self, disk: DiskNumber, offset: u64, len: usize) -> bool {
+        one_extent(offset, len).is_some_and(|(extent, _)| {
+            self.folder.blobs.is_near() && self.regions.is_kept(RegionKey::of(disk, extent))
+        })
+    }
+
+    /// How many extents were found decoded, and how many had to be decoded.
+    pub fn reads(&self) -> ReadCounts {
+        self.cache.counts()
     }
 
     /// Tells data from holes in `len` bytes from byte `offset` of a disk, in order and without
@@ -387,27 +456,41 @@ impl View {
     }
 
     /// The extent's bytes; `None` when it reads as zero.
-    fn extent(&self, disk: DiskNumber, extent: ExtentNumber) -> Result<Option<Extent>, StoreError> {
-        let locked = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bytes) = locked().extents.get(&(disk, extent)) {
-            return Ok(Some(bytes.clone()));
+    fn extent(&self, disk: DiskNumber, extent: ExtentNumber) -> Result<Option<Bytes>, StoreError> {
+        if let Some(bytes) = self.cache.get((disk, extent)) {
+            return Ok(Some(bytes));
         }
-        let composed = self.with_versions(disk, extent, |versions| match versions {
+        let Some(bytes) = self.composed(disk, extent)? else { return Ok(None) };
+        self.cache.keep((disk, extent), bytes.clone());
+        Ok(Some(bytes))
+    }
+
+    /// As [`Self::extent`], without keeping what had to be decoded.
+    fn whole_extent(
+        &self,
+        disk: DiskNumber,
+        extent: ExtentNumber,
+    ) -> Result<Option<Bytes>, StoreError> {
+        if let Some(bytes) = self.cache.get((disk, extent)) {
+            return Ok(Some(bytes));
+        }
+        let composed = self.composed(disk, extent)?;
+        if composed.is_some() {
+            self.cache.count_decoded();
+        }
+        Ok(composed)
+    }
+
+    /// As [`Self::extent`], past the cache.
+    fn composed(
+        &self,
+        disk: DiskNumber,
+        extent: ExtentNumber,
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.with_versions(disk, extent, |versions| match versions {
             [] => Ok(None),
             versions => self.compose(versions).map(Some),
-        })?;
-        let Some(bytes) = composed else { return Ok(None) };
-        let bytes: Extent = bytes.into();
-        let mut cache = locked();
-        if cache.extents.insert((disk, extent), bytes.clone()).is_none() {
-            cache.order.push_back((disk, extent));
-        }
-        if cache.order.len() > CACHED_EXTENTS_MAX
-            && let Some(oldest) = cache.order.pop_front()
-        {
-            cache.extents.remove(&oldest);
-        }
-        Ok(Some(bytes))
+        })
     }
 
     /// Regions with stored extents, ascending.
@@ -431,39 +514,72 @@ impl View {
     }
 
     /// Puts an extent together from its versions, newest first, and proves the result.
-    pub(crate) fn compose(&self, versions: &[Version]) -> Result<Vec<u8>, StoreError> {
-        let mut out = vec![0; EXTENT_BYTES as usize];
-        let mut covered = BlockMask::NONE;
-        let mut expected = None;
-        for version in versions {
-            let segment = self.regions.segment(version.segment)?;
-            let len = RECORD_HEADER_BYTES + version.stored_len as usize;
-            let record = read_record(&self.folder, &segment.path, version.offset.into(), len)?;
-            let damaged = |why: String| StoreError::damaged(&segment.path, why);
-            if !is_version(&record.header, version) {
-                return Err(damaged(format!("the record at {} is another", version.offset)));
+    pub(crate) fn compose(&self, versions: &[Version]) -> Result<Bytes, StoreError> {
+        let newest = &versions[0];
+        let (hash, blocks) = self.open_version(newest)?;
+        let composed = if newest.mask == BlockMask::ALL {
+            blocks
+        } else {
+            let mut out = vec![0; EXTENT_BYTES as usize];
+            let mut covered = BlockMask::NONE;
+            lay(&mut out, &mut covered, newest.mask, &blocks);
+            for version in &versions[1..] {
+                let (_, blocks) = self.open_version(version)?;
+                lay(&mut out, &mut covered, version.mask, &blocks);
             }
-            let opened =
-                segment.opener.open_change(&record.header, &record.header_bytes, &record.stored);
-            let blocks = opened.map_err(|error| damaged(error.to_string()))?;
-            for (block, bytes) in version.mask.iter().zip(blocks.chunks(BLOCK_BYTES as usize)) {
-                if !covered.has(block) {
-                    let at = block as usize * BLOCK_BYTES as usize;
-                    out[at..at + bytes.len()].copy_from_slice(bytes);
-                }
-            }
-            covered = BlockMask(covered.0 | version.mask.0);
-            expected = expected.or(Some((record.header.hash, segment.path.clone())));
+            Bytes::from(out)
+        };
+        let zero = newest.mask == BlockMask::ALL && newest.codec == Codec::Zero;
+        let fits = match zero {
+            // What a whole record of zeros opens to needs no hashing.
+            true => hash == self.zero_hash,
+            false => hash == extent_hash(&self.folder.keys.hash, &composed),
+        };
+        if fits {
+            return Ok(composed);
         }
-        match expected {
-            Some((hash, path)) if extent_hash(&self.folder.keys.hash, &out) != hash => {
-                let newest = &versions[0];
-                let place = format!("extent {} of disk {}", newest.extent, newest.disk);
-                Err(StoreError::damaged(&path, format!("{place} is not what the source read")))
-            }
-            _ => Ok(out),
+        let place = format!("extent {} of disk {}", newest.extent, newest.disk);
+        let path = self.folder.segment_path(newest.segment);
+        Err(StoreError::damaged(&path, format!("{place} is not what the source read")))
+    }
+
+    /// Reads and opens a version's record: the hash of the extent since it, and its blocks.
+    fn open_version(&self, version: &Version) -> Result<(ExtentHash, Bytes), StoreError> {
+        let segment = self.regions.segment(version.segment)?;
+        let len = RECORD_HEADER_BYTES + version.stored_len as usize;
+        let record = read_record(&self.folder, &segment.path, version.offset.into(), len)?;
+        let damaged = |why: String| StoreError::damaged(&segment.path, why);
+        if !is_version(&record.header, version) || record.header.codec != version.codec {
+            return Err(damaged(format!("the record at {} is another", version.offset)));
+        }
+        let opened =
+            segment.opener.open_change(&record.header, &record.header_bytes, &record.stored);
+        let blocks = opened.map_err(|error| damaged(error.to_string()))?;
+        Ok((record.header.hash, blocks))
+    }
+}
+
+/// Lays a version's blocks where no newer version has any.
+fn lay(out: &mut [u8], covered: &mut BlockMask, mask: BlockMask, blocks: &[u8]) {
+    for (block, bytes) in mask.iter().zip(blocks.chunks(BLOCK_BYTES as usize)) {
+        if !covered.has(block) {
+            let at = block as usize * BLOCK_BYTES as usize;
+            out[at..at + bytes.len()].copy_from_slice(bytes);
         }
     }
+    *covered = BlockMask(covered.0 | mask.0);
+}
+
+/// The extent that a read takes, and the read's place in it, when it takes only one.
+fn one_extent(offset: u64, len: usize) -> Option<(ExtentNumber, Range<usize>)> {
+    let extent = ExtentNumber::holding(offset)?;
+    let start = usize::try_from(offset - extent.offset()).ok()?;
+    let end = start.checked_add(len)?;
+    (len > 0 && end <= EXTENT_BYTES as usize).then_some((extent, start..end))
+}
+
+fn zeros(len: usize) -> Bytes {
+    Bytes::from_static(&ZEROS[..len])
 }
 
 /// Whether two neighbours in a region are versions of one extent.

@@ -220,10 +220,18 @@ impl fmt::Debug for Opener {
     }
 }
 
+/// What unpacking needs. A context is 95 KiB: one a thread, not one a record.
+struct Unpacking {
+    /// What was decrypted and is still packed.
+    plain: Vec<u8>,
+    decompressor: Decompressor<'static>,
+}
+
 thread_local! {
-    // A context is 95 KiB; one a thread, not one a record.
-    static DECOMPRESSOR: RefCell<Decompressor<'static>> =
-        RefCell::new(Decompressor::new().expect("zstd has memory for a context"));
+    static UNPACKING: RefCell<Unpacking> = RefCell::new(Unpacking {
+        plain: Vec::new(),
+        decompressor: Decompressor::new().expect("zstd has memory for a context"),
+    });
 }
 
 impl Opener {
@@ -250,23 +258,25 @@ impl Opener {
         header_bytes: &[u8; RECORD_HEADER_BYTES],
         stored: &[u8],
     ) -> Result<Bytes, OpenError> {
-        let plain = self.open(RecordKind::Change, header, header_bytes, stored)?;
+        let kind = RecordKind::Change;
         let expected = header.raw_len();
-        match header.codec {
-            Codec::Raw => Ok(Bytes::from(plain)),
-            Codec::Zero => Ok(Bytes::from_static(&ZEROS[..expected])),
-            Codec::Zstd => {
-                // Not filled with zeros first: zstd writes to the spare room, and never beyond it.
-                let mut out = Vec::with_capacity(expected);
-                let len = DECOMPRESSOR.with_borrow_mut(|decompressor| {
-                    decompressor.decompress_to_buffer(&plain, &mut out)
-                });
-                match len {
-                    Ok(len) if len == expected => Ok(Bytes::from(out)),
-                    _ => Err(OpenError::Decompress { lsn: header.lsn, expected }),
-                }
-            }
+        if header.codec != Codec::Zstd {
+            let mut plain = Vec::new();
+            self.open(kind, header, header_bytes, stored, &mut plain)?;
+            return Ok(match header.codec {
+                Codec::Zero => Bytes::from_static(&ZEROS[..expected]),
+                Codec::Raw | Codec::Zstd => Bytes::from(plain),
+            });
         }
+        UNPACKING.with_borrow_mut(|Unpacking { plain, decompressor }| {
+            self.open(kind, header, header_bytes, stored, plain)?;
+            // Not filled with zeros first: zstd writes to the spare room, and never beyond it.
+            let mut out = Vec::with_capacity(expected);
+            match decompressor.decompress_to_buffer(&plain[..], &mut out) {
+                Ok(len) if len == expected => Ok(Bytes::from(out)),
+                _ => Err(OpenError::Decompress { lsn: header.lsn, expected }),
+            }
+        })
     }
 
     /// Opens a change only as far as its packed form, to be sealed anew elsewhere. Arguments as for
@@ -299,7 +309,8 @@ impl Opener {
         header_bytes: &[u8; RECORD_HEADER_BYTES],
         stored: &[u8],
     ) -> Result<Marker, OpenError> {
-        let plain = self.open(RecordKind::Marker, header, header_bytes, stored)?;
+        let mut plain = Vec::new();
+        self.open(RecordKind::Marker, header, header_bytes, stored, &mut plain)?;
         decode_marker(&plain).map_err(|source| OpenError::Marker { lsn: header.lsn, source })
     }
 
@@ -309,7 +320,8 @@ impl Opener {
         header: &RecordHeader,
         header_bytes: &[u8; RECORD_HEADER_BYTES],
         stored: &[u8],
-    ) -> Result<Vec<u8>, OpenError> {
+        plain: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
         let lsn = header.lsn;
         let decoded = RecordHeader::decode(header_bytes)?;
         if decoded != *header || decoded.kind != kind {
@@ -324,11 +336,10 @@ impl Opener {
         let number = lsn.0.checked_sub(first.0).ok_or(OpenError::Place { lsn, first })?;
         let (sealed, tag) = stored.split_at(stored.len() - TAG_BYTES);
         let aad = associated(&self.header_hash, header_bytes);
-        let mut plain = vec![0; sealed.len()];
+        plain.resize(sealed.len(), 0);
         self.key
-            .open_separate_gather(nonce(number), aad, sealed, tag, &mut plain)
-            .map_err(|_| OpenError::Authentication { lsn })?;
-        Ok(plain)
+            .open_separate_gather(nonce(number), aad, sealed, tag, plain)
+            .map_err(|_| OpenError::Authentication { lsn })
     }
 }
 

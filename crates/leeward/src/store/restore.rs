@@ -10,7 +10,7 @@ use crate::cli::table::bytes;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use indicatif::{ProgressBar, ProgressStyle};
-use leeward_model::{Code, DiskNumber};
+use leeward_model::{Code, DiskNumber, EXTENT_BYTES};
 use leeward_nbd::server::{Allocation, Export, ExportError, ExportExtent};
 use leeward_replica::{PointExport, RunKind, StoreError, View};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -217,8 +217,16 @@ fn copy(
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some((offset, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let bytes = view.read(disk, *offset, *len).map_err(CopyError::Store)?;
-            file.write_all_at(&bytes, *offset).map_err(CopyError::File)?;
+            let end = offset + *len as u64;
+            let mut at = *offset;
+            while at < end {
+                let len = (EXTENT_BYTES - at % EXTENT_BYTES).min(end - at);
+                let bytes = view.read_once(disk, at, len as usize).map_err(CopyError::Store)?;
+                if let Some(bytes) = bytes {
+                    file.write_all_at(&bytes, at).map_err(CopyError::File)?;
+                }
+                at += len;
+            }
             bar.inc(*len as u64);
         }
         Ok(())
@@ -259,6 +267,11 @@ impl Export for Padded {
 
     fn read_only(&self) -> bool {
         true
+    }
+
+    fn read_at_once(&self, offset: u64, len: u32) -> Option<Bytes> {
+        let inside = offset.checked_add(len.into()).is_some_and(|end| end <= self.inner.size());
+        if inside { self.inner.read_at_once(offset, len) } else { None }
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ExportError> {

@@ -118,6 +118,13 @@ pub trait Export: Send + Sync + 'static {
         BlockSizes::default()
     }
 
+    /// The bytes of a read that takes no waiting and hardly any time, for example because they are
+    /// in memory. The server asks before it calls [`Export::read`] elsewhere; a panic here ends the
+    /// connection. `None`, or another length, means that [`Export::read`] is to be called.
+    fn read_at_once(&self, _offset: u64, _len: u32) -> Option<Bytes> {
+        None
+    }
+
     /// Reads exactly `len` bytes. Anything but `len` bytes is answered with EIO.
     async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ExportError>;
 

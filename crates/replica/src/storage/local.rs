@@ -314,6 +314,10 @@ impl BlobStore for LocalStore {
         }
     }
 
+    fn is_near(&self) -> bool {
+        true
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
         let figures = rustix::fs::statvfs(&self.root).map_err(|error| StorageError::Io {
             action: "ask for the free space of",

@@ -227,6 +227,12 @@ pub trait BlobStore: Send + Sync {
     /// [`StorageError::Locked`] when it is taken.
     fn lock(&self, name: &str) -> Result<StoreLock, StorageError>;
 
+    /// Whether reads mostly take no longer than a file in the page cache does, so that waiting for
+    /// one may cost less than handing it to another thread.
+    fn is_near(&self) -> bool {
+        false
+    }
+
     /// Bytes that may still be written, when that is known.
     ///
     /// # Errors

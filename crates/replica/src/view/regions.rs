@@ -159,6 +159,11 @@ impl Regions {
         opened.regions.range(key(from)..=key(to)).copied().collect()
     }
 
+    /// Whether a region's versions are in memory, or there are none.
+    pub(super) fn is_kept(&self, key: RegionKey) -> bool {
+        lock(&self.cache).regions.contains_key(&key) || !self.opened().regions.contains(&key)
+    }
+
     /// The versions of a region.
     pub(super) fn region(&self, key: RegionKey) -> Result<Region, StoreError> {
         if let Some(known) = lock(&self.cache).regions.get(&key) {

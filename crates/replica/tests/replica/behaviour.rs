@@ -455,7 +455,7 @@ fn a_view_tells_data_from_holes_and_zeros_written_are_holes() {
     assert_eq!((part.len(), part[0].len, part[0].kind), (1, 300, data));
     let other = view.status(DiskNumber(1), 1, 99).unwrap();
     assert_eq!((other.len(), other[0].len, other[0].kind), (1, 99, hole));
-    assert_eq!(view.read(DiskNumber(0), 65_536 + 4095, 3).unwrap(), [0, 7, 7]);
+    assert_eq!(view.read(DiskNumber(0), 65_536 + 4095, 3).unwrap()[..], [0, 7, 7]);
     assert_eq!(view.leaf_hash(DiskNumber(0), ExtentNumber(1)).unwrap(), changes[4].hash);
     assert_eq!(view.leaf_hash(DiskNumber(1), ExtentNumber(0)).unwrap(), changes[1].hash);
     assert!(view.read(DiskNumber(0), DISK_BYTES - 1, 2).is_err(), "beyond the end");

@@ -18,6 +18,7 @@ mod objects;
 mod oracle;
 mod outline;
 mod races;
+mod reads;
 mod retention;
 mod rough;
 mod storage;

@@ -31,6 +31,19 @@ pub struct ExportPlan {
     pub socket: PathBuf,
     /// Where its mark and log are.
     pub folder: PathBuf,
+    /// What its machine read first in the item's last test: see [`crate::export::boot_set`].
+    pub boot_set: PathBuf,
+    /// What becomes of that.
+    pub boot_set_use: BootSetUse,
+}
+
+/// What an export does with the boot set, beside fetching it ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootSetUse {
+    /// Leaves it as it is.
+    Keep,
+    /// Replaces it by what is read first this time.
+    Record,
 }
 
 /// Runs exports. Every call may be repeated.
@@ -73,6 +86,10 @@ impl ProcessLauncher {
         arguments.extend(argument("--item", Path::new(&plan.item.to_string())));
         arguments.extend(argument("--point", Path::new(&plan.point.to_string())));
         arguments.extend(argument("--socket", &plan.socket));
+        arguments.extend(argument("--boot-set", &plan.boot_set));
+        if plan.boot_set_use == BootSetUse::Record {
+            arguments.push(OsString::from("--record-boot-set"));
+        }
         let program = self.program.to_string_lossy();
         let log = plan.folder.join("export.log");
         let (identity, mut child) = process::spawn_detached(&program, &arguments, &log)

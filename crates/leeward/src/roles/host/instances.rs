@@ -6,10 +6,11 @@ mod settled;
 
 use super::{
     Host,
-    exports::ExportPlan,
+    exports::{BootSetUse, ExportPlan},
     permits,
     site_store::{KeptWork, SiteStore},
 };
+use crate::export::boot_set;
 use leeward_fabric::{ExportAnswers, FabricError, InstanceDisk, InstancePlan, IoStop, MachineRef};
 use leeward_model::{
     Code, DiskNumber, DiskUse, Epoch, InstanceId, ItemId, MachineSpec, MachineState, Problem,
@@ -196,6 +197,11 @@ impl Worker {
             point: work.duty.point,
             socket: self.host.export_socket(self.instance),
             folder: self.host.instance_folder(self.instance),
+            boot_set: boot_set::path(&self.host.folder, self.item),
+            boot_set_use: match work.duty.purpose {
+                Purpose::Test => BootSetUse::Record,
+                Purpose::Failover => BootSetUse::Keep,
+            },
         }
     }
 

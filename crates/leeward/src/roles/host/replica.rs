@@ -134,6 +134,7 @@ async fn keep_replica(
 ) -> Result<(), StoreError> {
     if target.delete {
         store.destroy(item).await?;
+        crate::export::boot_set::forget(&host.folder, item);
         host.board.target(item, |seen| {
             if let Some(seen) = seen {
                 seen.deleted = true;
