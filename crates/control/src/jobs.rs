@@ -290,6 +290,7 @@ impl Control {
         job: JobId,
         change: impl FnOnce(&mut JobRow) -> Result<()>,
     ) -> Result<JobView> {
+        self.check_in_charge()?;
         let mut tx = self.store().begin().await?;
         let row = store::jobs::find(&mut tx, job).await?;
         let mut row = row.filter(|row| row.facts.vault == vault).ok_or_else(|| no_such_job(job))?;

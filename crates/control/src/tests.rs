@@ -1,5 +1,6 @@
 //! Tests of the core against scripted hosts: the whole story, its rules, and every interruption.
 
+mod adoption;
 mod again;
 mod circle;
 mod enumeration;

@@ -95,6 +95,7 @@ impl Control {
         item: ItemId,
         change: impl FnOnce(&mut World, &Running) -> Result<T>,
     ) -> Result<T> {
+        self.check_in_charge()?;
         let mut tx = self.store().begin().await?;
         let mut world = self.world(&mut tx, Some(item)).await?;
         let before = world.item.clone();

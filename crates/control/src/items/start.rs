@@ -80,6 +80,7 @@ impl Control {
     ) -> Result<Started> {
         check_name("item", name)?;
         let machine = self.machine_get(vault, fabric, &spec.machine).await?;
+        self.check_in_charge()?;
         let mut tx = self.store().begin().await?;
         let source = fabric_row(&mut tx, vault, fabric).await?;
         let policy = policy_row(&mut tx, vault, &spec.policy).await?;

@@ -204,6 +204,16 @@ impl ScriptedHost {
         }
     }
 
+    /// Another machine takes its place, with its store and nothing else of it.
+    pub fn replaced(&mut self) {
+        self.reboot();
+        self.machines.clear();
+        for known in self.items.values_mut() {
+            known.source = None;
+            known.instances.clear();
+        }
+    }
+
     fn boot(&self) -> String {
         format!("boot-{}-of-{}", self.boots, self.name)
     }

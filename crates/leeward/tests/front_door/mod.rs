@@ -2,6 +2,7 @@
 //! an empty machine. What is asked of the product, and how its answers are judged, is in the
 //! modules below.
 
+pub mod adoption;
 pub mod line;
 pub mod site;
 pub mod stories;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
+mod adoption;
 mod behaviour;
 mod crash;
 mod damage;
