@@ -3,6 +3,7 @@
 //! Knows no hypervisor (a fabric implements [`ChangeSource`]), no wire and no store. Doubles for
 //! tests stand behind the feature `testing`.
 
+mod audit;
 mod folder;
 mod hash_file;
 mod pass;
@@ -18,6 +19,7 @@ mod memory;
 #[cfg(any(test, feature = "testing"))]
 mod mutations;
 
+pub use audit::audit_extents;
 pub use folder::{DiskFolder, Folder, FolderFile};
 pub use hash_file::{HashError, HashFiles, Rebuild, Trust};
 pub use pass::{

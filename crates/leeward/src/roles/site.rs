@@ -2,6 +2,7 @@
 //! machines need to start.
 
 use crate::{
+    audit_pace::{AuditOptions, AuditPace},
     folder,
     roles::host::{
         self, Host, HostParts, clock,
@@ -69,6 +70,9 @@ pub struct HostOptions {
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
+    /// How fast its machines and replicas are audited.
+    #[command(flatten)]
+    pub audit: AuditOptions,
 }
 
 /// What may be asked of a host by hand, on its own machine.
@@ -211,7 +215,8 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
     let sealing = options.sealing.or(Compression::Adaptive);
-    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing };
+    let audit = options.audit.pace();
+    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing, audit };
     let (store, secret) = store_open(&data, file.host)?;
     if let Some(secret) = secret {
         recovery_key_keep(&data, &secret)?;
@@ -267,6 +272,8 @@ pub struct MachinePlace {
     pub hydration_bytes_per_second: u64,
     /// How it seals what they write.
     pub sealing: Sealing,
+    /// How fast it is audited.
+    pub audit: AuditPace,
 }
 
 /// Everything that a host with QEMU machines is made of.
@@ -296,6 +303,7 @@ pub async fn parts(
         exports: Arc::new(launcher),
         wall: clock::WallClock::system(),
         sealing: place.sealing.clone(),
+        audit: place.audit,
     })
 }
 

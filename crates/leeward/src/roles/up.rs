@@ -7,6 +7,7 @@ pub mod ports;
 pub mod sessions;
 
 use crate::{
+    audit_pace::AuditOptions,
     folder,
     roles::{
         host::{self, Host, dial::TlsDialer},
@@ -63,6 +64,9 @@ pub struct UpOptions {
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
+    /// How fast its replicas are audited.
+    #[command(flatten)]
+    pub audit: AuditOptions,
 }
 
 /// Runs until it is told to end.
@@ -195,6 +199,7 @@ async fn local_host(
         machines: data.join("machines"),
         hydration_bytes_per_second: options.hydration_bytes_per_second,
         sealing: options.sealing.or(Compression::Adaptive),
+        audit: options.audit.pace(),
     };
     let parts = site::parts(data, &place, (id, name), dialer, store).await?;
     Ok(Host::new(parts))

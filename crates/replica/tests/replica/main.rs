@@ -20,4 +20,6 @@ mod races;
 mod retention;
 mod rough;
 mod storage;
+mod verbs;
 mod world;
+mod worn;

@@ -2,7 +2,8 @@
 //! differs from the newest point is sent. They are never written.
 
 use super::{
-    Goes, Open, RETRY, SourceError, SourceWork, SourceWorker, copy::changed,
+    Goes, Open, RETRY, SourceError, SourceWork, SourceWorker,
+    copy::{Basis, changed},
     power::FINAL_DELTA_TRIES,
 };
 use crate::roles::host::data_link::DataLink;
@@ -65,9 +66,13 @@ impl SourceWorker {
         // It asks for a full read and has nothing else to say.
         source.attach(None).await?;
         let mut link = DataLink::open(&self.host, work, work.duty.branch).await?;
-        let hashes = self.trusted_hashes(&mut link, &spec, self.hash_folder()).await?;
+        let (folder, basis) = (self.hash_folder(), Basis::Hashes);
+        let hashes = self.trusted_hashes(&mut link, &spec, folder, basis).await?;
         let (key, goes, mapped, last_cut) = (Self::key(work), Goes::Out, false, None);
-        self.open = Some(Open { link, source, hashes, spec, key, goes, mapped, last_cut });
+        let reread_for = 0;
+        #[rustfmt::skip]
+        let open = Open { link, source, hashes, spec, key, goes, mapped, reread_for, last_cut };
+        self.open = Some(open);
         self.copy_everything(work, None, changes).await?;
         let (point, _) = self.cycle(work, PointKind::Final).await?;
         Ok(Some(point))
