@@ -4,6 +4,7 @@
 //! tests stand behind the feature `testing`.
 
 mod ahead;
+mod audit;
 mod folder;
 mod hash_file;
 mod pass;
@@ -20,6 +21,7 @@ mod memory;
 mod mutations;
 
 pub use ahead::{AheadHashes, Doubt, KnownExtents};
+pub use audit::audit_extents;
 pub use folder::{DiskFolder, Folder, FolderFile};
 pub use hash_file::{HashError, HashFiles, Rebuild, Trust};
 pub use pass::{

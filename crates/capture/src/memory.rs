@@ -171,6 +171,15 @@ impl MemoryMachine {
         disk.dirty.extend(written);
     }
 
+    /// Changes bytes that nobody wrote, behind the change map's back, as a failing disk does.
+    pub fn corrupt(&self, disk: DiskNumber, offset: u64, bytes: &[u8]) {
+        let mut state = self.lock();
+        let disk = state.disk(disk);
+        let content = Arc::make_mut(&mut disk.content);
+        content[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
+        disk.allocated.extend(granules(offset, bytes.len() as u64));
+    }
+
     /// A guest's discard: the bytes read zero; granules that lie wholly inside become holes.
     pub fn discard(&self, disk: DiskNumber, offset: u64, len: u64) {
         self.write(disk, offset, &vec![0; len as usize]);

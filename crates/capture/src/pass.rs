@@ -492,7 +492,7 @@ impl<T> Job<T> {
 
 /// Compares the extents from `first` on with what the target has of them; what `content` lacks is
 /// zero.
-fn compare_all(
+pub(crate) fn compare_all(
     (disk, first): (DiskNumber, ExtentNumber),
     content: &[u8],
     known: &[Record],

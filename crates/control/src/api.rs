@@ -5,6 +5,7 @@
 //! like; the other modules are the nouns. `docs/api.md` is the reference for users.
 
 mod access;
+mod audit_view;
 mod direction;
 mod envelope;
 mod events;

@@ -146,6 +146,7 @@ impl Duty<'_> {
             point_interval_ms: if plan.hurry { interval.min(shortest) } else { interval },
             run,
             resync: plan.resync,
+            resync_full: plan.resync_full,
             resync_threshold_percent: self.policy.resync_threshold_percent,
             resync_allowed: !plan.resync_waits,
         })
@@ -163,6 +164,7 @@ impl Duty<'_> {
             point_interval_ms: self.policy.point_interval_ms,
             run: SourceRun::Fenced,
             resync: 0,
+            resync_full: 0,
             resync_threshold_percent: self.policy.resync_threshold_percent,
             resync_allowed: true,
         })

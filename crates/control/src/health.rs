@@ -3,7 +3,7 @@
 use crate::items::{HealthError, Level, LiveAt, live_at};
 use crate::world::World;
 use leeward_model::{Code, Problem, Protection, ResyncWindow, Site, SourceState};
-use leeward_wire::message::CapturePhase;
+use leeward_wire::message::{CapturePhase, ServedPoint};
 
 /// Everything that is wrong with the item of `world`, worst first.
 pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthError> {
@@ -84,6 +84,7 @@ fn of_replicas_and_instances(world: &World, found: &mut Vec<HealthError>) {
             add(level, problem.clone());
         }
     }
+    of_audits(world, &mut add);
     if let Some((_, Err(problem))) =
         world.machine_now(world.target_site()).and_then(|seen| seen.seeded.clone())
     {
@@ -94,6 +95,33 @@ fn of_replicas_and_instances(world: &World, found: &mut Vec<HealthError>) {
             add(Level::Warning, problem.clone());
         }
     }
+}
+
+/// What the audits found that nobody asked for, until they find nothing more: bytes that changed by
+/// themselves are damage, whether they were repaired or not.
+fn of_audits(world: &World, add: &mut impl FnMut(Level, Problem)) {
+    for site in [Site::Primary, Site::Recovery] {
+        let compared = world.machine_now(site).and_then(|seen| seen.audit.as_ref());
+        let stored = world.replica_now(site).and_then(|seen| seen.audit.as_ref());
+        let found = compared.into_iter().chain(stored).filter_map(|audit| audit.problem.clone());
+        found.for_each(|problem| add(Level::Critical, problem));
+        for served in world.replica_now(site).iter().flat_map(|seen| &seen.served) {
+            if served.writable {
+                add(Level::Warning, served_writable(world, site, served));
+            }
+        }
+    }
+}
+
+/// A machine may run from a point that is served for writing: by hand, and nobody fences it.
+fn served_writable(world: &World, site: Site, served: &ServedPoint) -> Problem {
+    let host = &world.host(site).name;
+    let name = world.item.as_ref().map_or("an item", |item| item.name.as_str());
+    let what = format!(
+        "a writable serve of point {} of {name} is open in the store of host {host}, by {}",
+        served.point, served.who
+    );
+    Code::SERVED_WRITABLE.problem(what)
 }
 
 /// The window that a comparison waits for, if it does.

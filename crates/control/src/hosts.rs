@@ -337,6 +337,10 @@ fn noted_event(host: &str, id: HostId, item: Option<&ItemRow>, note: HostNote) -
         NoteKind::StartedByHand if here => ("MachineStartedByHand", Severity::Warning),
         NoteKind::StartedByHand => ("MachineStartedByHand", Severity::Critical),
         NoteKind::PointsRemoved => ("PointsRemoved", Severity::Info),
+        NoteKind::AuditFound => ("AuditFound", Severity::Critical),
+        NoteKind::AuditRepaired => ("AuditRepaired", Severity::Info),
+        NoteKind::ServedWritable => ("PointServedWritable", Severity::Warning),
+        NoteKind::ServeEnded => ("PointServeEnded", Severity::Info),
     };
     EventView {
         seq: 0,

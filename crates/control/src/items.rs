@@ -18,8 +18,10 @@ use leeward_model::{
     Branch, Code, Epoch, FabricId, HostId, InstanceId, ItemId, JobId, MachineSpec, MachineState,
     PointChoice, PointId, Policy, Position, Problem, ProtectedItem, Site, UnixMillis, VaultId,
 };
+use leeward_wire::audit::AuditSeen;
 use leeward_wire::message::{
-    CopyProgress, CycleFigures, DivergentNote, NewestPoint, ProbeResult, Purpose, Stage,
+    CopyProgress, CycleFigures, DivergentNote, NewestPoint, ProbeResult, Purpose, ServedPoint,
+    Stage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -309,6 +311,12 @@ pub struct ItemView {
     pub sent_bytes: Option<u64>,
     /// Bytes in the store.
     pub stored_bytes: Option<u64>,
+    /// The comparison of the machine with its replica that always goes on.
+    pub audit: Option<AuditSeen>,
+    /// The reading of the replica's own bytes that always goes on.
+    pub store_audit: Option<AuditSeen>,
+    /// Points that are served from the target's store by hand.
+    pub served: Vec<ServedPoint>,
     /// What a fenced source wrote after the last common point.
     pub divergent: Option<DivergentNote>,
     /// What it has at the primary and at the recovery site, in this order. The fields above that

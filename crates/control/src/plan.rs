@@ -22,6 +22,9 @@ pub(crate) struct Plan {
     pub(crate) history: Option<Position>,
     /// Number of the newest request to compare the whole machine.
     pub(crate) resync: u64,
+    /// The newest of these requests that trusts no hash that was taken before.
+    #[serde(default)]
+    pub(crate) resync_full: u64,
     /// Whether a comparison that nobody asked for has to wait for the policy's window.
     #[serde(default)]
     pub(crate) resync_waits: bool,
@@ -43,6 +46,17 @@ pub(crate) struct Plan {
     /// What operators were told of last.
     #[serde(default)]
     pub(crate) told: Told,
+}
+
+/// What a resync that was asked for goes by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ResyncTrust {
+    /// The hashes that both ends keep of what was replicated.
+    #[default]
+    Hashes,
+    /// Nothing: the store reads and hashes anew all that it holds of the item's line.
+    Nothing,
 }
 
 /// Is what operators were told of, so that each is told once.
@@ -241,6 +255,14 @@ impl End {
 }
 
 impl Plan {
+    /// Asks for a comparison of the whole machine that goes by no more than `trust` says.
+    pub(crate) fn resync_asked(&mut self, trust: ResyncTrust) {
+        self.resync += 1;
+        if trust == ResyncTrust::Nothing {
+            self.resync_full = self.resync;
+        }
+    }
+
     /// A plan of which nothing is wanted yet.
     pub(crate) fn new(primary: End, recovery: End, branch: Branch) -> Plan {
         Plan {
@@ -250,6 +272,7 @@ impl Plan {
             branch,
             history: None,
             resync: 0,
+            resync_full: 0,
             resync_waits: false,
             instances: Vec::new(),
             live: None,

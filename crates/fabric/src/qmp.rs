@@ -3,6 +3,9 @@
 //! It knows the protocol (a JSON object a line) and no command. It never reconnects by itself:
 //! [`Link`] does, for callers that share one QEMU, because QEMU talks to one client at a time.
 
+mod message;
+
+pub use message::{Line, LineCutter, QmpMessage};
 use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -15,9 +18,6 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Longest line taken from QEMU, in bytes; a longer one closes the connection. The largest reply
-/// that is asked for, the block nodes of a machine with 16 disks, has some 100 KiB.
-const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Events kept for waiters; the oldest are dropped first. A cut over 16 disks makes about 100.
 const EVENTS_MAX: usize = 1024;
 /// Calls that may wait to be sent; further callers wait for a place, within their deadline.
@@ -150,19 +150,15 @@ impl Qmp {
         let peer = stream.peer_cred().ok().and_then(|cred| cred.pid());
         let (read, write) = stream.into_split();
         let mut lines = Lines::new(read);
-        let greeting = match timeout_at(end, lines.next()).await {
-            Ok(Some(greeting)) if greeting.get("QMP").is_some() => greeting,
+        let version = match timeout_at(end, lines.next()).await {
+            Ok(Some(QmpMessage::Greeting { version })) => version,
             _ => return Err(QmpError::NoGreeting(socket.into())),
-        };
-        let number = |field: &str| {
-            let at = format!("/QMP/version/qemu/{field}");
-            greeting.pointer(&at).and_then(Value::as_u64).unwrap_or(0) as u32
         };
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
             progress: watch::Sender::new(Progress { events: 0, closed: false }),
             peer: peer.and_then(|pid| u32::try_from(pid).ok()),
-            version: (number("major"), number("minor")),
+            version,
         });
         let (calls, orders) = mpsc::channel(CALLS_QUEUED_MAX);
         tokio::spawn(own(lines, write, orders, shared.clone()));
@@ -275,34 +271,26 @@ impl Qmp {
     }
 }
 
-/// Cuts the stream into JSON objects. Cancelling `next` loses nothing.
+/// Reads the stream's messages. Cancelling `next` loses nothing.
 struct Lines {
     read: OwnedReadHalf,
-    buffer: Vec<u8>,
-    searched: usize,
+    cutter: LineCutter,
 }
 
 impl Lines {
     fn new(read: OwnedReadHalf) -> Self {
-        Lines { read, buffer: Vec::new(), searched: 0 }
+        Lines { read, cutter: LineCutter::default() }
     }
 
-    /// The next object; none when the stream ended or is not QMP.
-    async fn next(&mut self) -> Option<Value> {
+    /// The next message; none when the stream ended or is not QMP.
+    async fn next(&mut self) -> Option<QmpMessage> {
         loop {
-            let fresh = &self.buffer[self.searched..];
-            if let Some(found) = fresh.iter().position(|byte| *byte == b'\n') {
-                let rest = self.buffer.split_off(self.searched + found + 1);
-                let line = std::mem::replace(&mut self.buffer, rest);
-                self.searched = 0;
-                return serde_json::from_slice(&line).ok();
+            match self.cutter.cut() {
+                Line::Message(message) => return Some(message),
+                Line::Broken => return None,
+                Line::More => {}
             }
-            self.searched = self.buffer.len();
-            if self.buffer.len() > LINE_BYTES_MAX {
-                tracing::warn!(bytes = self.buffer.len(), "QEMU sent a line that is too long");
-                return None;
-            }
-            match self.read.read_buf(&mut self.buffer).await {
+            match self.read.read_buf(self.cutter.buffer()).await {
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             }
@@ -342,31 +330,25 @@ async fn own(
     shared.progress.send_modify(|progress| progress.closed = true);
 }
 
-fn take(message: Value, waiting: &mut HashMap<u64, oneshot::Sender<Reply>>, shared: &Shared) {
-    if let Some(name) = message.get("event").and_then(Value::as_str) {
-        let data = message.get("data").cloned().unwrap_or(Value::Null);
-        let event = QmpEvent { name: name.to_owned(), data };
-        let mut inbox = shared.inbox();
-        let number = shared.progress.borrow().events + 1;
-        if inbox.events.len() == EVENTS_MAX {
-            inbox.events.pop_front();
+fn take(message: QmpMessage, waiting: &mut HashMap<u64, oneshot::Sender<Reply>>, shared: &Shared) {
+    match message {
+        QmpMessage::Event(event) => {
+            let mut inbox = shared.inbox();
+            let number = shared.progress.borrow().events + 1;
+            if inbox.events.len() == EVENTS_MAX {
+                inbox.events.pop_front();
+            }
+            inbox.events.push_back((number, event));
+            drop(inbox);
+            shared.progress.send_modify(|progress| progress.events = number);
         }
-        inbox.events.push_back((number, event));
-        drop(inbox);
-        shared.progress.send_modify(|progress| progress.events = number);
-        return;
+        QmpMessage::Answer { id, reply } => match id.and_then(|id| waiting.remove(&id)) {
+            // The caller may have given up.
+            Some(waiter) => drop(waiter.send(reply)),
+            None => tracing::debug!(?id, ?reply, "QEMU answered nobody"),
+        },
+        QmpMessage::Greeting { .. } => tracing::debug!("QEMU greeted again"),
     }
-    let waiter = message.get("id").and_then(Value::as_u64).and_then(|id| waiting.remove(&id));
-    let Some(waiter) = waiter else {
-        tracing::debug!(%message, "QEMU answered nobody");
-        return;
-    };
-    let text = |at: &str| message.pointer(at).and_then(Value::as_str).unwrap_or("").to_owned();
-    let reply = match message.get("return") {
-        Some(value) => Ok(value.clone()),
-        None => Err((text("/error/class"), text("/error/desc"))),
-    };
-    let _ = waiter.send(reply); // The caller may have given up.
 }
 
 /// The one connection to one QEMU that everybody in this process shares; made when needed.

@@ -11,9 +11,11 @@ mod export;
 mod find;
 mod import;
 mod init;
+mod overlay;
 mod pin;
 pub(crate) mod place;
 mod prune;
+pub(crate) mod record;
 mod rekey;
 mod repair;
 mod restore;
@@ -59,7 +61,8 @@ pub enum StoreVerb {
     Points(show::PointsOptions),
     /// Shows what the store holds: items, bytes, timelines, pins.
     Stats(show::StatsOptions),
-    /// Serves one disk of a point over NBD, read-only, until it is ended.
+    /// Serves one disk of a point over NBD until it is ended: read-only, or with --writable into
+    /// an overlay that is gone then.
     Serve(serve::ServeOptions),
     /// Writes one disk of a point to a new file.
     Restore(restore::RestoreOptions),

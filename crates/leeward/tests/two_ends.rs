@@ -201,6 +201,7 @@ fn host(
         exports: Arc::new(exports),
         wall: WallClock::system(),
         sealing: leeward::sealing::Sealing::default(),
+        audit: leeward::audit_pace::AuditPace::default(),
     })
 }
 
@@ -306,6 +307,7 @@ fn duty(branch: Branch, target_host: HostId, run: SourceRun) -> SourceDuty {
         point_interval_ms: 60_000,
         run,
         resync: 0,
+        resync_full: 0,
         resync_threshold_percent: 50,
         resync_allowed: true,
     }

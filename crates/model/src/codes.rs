@@ -246,9 +246,10 @@ codes! {
         cause "the machine was failed over while its host was away"
         now "no byte of the old epoch was taken" todo "nothing; the host fences its machine"
     STORE_IO = "LW-0405" "the replica store could not be read or written"
-        cause "the disk below reported an error"
+        cause "the disk below reported an error, or the bucket or the way to it did"
         now "nothing that was not durable was acknowledged"
-        todo "check the disk; replication tries again by itself"
+        todo "check the disk; of a store in a bucket its service, the network and the rights of \
+              its credentials. Replication tries again by itself"
     KEY_MISSING = "LW-0406" "the store's key file is missing or does not open the store"
         cause "the file was lost or replaced, or the folder came from elsewhere"
         now "nothing can be read; nothing was changed"
@@ -258,6 +259,21 @@ codes! {
         now "replication and failover work; if the site's servers are lost, nothing is known to \
              open the store"
         todo "make one with leeward kit create, test it with leeward kit test, keep it elsewhere"
+
+    REPLICA_DIFFERED = "LW-0408" "a replica differed from its machine where nothing was written"
+        cause "a disk, its cable or memory changed bytes by itself, or a program wrote to the image \
+               behind QEMU's back"
+        now "the machine's bytes were sent again: recovery points from the next one on have them, \
+             earlier ones have what was replicated then"
+        todo "check the disks of both ends, run leeward store verify, and test the next point with \
+              a test failover; the error ends when a whole comparison finds nothing more"
+
+    SERVED_WRITABLE = "LW-0409" "a point is served for writing by hand"
+        cause "somebody ran leeward store serve --writable on this store: a machine may run from it"
+        now "the point itself does not change; what is written lies in an overlay that no failover \
+             and no fence knows"
+        todo "find out what runs from it before you start, fail over or bring home this machine: \
+              two of it may be live. It ends with that process"
 
     WRONG_KEY = "LW-0501" "the registration key is not valid"
         cause "it is misspelt, was used before, has expired, or belongs to another config server"

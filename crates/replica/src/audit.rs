@@ -5,6 +5,7 @@
 //! A record is proved by its seal, an extent at a place by the hash that the source took of it.
 //! What no manifest names, as the tail that a power cut left, does not belong to the item.
 
+mod scrub;
 mod segment;
 
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     view::{Version, same_extent},
 };
 use leeward_model::{BLOCK_BYTES, DiskNumber, PointId, Position, SegmentId, Verification};
+pub use scrub::Scrubbed;
 use segment::SegmentAudit;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -133,9 +135,14 @@ impl ItemReader {
             }
             Err(error) => return Err(error),
         }
-        for (part, suffix) in
-            [("pins", ""), ("unpinned", ""), ("kept", ".json"), ("evidence", ".json")]
-        {
+        for (part, suffix) in [
+            ("pins", ""),
+            ("unpinned", ""),
+            ("served", ""),
+            ("serve-ended", ""),
+            ("kept", ".json"),
+            ("evidence", ".json"),
+        ] {
             for name in self.folder.blobs.list(&self.folder.path(part))? {
                 if !name.ends_with(suffix) {
                     continue;
@@ -186,7 +193,7 @@ impl ItemReader {
         let found = Mutex::new(BTreeMap::new());
         let work = || -> Result<(), StoreError> {
             while let Some(range) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let audit = segment::audit(&self.folder, range)?;
+                let audit = segment::audit(&self.folder, range, &mut |_| {})?;
                 found.lock().unwrap_or_else(PoisonError::into_inner).insert(range.segment, audit);
                 progress(done.fetch_add(range.bytes, Ordering::Relaxed) + range.bytes, total);
             }

@@ -51,6 +51,10 @@ impl Store {
 }
 
 impl PointReader {
+    pub(crate) fn folder(&self) -> &ItemFolder {
+        &self.folder
+    }
+
     /// The item.
     pub fn item(&self) -> ItemId {
         self.folder.owner.item

@@ -23,6 +23,19 @@ const KEYS_LOCK: &str = "keys.lock";
 /// So often the identity is read again when it was replaced while a store was being opened.
 const OPENS_MAX: usize = 4;
 
+/// Folders of an item, beside its keys.
+const PARTS: [&str; 9] = [
+    "manifest",
+    "segments",
+    "layers",
+    "pins",
+    "unpinned",
+    "served",
+    "serve-ended",
+    "kept",
+    "evidence",
+];
+
 /// With what a store is unlocked.
 #[derive(Clone, Debug)]
 pub enum Unlock {
@@ -272,7 +285,7 @@ impl Store {
         let mut destroyed = Destroyed { keys: keys.len() as u64, ..Destroyed::default() };
         key_blobs::delete_folder(blobs, item)?;
         blobs.delete(&item_path(item, LABEL))?;
-        for part in ["manifest", "segments", "layers", "pins", "unpinned", "kept", "evidence"] {
+        for part in PARTS {
             let part = item_path(item, part);
             for name in blobs.list(&part)? {
                 let path = format!("{part}/{name}");

@@ -299,6 +299,22 @@ impl View {
         })
     }
 
+    /// As [`Self::leaf_hash`], taken anew of what is stored: it is read and proved now, whatever
+    /// was read before.
+    ///
+    /// # Errors
+    /// As [`Self::block_hashes`].
+    pub fn reread_hash(
+        &self,
+        disk: DiskNumber,
+        extent: ExtentNumber,
+    ) -> Result<ExtentHash, StoreError> {
+        self.with_versions(disk, extent, |versions| match versions {
+            [] => Ok(self.zero_hash),
+            versions => Ok(extent_hash(&self.folder.keys.hash, &self.compose(versions)?)),
+        })
+    }
+
     /// Hashes of an extent's 16 blocks, as they read here; a block without data has the hash of
     /// 4096 zeros. Other than [`Self::leaf_hash`] it reads and proves the payloads, except where
     /// nothing is stored, which costs nothing.
@@ -453,6 +469,17 @@ impl View {
             Some(Ok(header)) if is_version(&header, newest) => Ok(header.hash),
             _ => Err(StoreError::damaged(path, format!("the record at {offset} is another"))),
         }
+    }
+
+    /// Segments that an extent is put together from, that of its newest version first.
+    pub(crate) fn segments_of(
+        &self,
+        disk: DiskNumber,
+        extent: ExtentNumber,
+    ) -> Result<Vec<SegmentId>, StoreError> {
+        self.with_versions(disk, extent, |versions| {
+            Ok(versions.iter().map(|version| version.segment).collect())
+        })
     }
 
     /// The extent's bytes; `None` when it reads as zero.

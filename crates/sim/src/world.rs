@@ -106,6 +106,9 @@ pub struct Mistakes {
     pub writes_stale_disks: bool,
     /// Of the stores' disks: before each power cut they leave out one flush.
     pub skip_a_flush: bool,
+    /// No host audits anything. Nor do they beside any other mistake: that is for the oracle to
+    /// see, not for an audit to mend.
+    pub no_audit: bool,
 }
 
 /// Where the next turn of the config server shall halt.

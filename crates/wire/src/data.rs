@@ -2,6 +2,7 @@
 //! session's business.
 
 use crate::{
+    audit::AuditWord,
     bytes_in::BytesIn,
     frame::{BLOCK_HASHES_MAX, Frame, HASHES_MAX, Kind, encode},
     keys::{DataKey, HashKey},
@@ -231,6 +232,8 @@ pub enum DataMessage {
     /// From the store's end in place of the welcome, answered by the sender; or from either end of
     /// a session of [`Role::HashKey`].
     HashKey(HashKeyWord),
+    /// From either end: a question of the sender, the store's answer.
+    Audit(AuditWord),
     /// From either end.
     Ping(u64),
     /// The answer, with the ping's number.
@@ -295,6 +298,7 @@ impl DataMessage {
             DataMessage::Ping(number) => encode(Kind::Ping, &number.to_le_bytes()),
             DataMessage::Pong(number) => encode(Kind::Pong, &number.to_le_bytes()),
             DataMessage::HashKey(word) => encode_json(Kind::HashKey, word),
+            DataMessage::Audit(word) => encode_json(Kind::Audit, word),
             DataMessage::JoinRequest(message) => encode_json(Kind::JoinRequest, message),
             DataMessage::JoinAnswer(message) => encode_json(Kind::JoinAnswer, message),
         }
@@ -331,6 +335,7 @@ impl DataMessage {
             Kind::Ping => DataMessage::Ping(number(&frame).ok_or(shape)?),
             Kind::Pong => DataMessage::Pong(number(&frame).ok_or(shape)?),
             Kind::HashKey => DataMessage::HashKey(decode_json(&frame)?),
+            Kind::Audit => DataMessage::Audit(decode_json(&frame)?),
             Kind::JoinRequest => DataMessage::JoinRequest(decode_json(&frame)?),
             Kind::JoinAnswer => DataMessage::JoinAnswer(decode_json(&frame)?),
         })

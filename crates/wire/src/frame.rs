@@ -96,6 +96,8 @@ kinds! {
     BlockHashes = 29, 8 + BLOCK_HASHES_BYTES, 8 + BLOCK_HASHES_BYTES * BLOCK_HASHES_MAX as usize;
     /// What an end says of the item's hash key: JSON.
     HashKey = 30, 2, JSON_MAX;
+    /// What is said of the store's stored bytes: JSON.
+    Audit = 31, 2, JSON_MAX;
     /// A host asks to be taken into the fabric: JSON.
     JoinRequest = 32, 2, JSON_MAX;
     /// The answer to a join request: JSON.

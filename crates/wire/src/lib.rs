@@ -5,6 +5,7 @@
 //! Byte by byte: `docs/formats/segment.md` (what is stored) and `docs/formats/wire.md` (what is
 //! sent).
 
+pub mod audit;
 mod bytes_in;
 pub mod codec;
 pub mod credits;

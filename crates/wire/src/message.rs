@@ -4,6 +4,7 @@
 //! generation, never a difference) and returns the whole observed state. After any crash both
 //! sides just send the whole again. Queries only read.
 
+use crate::audit::AuditSeen;
 use leeward_model::{
     Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId, JobId,
     MachineSpec, MachineState, PointId, PointInfo, PointKind, Position, Problem, Site, StartPermit,
@@ -105,6 +106,14 @@ pub enum NoteKind {
     StartedByHand,
     /// Recovery points that were kept came to the end of their time.
     PointsRemoved,
+    /// An audit found bytes that are not what they have to be.
+    AuditFound,
+    /// What an audit had found is repaired.
+    AuditRepaired,
+    /// Somebody serves a point of the host's store for writing, by hand.
+    ServedWritable,
+    /// And serves it no more.
+    ServeEnded,
 }
 
 /// Who a host is.
@@ -186,6 +195,10 @@ pub struct SourceDuty {
     /// More changed bytes than this share of all disks, in percent, are compared, not cut.
     #[serde(default = "resync_threshold_percent")]
     pub resync_threshold_percent: u8,
+    /// The newest such request that trusts no hash that was taken before: the store reads and
+    /// hashes anew all that it holds of the branch, and all of it is compared.
+    #[serde(default)]
+    pub resync_full: u64,
     /// Whether a comparison that nobody asked for by number may begin now. One under way goes on.
     #[serde(default = "yes")]
     pub resync_allowed: bool,
@@ -569,8 +582,27 @@ pub struct SourceObserved {
     pub cycles: Vec<CycleFigures>,
     /// Bytes of blocks sent since protection began, before compression.
     pub sent_bytes: u64,
+    /// The comparison of the machine with its replica that always goes on; none before its first
+    /// part.
+    #[serde(default)]
+    pub audit: Option<AuditSeen>,
     /// What is wrong.
     pub problem: Option<Problem>,
+}
+
+/// A point that somebody serves from the store by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedPoint {
+    /// The note's id.
+    pub id: uuid::Uuid,
+    /// The point.
+    pub point: PointId,
+    /// Who: user, process and machine.
+    pub who: String,
+    /// Since when, by that machine's clock.
+    pub since: UnixMillis,
+    /// Whether it can be written, into an overlay of its own: then a machine may run from it.
+    pub writable: bool,
 }
 
 /// The newest point of a replica.
@@ -605,6 +637,12 @@ pub struct TargetObserved {
     pub stored_bytes: u64,
     /// Number of points.
     pub points: u64,
+    /// The reading of what is stored that always goes on; none before its first part.
+    #[serde(default)]
+    pub audit: Option<AuditSeen>,
+    /// Points that are served by hand from this store.
+    #[serde(default)]
+    pub served: Vec<ServedPoint>,
     /// What is wrong.
     pub problem: Option<Problem>,
     /// The replica was deleted as asked.

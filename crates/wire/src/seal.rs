@@ -290,7 +290,8 @@ impl Opener {
         header_bytes: &[u8; RECORD_HEADER_BYTES],
         stored: &[u8],
     ) -> Result<PackedChange, OpenError> {
-        let plain = self.open(RecordKind::Change, header, header_bytes, stored)?;
+        let mut plain = Vec::new();
+        self.open(RecordKind::Change, header, header_bytes, stored, &mut plain)?;
         let RecordHeader { disk, extent, mask, hash, codec, .. } = *header;
         let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + plain.len() + TAG_BYTES);
         record.resize(RECORD_HEADER_BYTES, 0);

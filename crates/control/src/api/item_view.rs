@@ -1,7 +1,7 @@
 //! How a protected item looks: the contract's Hyper-V replica, with our own fields beside its.
 
 use super::{
-    direction,
+    audit_view, direction,
     fabrics::health_error,
     hosts::{disk_view, machine_state},
     ids::{self, Ids, resource, time, time_or_null},
@@ -270,6 +270,9 @@ fn extensions(ids: &Ids, item: &ItemView) -> Value {
         "leewardEstimateSeconds": item.copy.and_then(|copy| copy.seconds_left),
         "leewardDataSync": item.data_sync.as_ref().map(data_sync_view),
         "leewardResyncReason": item.resync_reason,
+        "leewardAudit": audit_view::audit(item.audit.as_ref()),
+        "leewardStoreAudit": audit_view::audit(item.store_audit.as_ref()),
+        "leewardServed": audit_view::served(&item.served),
         "leewardDivergent": item.divergent.as_ref().map(|note| json!({
             "recoveryPointId": ids.point(item, note.point),
             "name": note.name,

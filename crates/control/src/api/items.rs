@@ -146,7 +146,14 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
             control.item_change_point(item.id, point).await
         }
         Op::ItemCommit => control.item_commit(item.id).await,
-        Op::ItemResync => control.item_resync(item.id).await,
+        Op::ItemResync => match properties.text("leewardVerify")? {
+            None | Some("hashes") => control.item_resync(item.id).await,
+            Some("full") => control.item_resync_full(item.id).await,
+            Some(word) => {
+                let what = format!("leewardVerify {word} is not one of hashes, full");
+                Err(ControlError::bad_request(what))
+            }
+        },
         Op::ItemPlannedFailover => {
             let spec = direction::planned(below, properties, item).await?;
             control.item_planned_failover(item.id, spec).await

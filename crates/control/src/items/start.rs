@@ -8,7 +8,7 @@ use crate::jobs::kinds::{
     Replaced, Resync, TestFailover, WayBack,
 };
 use crate::jobs::{NewJob, Request, Scenario, reprotect};
-use crate::plan::{End, Plan, other};
+use crate::plan::{End, Plan, ResyncTrust, other};
 use crate::policies::policy_row;
 use crate::store::{self, Conn, hosts::HostRow, items::ItemRow, jobs::Lane};
 use crate::vaults::check_name;
@@ -334,7 +334,20 @@ impl Control {
     /// Conflict unless the item is protected or resynchronizing, and while another job runs. One
     /// that waits, for its window or for its next attempt, is begun at once and its job returned.
     pub async fn item_resync(&self, id: ItemId) -> Result<JobId> {
-        self.item_change(id, |world, running| {
+        self.resync_asked(id, ResyncTrust::Hashes).await
+    }
+
+    /// As [`Self::item_resync`], and no hash that either end has kept is trusted: the store reads
+    /// and hashes anew all that it holds of the item's line.
+    ///
+    /// # Errors
+    /// As [`Self::item_resync`].
+    pub async fn item_resync_full(&self, id: ItemId) -> Result<JobId> {
+        self.resync_asked(id, ResyncTrust::Nothing).await
+    }
+
+    async fn resync_asked(&self, id: ItemId, trust: ResyncTrust) -> Result<JobId> {
+        self.item_change(id, move |world, running| {
             let paused = world.source_now().is_some_and(|seen| seen.phase == CapturePhase::Paused);
             let row = item(world)?;
             let resyncs = matches!(row.state.protection, Protection::Resynchronizing { .. });
@@ -344,7 +357,7 @@ impl Control {
                 running.refuse(&row.name, &[Lane::Main])?;
                 let job = job.facts.id;
                 if let Some(row) = &mut world.item {
-                    row.plan.resync += 1;
+                    row.plan.resync_asked(trust);
                 }
                 return Ok(job);
             }
@@ -356,8 +369,12 @@ impl Control {
                 return Err(ControlError::not_now(what));
             }
             let job = world.new_id();
-            let new = NewJob::asked(job, Lane::Watch, Scenario::Resynchronize, Request::Resync);
-            start(world, new, &Resync { job, ask: true })
+            let request = match trust {
+                ResyncTrust::Hashes => Request::Resync,
+                ResyncTrust::Nothing => Request::ResyncFull,
+            };
+            let new = NewJob::asked(job, Lane::Watch, Scenario::Resynchronize, request);
+            start(world, new, &Resync { job, ask: true, trust })
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! Resynchronize: asks for a comparison of the whole machine and shows how it goes.
 
 use super::{NewJob, Scenario};
-use crate::plan::RunPlan;
+use crate::plan::{ResyncTrust, RunPlan};
 use crate::store::jobs::Lane;
 use crate::world::{Step, World, pending};
 use leeward_durable::{Forward, Job, Moment, Outcome, Phase, Reversible, nothing};
@@ -14,6 +14,9 @@ pub(crate) struct Resync {
     pub(crate) job: JobId,
     /// Whether the comparison is still to be asked for.
     pub(crate) ask: bool,
+    /// What it goes by.
+    #[serde(default)]
+    pub(crate) trust: ResyncTrust,
 }
 
 impl Job for Resync {
@@ -50,7 +53,7 @@ pub(crate) fn spawn(world: &mut World) -> Step {
         return pending(format!("job {} to end", watch.facts.id));
     }
     let job = world.new_id();
-    let memory = Resync { job, ask: false };
+    let memory = Resync { job, ask: false, trust: ResyncTrust::default() };
     world.start_job(NewJob::of_item(job, Lane::Watch, Scenario::Resynchronize), &memory)?;
     Ok(Outcome::Done)
 }
@@ -66,7 +69,7 @@ impl Resync {
             world.apply(Event::ResyncNeeded { job: self.job, reason })?;
         }
         if matches!(world.end(world.source_site())?.run, RunPlan::Replicate { .. }) {
-            world.item_mut()?.plan.resync += 1;
+            world.item_mut()?.plan.resync_asked(self.trust);
         }
         Ok(Outcome::Done)
     }

@@ -40,6 +40,8 @@ pub(crate) enum Request {
     Reprotect { spec: ReprotectSpec },
     /// [`Control::item_resync`].
     Resync,
+    /// [`Control::item_resync_full`].
+    ResyncFull,
 }
 
 /// Is a job to be started.
@@ -157,6 +159,7 @@ impl Control {
             Request::PlannedFailover { spec } => self.item_planned_failover(item, spec).await,
             Request::Reprotect { spec } => self.item_reprotect(item, spec).await,
             Request::Resync => self.item_resync(item).await,
+            Request::ResyncFull => self.item_resync_full(item).await,
         }
     }
 }

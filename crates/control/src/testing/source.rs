@@ -169,6 +169,7 @@ impl Source {
             seeded: self.seeded.clone(),
             cycles: Vec::new(),
             sent_bytes: 0,
+            audit: None,
             problem: self.problem.clone(),
         }
     }

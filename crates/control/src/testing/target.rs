@@ -138,6 +138,8 @@ impl Target {
             durable: self.copied.or(newest.map(|kept| kept.info.position)),
             stored_bytes: 0,
             points: self.points.len() as u64,
+            audit: None,
+            served: Vec::new(),
             problem: None,
             deleted: self.deleted,
         }

@@ -87,6 +87,8 @@ pub(super) fn show(session: &Session, item: &Value) {
             ("points", text(&details["leewardPoints"])),
             ("sent", size("leewardSentBytes")),
             ("stored", size("leewardStoredBytes")),
+            ("compared", audit(&details["leewardAudit"])),
+            ("store read", audit(&details["leewardStoreAudit"])),
             ("policy", text(&properties["policyFriendlyName"])),
             ("epoch", text(&details["leewardEpoch"])),
             ("allowed now", texts(&properties["allowedOperations"])),
@@ -112,6 +114,15 @@ fn show_parts(session: &Session, item: &Value) {
             text(&instance["purpose"]),
             text(&instance["machineState"]),
             runs.unwrap_or_default()
+        ));
+    }
+    for served in details["leewardServed"].as_array().into_iter().flatten() {
+        let how = if served["writable"] == true { "for writing" } else { "read-only" };
+        session.say(&format!(
+            "point {} is served {how} by hand since {}, by {}",
+            text(&served["recoveryPoint"]),
+            text(&served["since"]),
+            text(&served["by"])
         ));
     }
     if let Some(name) = details["leewardDivergent"]["name"].as_str() {
@@ -142,6 +153,20 @@ fn end_line(end: &Value) -> String {
         text(&end["machineState"]),
         text(&end["run"])
     )
+}
+
+/// How far an audit is, in a line; nothing before its first part.
+fn audit(audit: &Value) -> String {
+    let Some(percent) = audit["auditedPercentage"].as_f64() else { return String::new() };
+    let last = match audit["lastRoundEndedAt"].as_str() {
+        Some(at) => format!("last whole round ended {at}"),
+        None => "no whole round yet".to_owned(),
+    };
+    let found = match audit["differences"].as_u64() {
+        None | Some(0) => "nothing found".to_owned(),
+        Some(count) => format!("{count} differences found"),
+    };
+    format!("{percent} % of this round, {last}, {found}")
 }
 
 fn seconds(count: u64) -> String {

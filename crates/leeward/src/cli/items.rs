@@ -94,7 +94,15 @@ pub enum ItemVerb {
     /// Makes a failover final.
     Commit(Named),
     /// Compares source and target and sends what differs.
-    Resync(Named),
+    Resync {
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "its fields say it")]
+        item: Named,
+        /// What the comparison goes by: the hashes that both ends keep, or nothing: then the store
+        /// reads and hashes anew all that it holds of the machine.
+        #[arg(long, value_enum, default_value_t)]
+        verify: Verify,
+    },
     /// Moves the machine to the other site, out or home, with nothing lost.
     ///
     /// While it runs, the sites are brought in step. Then it is shut down, the rest is sent, and
@@ -197,7 +205,14 @@ pub(super) async fn run(session: &Session, verb: ItemVerb) -> Result<(), CliErro
         }
         ItemVerb::FailoverCancel(item) => plain(session, &item, "failoverCancel").await,
         ItemVerb::Commit(item) => plain(session, &item, "failoverCommit").await,
-        ItemVerb::Resync(item) => plain(session, &item, "repairReplication").await,
+        ItemVerb::Resync { item, verify } => {
+            let found = item.find(session).await?;
+            let properties = match verify {
+                Verify::Hashes => json!({}),
+                Verify::Full => json!({ "leewardVerify": "full" }),
+            };
+            act(session, &found, "repairReplication", properties, "repairReplication").await
+        }
         ItemVerb::PlannedFailover(planned) => home::planned_failover(session, &planned).await,
         ItemVerb::CompleteFailover { item, comment } => {
             home::complete_failover(session, &item, comment.as_deref()).await
@@ -206,6 +221,16 @@ pub(super) async fn run(session: &Session, verb: ItemVerb) -> Result<(), CliErro
             home::reprotect(session, &item, host.as_deref()).await
         }
     }
+}
+
+/// What a comparison goes by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Verify {
+    /// The hashes of what was replicated.
+    #[default]
+    Hashes,
+    /// Nothing that was hashed before.
+    Full,
 }
 
 /// A verb that says nothing but its name.

@@ -8,6 +8,7 @@
 pub mod assign;
 pub mod autostart;
 pub mod board;
+pub mod by_hand;
 pub mod clock;
 pub mod data_link;
 pub mod dial;
@@ -24,9 +25,10 @@ pub mod receiver;
 pub mod replica;
 pub mod site_store;
 pub mod source;
+pub mod store_audit;
 pub mod target;
 
-use crate::{folder, sealing::Sealing};
+use crate::{audit_pace::AuditPace, folder, sealing::Sealing};
 use assign::Workers;
 pub use assign::assignment_load;
 pub use autostart::start_allowed;
@@ -82,6 +84,8 @@ pub struct HostParts {
     pub wall: WallClock,
     /// How it seals what its machines write.
     pub sealing: Sealing,
+    /// How fast it audits its machines and its replicas.
+    pub audit: AuditPace,
 }
 
 /// A host: its parts, and what it has to do and sees.

@@ -2,6 +2,7 @@
 //! machines need to start.
 
 use crate::{
+    audit_pace::{AuditOptions, AuditPace},
     folder,
     roles::host::{
         self, Host, HostParts, clock,
@@ -74,6 +75,9 @@ pub struct HostOptions {
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
+    /// How fast its machines and replicas are audited.
+    #[command(flatten)]
+    pub audit: AuditOptions,
 }
 
 /// What may be asked of a host by hand, on its own machine.
@@ -216,11 +220,13 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
     let sealing = options.sealing.or(Compression::Adaptive);
+    let audit = options.audit.pace();
     let (store, secret, at) = role_store(&data, options.store.as_deref(), file.host)?;
     if let Some(secret) = secret {
         recovery_key_keep(&data, &secret)?;
     }
-    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing, store: at };
+    let place =
+        MachinePlace { machines, hydration_bytes_per_second: 0, sealing, store: at, audit };
     let store = Some(site_store(store, Site::Primary));
     let parts = parts(&data, &place, (file.host, file.name), dialer, store).await?;
     let host = Host::new(parts);
@@ -274,6 +280,8 @@ pub struct MachinePlace {
     pub sealing: Sealing,
     /// Where its replica store is.
     pub store: StorePlace,
+    /// How fast it is audited.
+    pub audit: AuditPace,
 }
 
 /// Everything that a host with QEMU machines is made of.
@@ -304,6 +312,7 @@ pub async fn parts(
         exports: Arc::new(launcher),
         wall: clock::WallClock::system(),
         sealing: place.sealing.clone(),
+        audit: place.audit,
     })
 }
 

@@ -10,6 +10,7 @@ pub mod ports;
 pub mod sessions;
 
 use crate::{
+    audit_pace::{AuditOptions, AuditPace},
     folder,
     roles::{
         host::{self, Host, dial::TlsDialer},
@@ -76,6 +77,9 @@ pub struct UpOptions {
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
+    /// How fast its replicas are audited.
+    #[command(flatten)]
+    pub audit: AuditOptions,
 }
 
 /// Runs until it is told to end.
@@ -283,6 +287,7 @@ async fn local_host(
         hydration_bytes_per_second: options.hydration_bytes_per_second,
         sealing: options.sealing.or(Compression::Adaptive),
         store: at,
+        audit: options.audit.pace(),
     };
     let parts = site::parts(data, &place, (own.id, own.name), dialer, Some(store)).await?;
     Ok((Host::new(parts), keeper))
@@ -298,6 +303,7 @@ async fn idle_host(data: &Path, own: OwnHost, authority: &Authority) -> anyhow::
         hydration_bytes_per_second: 0,
         sealing: SealingOptions::default().or(Compression::Adaptive),
         store: StorePlace::own(&folder),
+        audit: AuditPace::default(),
     };
     let parts = site::parts(&folder, &place, (own.id, own.name), dialer, None).await?;
     Ok(Host::new(parts))

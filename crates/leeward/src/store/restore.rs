@@ -4,7 +4,7 @@
 
 use super::{
     Failure, blocking, file_problem, print, problem,
-    serve::{self, DiskOptions, OpenDisk},
+    serve::{self, DiskOptions, OpenDisk, Unnoted},
 };
 use crate::cli::table::bytes;
 use async_trait::async_trait;
@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use indicatif::{ProgressBar, ProgressStyle};
 use leeward_model::{Code, DiskNumber, EXTENT_BYTES};
 use leeward_nbd::server::{Allocation, Export, ExportError, ExportExtent};
-use leeward_replica::{PointExport, RunKind, StoreError, View};
+use leeward_replica::{PointExport, RunKind, ServedAs, StoreError, View};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::{
     fs::File,
@@ -90,7 +90,10 @@ pub(super) async fn run(options: RestoreOptions) -> Result<(), Failure> {
     let begun = Instant::now();
     check_target(&options)?;
     let disk = options.disk.clone();
-    let open = blocking(move || OpenDisk::open(&disk, "restored")).await?;
+    let target = std::path::absolute(&options.out).unwrap_or_else(|_| options.out.clone());
+    let served_as = ServedAs::Restored { target: target.to_string_lossy().into_owned() };
+    let open = move || OpenDisk::open(&disk, "restored", served_as, Unnoted::GoesOn);
+    let open = blocking(open).await?;
     let partial = partial_of(&options.out)?;
     // What an interrupted restore left there is of no use to anybody.
     let _ = std::fs::remove_file(&partial);
@@ -133,7 +136,25 @@ fn check_target(options: &RestoreOptions) -> Result<(), Failure> {
         let cause = "the file exists; --replace-existing-file puts the disk in its place";
         return Err(problem(Code::NAME_TAKEN, format!("{out} is not written"), cause));
     }
+    if let Some(device) = loop_device(&options.out, Path::new("/sys/block")) {
+        let cause = format!(
+            "{device} holds it, and what is mounted from there would go on with \
+                             the former bytes; take that off first"
+        );
+        return Err(problem(Code::NAME_TAKEN, format!("{out} is not written"), cause));
+    }
     Ok(())
+}
+
+/// The loop device whose bytes the file is, if there is one: it may be mounted.
+fn loop_device(file: &Path, devices: &Path) -> Option<String> {
+    let file = file.canonicalize().ok()?;
+    let entries = std::fs::read_dir(devices).ok()?.filter_map(Result::ok);
+    let mut holding = entries.filter(|entry| {
+        let backing = std::fs::read_to_string(entry.path().join("loop/backing_file"));
+        backing.is_ok_and(|backing| Path::new(backing.trim_end()) == file)
+    });
+    holding.next().map(|entry| format!("/dev/{}", entry.file_name().to_string_lossy()))
 }
 
 fn partial_of(out: &Path) -> Result<PathBuf, Failure> {
@@ -373,4 +394,25 @@ fn tempfile_folder() -> Result<SocketFolder, Failure> {
     made.create(&path)
         .map_err(|error| file_problem(format!("could not make {}", path.display()), &error))?;
     Ok(SocketFolder(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_loop_device_holds_is_known_by_the_devices_own_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, devices) = (folder.path().join("disk.raw"), folder.path().join("block"));
+        std::fs::write(&file, b"bytes").unwrap();
+        std::fs::create_dir_all(devices.join("sda")).unwrap();
+        std::fs::create_dir_all(devices.join("loop3/loop")).unwrap();
+        assert_eq!(loop_device(&file, &devices), None);
+
+        let real = file.canonicalize().unwrap();
+        let backing = devices.join("loop3/loop/backing_file");
+        std::fs::write(backing, format!("{}\n", real.display())).unwrap();
+        assert_eq!(loop_device(&file, &devices), Some("/dev/loop3".to_owned()));
+        assert_eq!(loop_device(&folder.path().join("other.raw"), &devices), None);
+    }
 }

@@ -4,14 +4,14 @@ use super::{
     Failure,
     find::{self, Known},
     place::PlaceOptions,
-    print, print_json, time_text,
+    print, print_json, record, time_text,
 };
 use crate::cli::{
     Output,
     table::{Colour, bytes, table},
 };
 use leeward_model::{PointInfo, Site, Verification};
-use leeward_replica::StoreError;
+use leeward_replica::{Served, ServedAs, StoreError};
 use serde_json::{Value, json};
 
 /// Whose points.
@@ -108,6 +108,20 @@ pub(super) fn points(options: &PointsOptions, output: Output) -> Result<(), Fail
     Ok(())
 }
 
+/// A use of a point by hand.
+fn served_json(served: &Served) -> Value {
+    let (how, target) = match &served.served_as {
+        ServedAs::ReadOnly => ("read-only", None),
+        ServedAs::Writable => ("writable", None),
+        ServedAs::Restored { target } => ("restored", Some(target)),
+    };
+    json!({
+        "id": served.id, "point": served.point, "disk": served.disk, "use": how, "target": target,
+        "who": record::who(&served.process), "since": time_text(served.since),
+        "stale": record::is_stale(&served.process),
+    })
+}
+
 fn item_json(known: &Known) -> Result<Value, StoreError> {
     let (reader, state) = (&known.reader, known.reader.state());
     let pins = reader.pins()?;
@@ -120,6 +134,15 @@ fn item_json(known: &Known) -> Result<Value, StoreError> {
         json!({"id": gone.pin.id, "point": gone.pin.point, "who": gone.who, "why": gone.why,
                "at": time_text(gone.at), "pinnedBy": gone.pin.who, "pinnedFor": gone.pin.why})
     });
+    let served = reader.served()?;
+    let served = served.iter().map(served_json);
+    let ended = reader.serves_ended()?;
+    let ended = ended.iter().map(|ended| {
+        let mut one = served_json(&ended.served);
+        one["ended"] = json!(time_text(ended.ended));
+        one["how"] = json!(ended.how);
+        one
+    });
     let space = reader.space()?;
     let newest = reader.newest_point();
     Ok(json!({
@@ -131,6 +154,7 @@ fn item_json(known: &Known) -> Result<Value, StoreError> {
         "timelines": state.branches.len(), "fence": state.fence,
         "dataKeys": reader.key_versions(),
         "pins": pins.collect::<Vec<_>>(), "unpinned": unpinned.collect::<Vec<_>>(),
+        "served": served.collect::<Vec<_>>(), "servesEnded": ended.collect::<Vec<_>>(),
         "liveBytes": space.live_bytes, "waitingBytes": space.waiting_bytes,
         "layers": space.layers, "layerBytes": space.layer_bytes,
     }))

@@ -46,11 +46,15 @@ impl SegmentAudit {
     }
 }
 
-/// Audits the segment of `range`.
+/// Audits the segment of `range`; `opened` is told of every record that opens.
 ///
 /// # Errors
 /// [`StoreError::Storage`].
-pub(super) fn audit(folder: &ItemFolder, range: &SegmentRange) -> Result<SegmentAudit, StoreError> {
+pub(super) fn audit(
+    folder: &ItemFolder,
+    range: &SegmentRange,
+    opened: &mut dyn FnMut(&FooterEntry),
+) -> Result<SegmentAudit, StoreError> {
     let path = folder.segment_path(range.segment);
     let mut found = SegmentAudit {
         timeline: range.timeline,
@@ -100,7 +104,7 @@ pub(super) fn audit(folder: &ItemFolder, range: &SegmentRange) -> Result<Segment
         }
         Footer::None => scanned(&bytes, range),
     };
-    records(&opener, range, &bytes, &entries, &mut found);
+    records(&opener, range, (&bytes, &entries), &mut found, opened);
     Ok(found)
 }
 
@@ -160,9 +164,9 @@ fn scanned(bytes: &[u8], range: &SegmentRange) -> Vec<FooterEntry> {
 fn records(
     opener: &Opener,
     range: &SegmentRange,
-    bytes: &[u8],
-    entries: &[FooterEntry],
+    (bytes, entries): (&[u8], &[FooterEntry]),
     found: &mut SegmentAudit,
+    opened: &mut dyn FnMut(&FooterEntry),
 ) {
     let mut entries: Vec<_> = entries.iter().filter(|entry| entry.lsn <= range.last).collect();
     entries.sort_unstable_by_key(|entry| entry.offset);
@@ -174,7 +178,10 @@ fn records(
         }
         at = end;
         match open(opener, entry, &bytes[from as usize..end as usize]) {
-            Ok(()) => found.records += 1,
+            Ok(()) => {
+                found.records += 1;
+                opened(entry);
+            }
             Err(why) => found.bad(Some((from, end - from)), part(entry), why),
         }
     }

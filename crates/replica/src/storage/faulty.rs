@@ -18,6 +18,8 @@ pub enum Fault {
     NoSpace,
     /// Half of the bytes were written; else as [`Fault::Error`].
     ShortWrite,
+    /// EINTR, and nothing was done.
+    Interrupted,
     /// EIO is answered although everything was done: a lost acknowledgement.
     LostReply,
 }
@@ -57,6 +59,7 @@ impl Plan {
             None => work(),
             Some(Fault::Error | Fault::ShortWrite) => error(io::Error::from_raw_os_error(5)),
             Some(Fault::NoSpace) => error(io::Error::from_raw_os_error(28)),
+            Some(Fault::Interrupted) => error(io::Error::from_raw_os_error(4)),
             Some(Fault::LostReply) => {
                 work()?;
                 error(io::Error::from_raw_os_error(5))

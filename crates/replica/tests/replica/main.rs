@@ -23,4 +23,6 @@ mod reads;
 mod retention;
 mod rough;
 mod storage;
+mod verbs;
 mod world;
+mod worn;

@@ -1,7 +1,7 @@
 //! The roles of the world: they start on their files, die where they stand, and come back.
 
 use super::{
-    SITES, SKEWS_MS, World,
+    Mistakes, SITES, SKEWS_MS, World,
     disk::{SiteDisk, WorldExports},
     fabric::{Watch, WatchedFabric},
     link::{Link, LinkState, Net, SERVER, STORE, WorldDialer},
@@ -9,6 +9,7 @@ use super::{
     time::ServerTime,
 };
 use leeward::{
+    audit_pace::AuditPace,
     roles::{
         host::{
             Host, HostParts, clock::WallClock, folders_make, link as session, site_store::SiteStore,
@@ -236,6 +237,10 @@ fn role_run(site: &SiteFiles, store: Arc<SiteStore>, net: &Net) -> Role {
         exports: Arc::new(site.exports.clone()),
         wall: WallClock::new(move || wall.read()),
         sealing: leeward::sealing::Sealing::default(),
+        audit: match site.watch.mistakes == Mistakes::default() {
+            true => AuditPace::default(),
+            false => AuditPace { bytes_per_second: 0 },
+        },
     });
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&host).discover_loop(stop.clone()));

@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 use leeward_durable::Record;
-use leeward_fabric::machine_toml;
+use leeward_fabric::{
+    machine_toml,
+    qmp::{Line, LineCutter},
+};
 use leeward_model::{DiskFormat, ResyncWindow};
 use leeward_nbd::protocol::{
     negotiation::{
@@ -79,7 +82,34 @@ pub fn parsers() -> Vec<Parser> {
     all.extend(store());
     all.extend(nbd());
     all.extend(texts());
+    all.push(qmp());
     all
+}
+
+/// What QEMU says: greetings, answers, events, in one stream.
+fn qmp() -> Parser {
+    let lines = [
+        r#"{"QMP":{"version":{"qemu":{"micro":1,"minor":2,"major":8}},"capabilities":[]}}"#,
+        r#"{"return":{},"id":1}"#,
+        r#"{"return":[{"device":"d0","dirty-bitmaps":[{"name":"x","count":65536}]}],"id":2}"#,
+        r#"{"id":3,"error":{"class":"GenericError","desc":"no such node"}}"#,
+        r#"{"timestamp":{"seconds":1},"event":"BLOCK_IO_ERROR","data":{"a":[null]}}"#,
+    ];
+    let mut samples: Vec<Vec<u8>> =
+        lines.iter().map(|line| format!("{line}\r\n").into_bytes()).collect();
+    samples.insert(0, samples.concat());
+    parser("QMP stream", samples, |bytes| {
+        let mut cutter = LineCutter::default();
+        cutter.buffer().extend_from_slice(bytes);
+        let mut taken = false;
+        loop {
+            match cutter.cut() {
+                Line::Message(_) => taken = true,
+                Line::More => return taken,
+                Line::Broken => return false,
+            }
+        }
+    })
 }
 
 fn wire() -> Vec<Parser> {
@@ -115,6 +145,7 @@ fn wire() -> Vec<Parser> {
 fn frames() -> Vec<Parser> {
     let names = [
         "ack",
+        "audit",
         "block-hashes",
         "block-hashes-request",
         "commit",

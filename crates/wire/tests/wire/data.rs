@@ -7,6 +7,7 @@ use leeward_model::{
     TimelineId, UnixMillis,
 };
 use leeward_wire::{
+    audit::AuditWord,
     data::{
         Ack, BlockHashes, BlockHashesRequest, Commit, Committed, DataError, DataHello, DataMessage,
         DataWelcome, HashKeyWord, Hashes, HashesRequest, JoinAnswer, JoinRequest, Role,
@@ -113,6 +114,12 @@ pub fn every_message() -> Vec<(&'static str, DataMessage)> {
         ("block-hashes-request", DataMessage::BlockHashesRequest(block_request)),
         ("block-hashes", DataMessage::BlockHashes(blocks)),
         ("hash-key", DataMessage::HashKey(HashKeyWord::Key { hash_key: hash_key() })),
+        (
+            "audit",
+            DataMessage::Audit(AuditWord::Damaged {
+                extents: vec![(DiskNumber(0), ExtentNumber(7)), (DiskNumber(1), ExtentNumber(0))],
+            }),
+        ),
         ("join-request", DataMessage::JoinRequest(join)),
         ("join-answer", DataMessage::JoinAnswer(Box::new(answer))),
     ]

@@ -52,6 +52,7 @@ fn source_duty(run: SourceRun) -> SourceDuty {
         point_interval_ms: 5_000,
         run,
         resync: 0,
+        resync_full: 0,
         resync_threshold_percent: 50,
         resync_allowed: true,
     }
@@ -202,6 +203,7 @@ fn a_source_tells_what_came_of_its_seed_and_one_from_before_there_were_seeds_tel
         seeded,
         cycles: Vec::new(),
         sent_bytes: 0,
+        audit: None,
         problem: None,
     };
     let stored = Seeded::Stored { point: PointId::from_u128(0x51), position: place() };

@@ -133,6 +133,7 @@ pub fn source_blank(timeline: TimelineId, epoch: leeward_model::Epoch) -> Source
         seeded: None,
         cycles: Vec::new(),
         sent_bytes: 0,
+        audit: None,
         problem: None,
     }
 }

@@ -13,10 +13,12 @@ use crate::{
     sealing::KeyedHasher,
 };
 use leeward_model::{
-    Branch, Code, ExtentHash, HostId, Lsn, Marker, PointId, Position, Problem, SegmentId,
+    Branch, Code, DiskNumber, ExtentHash, ExtentNumber, HostId, Lsn, Marker, PointId, Position,
+    Problem, SegmentId,
 };
 use leeward_replica::StoreError;
 use leeward_wire::{
+    audit::AuditWord,
     credits::{CreditError, SendWindow},
     data::{
         BlockHashesRequest, Commit, DataHello, DataMessage, DataWelcome, ExtentBlockHashes,
@@ -380,6 +382,33 @@ impl DataLink {
     pub async fn hashes(&mut self, request: HashesRequest) -> Result<Vec<ExtentHash>, LinkError> {
         match self.ask(DataMessage::HashesRequest(request)).await? {
             DataMessage::Hashes(answer) => Ok(answer.hashes),
+            _ => Err(SessionError::OutOfTurn("something else than hashes").into()),
+        }
+    }
+
+    /// Asks which extents of what the branch holds the store cannot read.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn damaged(&mut self) -> Result<Vec<(DiskNumber, ExtentNumber)>, LinkError> {
+        match self.ask(DataMessage::Audit(AuditWord::Ask)).await? {
+            DataMessage::Audit(AuditWord::Damaged { extents }) => Ok(extents),
+            _ => Err(SessionError::OutOfTurn("something else than what is damaged").into()),
+        }
+    }
+
+    /// Asks for extent hashes that the store takes anew of what it has stored: at most
+    /// [`leeward_wire::audit::REREAD_MAX`] at once.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn reread(&mut self, request: HashesRequest) -> Result<Vec<ExtentHash>, LinkError> {
+        let HashesRequest { disk, first_extent, count } = request;
+        let word = AuditWord::Reread { disk, first_extent, count };
+        match self.ask(DataMessage::Audit(word)).await? {
+            DataMessage::Hashes(answer) if answer.hashes.len() == count as usize => {
+                Ok(answer.hashes)
+            }
             _ => Err(SessionError::OutOfTurn("something else than hashes").into()),
         }
     }

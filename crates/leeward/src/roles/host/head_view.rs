@@ -3,6 +3,7 @@
 use leeward_model::{DiskNumber, ExtentHash, ExtentNumber, Lsn, Position, TimelineId};
 use leeward_replica::{ItemStore, StoreError, View};
 use leeward_wire::{
+    audit::EXTENT_UNREADABLE,
     data::ExtentBlockHashes,
     hash::{EXTENT_ABSENT, zero_extent_hash},
 };
@@ -57,7 +58,32 @@ impl HeadView {
         .await
     }
 
-    /// The hashes of each extent's blocks.
+    /// As [`Self::leaves`], taken anew of what is stored: [`EXTENT_UNREADABLE`] for what cannot be
+    /// read.
+    ///
+    /// # Errors
+    /// Those of the store, without the damage.
+    pub async fn reread(
+        &self,
+        disk: DiskNumber,
+        first: ExtentNumber,
+        count: u32,
+    ) -> Result<Vec<ExtentHash>, StoreError> {
+        let this = self.clone();
+        off_thread(move || {
+            let extents = (0..count).map(|index| ExtentNumber(first.0.saturating_add(index)));
+            let leaf = |extent| match this.view.reread_hash(disk, extent) {
+                Ok(leaf) if leaf == this.zero => Ok(EXTENT_ABSENT),
+                Err(StoreError::Damaged { .. }) => Ok(EXTENT_UNREADABLE),
+                leaf => leaf,
+            };
+            extents.map(leaf).collect()
+        })
+        .await
+    }
+
+    /// The hashes of each extent's blocks; of an extent that cannot be read those of nothing, so
+    /// that the source sends all of it.
     ///
     /// # Errors
     /// Those of the store.
@@ -68,7 +94,11 @@ impl HeadView {
     ) -> Result<Vec<ExtentBlockHashes>, StoreError> {
         let this = self.clone();
         off_thread(move || {
-            extents.into_iter().map(|extent| this.view.block_hashes(disk, extent)).collect()
+            let blocks = |extent| match this.view.block_hashes(disk, extent) {
+                Err(StoreError::Damaged { .. }) => Ok([[0xff; 16]; 16]),
+                blocks => blocks,
+            };
+            extents.into_iter().map(blocks).collect()
         })
         .await
     }

@@ -2,8 +2,11 @@
 //! figures. Taking a source's data is `target`'s part.
 
 use super::{
-    Host, hash_key, notes,
+    Host,
+    by_hand::ByHand,
+    hash_key, notes,
     site_store::{LetGo, SiteStore},
+    store_audit::StoreAudit,
     target,
 };
 use leeward_model::{ItemId, TimelineId};
@@ -32,6 +35,7 @@ impl Host {
                     (seen.fence, seen.newest) = (figures.fence, figures.newest);
                     seen.durable = figures.durable;
                     (seen.stored_bytes, seen.points) = (figures.stored_bytes, figures.points);
+                    seen.served = figures.served;
                 }
             }),
             Err(error) => {
@@ -56,6 +60,7 @@ pub async fn run(
     let mut expired = Instant::now();
     let mut offered = None;
     let (mut ended, mut removed) = (BTreeSet::new(), Removed::default());
+    let (mut audit, mut hand) = (StoreAudit::new(&host, item), ByHand::default());
     loop {
         let Some(duty) = work.borrow_and_update().clone() else {
             host.board.target(item, |seen| *seen = None);
@@ -64,7 +69,7 @@ pub async fn run(
         host.board.target(item, |seen| {
             seen.get_or_insert_with(target::target_blank);
         });
-        let Some(target) = duty.target else { return };
+        let Some(target) = duty.target.clone() else { return };
         let mut outcome = keep_replica(&host, &store, item, &target, duty.vault).await;
         if outcome.is_ok() && !target.delete {
             outcome = retire(&host, &store, item, &target, &mut ended).await;
@@ -85,6 +90,10 @@ pub async fn run(
                 Err(StoreError::NoItem { .. }) => {}
                 Err(error) => tracing::warn!(%item, %error, "could not let old points go"),
             }
+        }
+        hand.tell(&host, item, &duty.name);
+        if !target.delete {
+            audit.part(&host, &store, &duty).await;
         }
         tokio::select! {
             () = offer_key(&host, &store, item, &target, &mut offered) => {}

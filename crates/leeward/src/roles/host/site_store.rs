@@ -2,28 +2,31 @@
 //! at a time for each item.
 
 use super::{
+    by_hand,
     clock::{WallClock, stamp},
     head_view::HeadView,
 };
 use leeward_model::{
-    Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ItemId, Lsn, MachineSpec, PointId,
-    PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId, UnixMillis, VaultId,
+    Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ExtentNumber, ItemId, Lsn, MachineSpec,
+    PointId, PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId, UnixMillis,
+    VaultId,
 };
 use leeward_replica::{
-    ItemStore, KeptFile, KeptRecord, PointReceipt, Retention, Store, StoreError, TestOutcome,
-    Thinning, View,
+    ItemReader, ItemStore, KeptFile, KeptRecord, PointReceipt, Retention, Store, StoreError,
+    TestOutcome, Thinning, View,
 };
 use leeward_wire::{
+    audit::DAMAGED_MAX,
     data::DataWelcome,
     keys::HashKey,
     message::{
         Answer, KeepAs, KitState, NewestPoint, ProbeResult, Query, RETENTION_FROZEN_SECONDS,
-        ServerStamp,
+        ServedPoint, ServerStamp,
     },
     segment::SegmentHeader,
 };
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -62,6 +65,8 @@ pub struct ReplicaFigures {
     pub stored_bytes: u64,
     /// Number of its points.
     pub points: u64,
+    /// Points that are served by hand.
+    pub served: Vec<ServedPoint>,
 }
 
 /// The branch on which a host seals its own machine's disks.
@@ -90,7 +95,12 @@ pub struct SiteStore {
     items: Mutex<BTreeMap<ItemId, Arc<Mutex<ItemStore>>>>,
     /// What was found of its recovery kit, and when.
     kit: Mutex<Option<(Instant, KitState)>>,
+    /// Extents of the items' newest points that cannot be read, as the audit found them.
+    damaged: Mutex<BTreeMap<ItemId, DamagedExtents>>,
 }
+
+/// Extents that cannot be read.
+pub type DamagedExtents = BTreeSet<(DiskNumber, ExtentNumber)>;
 
 impl SiteStore {
     /// Wraps an open store of the host at `site`.
@@ -101,12 +111,36 @@ impl SiteStore {
             wall,
             items: Mutex::default(),
             kit: Mutex::default(),
+            damaged: Mutex::default(),
         }
     }
 
     /// The store itself, for what is no item's.
     pub fn replica(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// Extents of the item's newest point that were found damaged and are not repaired.
+    pub fn damaged(&self, item: ItemId) -> Vec<(DiskNumber, ExtentNumber)> {
+        let held = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(&item).into_iter().flatten().copied().take(DAMAGED_MAX).collect()
+    }
+
+    /// Notes what is damaged now.
+    pub fn damaged_set(&self, item: ItemId, extents: DamagedExtents) {
+        let mut held = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        match extents.is_empty() {
+            true => held.remove(&item),
+            false => held.insert(item, extents),
+        };
+    }
+
+    /// A reader of the item that no writer waits for.
+    ///
+    /// # Errors
+    /// Those of the store. Blocks.
+    pub fn reader(&self, item: ItemId) -> Result<ItemReader, StoreError> {
+        self.store.item_read(item)
     }
 
     /// Whether a recovery kit is known to open the store. Looked up at intervals: a test of a kit
@@ -247,6 +281,7 @@ impl SiteStore {
         item: ItemId,
         branch: Option<Branch>,
     ) -> Result<ReplicaFigures, StoreError> {
+        let now = self.wall.now();
         self.with(item, move |store| {
             let reader = store.reader();
             let durable = branch.map(|branch| goes_on(store, &branch)).transpose()?.flatten();
@@ -267,6 +302,7 @@ impl SiteStore {
                 durable,
                 stored_bytes: reader.stored_bytes()?,
                 points: reader.state().points.len() as u64,
+                served: by_hand::served(reader, now),
             })
         })
         .await

@@ -5,6 +5,7 @@
 //! in QEMU, the hash files and the store's newest position are enough to go on without a full
 //! copy. A guest's write never waits for anything here.
 
+mod audit;
 mod copy;
 mod cycle;
 mod idle;
@@ -23,6 +24,8 @@ use super::{
     data_link::{DataLink, LinkError, StoreEnd},
     permits,
 };
+use audit::AuditRun;
+use copy::Basis;
 use ladder::{Failure, Pace};
 use leeward_capture::{
     Attached, CaptureError, ChangeSource, HashError, HashFiles, LiveRead, PassError, Retry,
@@ -169,6 +172,8 @@ struct Open {
     goes: Goes,
     /// Whether the change map reaches back to the newest point.
     mapped: bool,
+    /// The resync for which the store took all its hashes anew in this session; 0 for none.
+    reread_for: u64,
     last_cut: Option<Instant>,
 }
 
@@ -192,6 +197,8 @@ pub struct SourceWorker {
     comparing: bool,
     /// When failed attempts are made again.
     pace: Pace,
+    /// How much the audit may read, and when it did last.
+    audit: AuditRun,
 }
 
 /// Runs the worker of `item` until its work is taken away.
@@ -208,6 +215,7 @@ pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option
         needed: None,
         comparing: false,
         pace: Pace::default(),
+        audit: AuditRun::default(),
     };
     let mut before = None;
     loop {
@@ -413,6 +421,9 @@ impl SourceWorker {
         if self.is_held(work).await || self.waits(work) {
             return Ok(Some(LOOK));
         }
+        if self.distrusts(work) {
+            self.open = None;
+        }
         self.open(work).await?;
         if let Some(reason) = self.comparison(work) {
             if self.waits(work) {
@@ -440,7 +451,9 @@ impl SourceWorker {
         let Some(spec) = spec else {
             return Err(FabricError::Unknown(Self::machine(work)).into());
         };
-        let hashes = self.trusted_hashes(&mut link, &spec, self.hash_folder()).await?;
+        let reread_for = self.reread_wanted(work);
+        let basis = if reread_for > 0 { Basis::Nothing } else { Basis::Hashes };
+        let hashes = self.trusted_hashes(&mut link, &spec, self.hash_folder(), basis).await?;
         self.show(|seen| seen.problem = None);
         let mut source = self.host.fabric.capture(&Self::machine(work)).await?;
         let base = link.newest_point.map(|(_, position)| position);
@@ -451,7 +464,10 @@ impl SourceWorker {
         }
         self.tell_resized(&hashes, &spec);
         let (key, goes) = (Self::key(work), Goes::Out);
-        self.open = Some(Open { link, source, hashes, spec, key, goes, mapped, last_cut: None });
+        let last_cut = None;
+        #[rustfmt::skip]
+        let open = Open { link, source, hashes, spec, key, goes, mapped, reread_for, last_cut };
+        self.open = Some(open);
         Ok(())
     }
 

@@ -5,9 +5,12 @@
 
 use super::{Host, board::Board, hash_key, head_view::HeadView, site_store::SiteStore};
 use crate::roles::session::{FrameReader, FrameWriter, SessionError};
-use leeward_model::{Code, HostId, ItemId, Lsn, PointOrigin, Position, Problem, TimelineId};
+use leeward_model::{
+    Code, DiskNumber, ExtentNumber, HostId, ItemId, Lsn, PointOrigin, Position, Problem, TimelineId,
+};
 use leeward_replica::StoreError;
 use leeward_wire::{
+    audit::{AuditWord, EXTENT_UNREADABLE, REREAD_MAX},
     credits::{CreditError, ReceiveWindow},
     data::{BlockHashes, Committed, DataHello, DataMessage, HashKeyWord, Hashes},
     message::{PROTOCOL_VERSION, SourceRun, TargetObserved},
@@ -279,6 +282,19 @@ impl Session<'_> {
                 let hashes = view.blocks(disk, request.extents).await?;
                 writer.message(&DataMessage::BlockHashes(BlockHashes { disk, hashes })).await?;
             }
+            DataMessage::Audit(AuditWord::Ask) => {
+                let extents = self.still_damaged().await?;
+                writer.message(&DataMessage::Audit(AuditWord::Damaged { extents })).await?;
+            }
+            DataMessage::Audit(AuditWord::Reread { disk, first_extent, count }) => {
+                if !(1..=REREAD_MAX).contains(&count) {
+                    return Err(SessionError::OutOfTurn("a question about too much").into());
+                }
+                let view = self.head_view().await?;
+                let hashes = view.reread(disk, first_extent, count).await?;
+                let answer = Hashes { disk, first_extent, hashes };
+                writer.message(&DataMessage::Hashes(answer)).await?;
+            }
             DataMessage::Ping(number) => writer.message(&DataMessage::Pong(number)).await?,
             _ => return Err(SessionError::OutOfTurn("a message that a source never sends").into()),
         }
@@ -310,6 +326,23 @@ impl Session<'_> {
         Ok(self.view.insert(view).clone())
     }
 
+    /// Extents that were found damaged and still are: what was sent again is whole.
+    async fn still_damaged(&mut self) -> Result<Vec<(DiskNumber, ExtentNumber)>, TargetError> {
+        let known = self.store.damaged(self.hello.item);
+        if known.is_empty() {
+            return Ok(known);
+        }
+        let view = self.head_view().await?;
+        let mut still = Vec::new();
+        for (disk, extent) in known {
+            if view.reread(disk, extent, 1).await? == [EXTENT_UNREADABLE] {
+                still.push((disk, extent));
+            }
+        }
+        self.store.damaged_set(self.hello.item, still.iter().copied().collect());
+        Ok(still)
+    }
+
     /// Makes what waits durable and acknowledges it.
     async fn flush<W: AsyncWrite + Unpin>(
         &mut self,
@@ -335,6 +368,8 @@ pub fn target_blank() -> TargetObserved {
         durable: None,
         stored_bytes: 0,
         points: 0,
+        audit: None,
+        served: Vec::new(),
         problem: None,
         deleted: false,
     }

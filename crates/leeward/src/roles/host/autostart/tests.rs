@@ -56,6 +56,7 @@ fn as_source(run: SourceRun) -> Assignment {
         point_interval_ms: 1000,
         run,
         resync: 0,
+        resync_full: 0,
         resync_threshold_percent: 50,
         resync_allowed: true,
     };

@@ -9,6 +9,7 @@ use crate::{
 use leeward_capture::{DiskFolder, HashFiles, LiveRead, PassInput, PassKind, PassProgress, Trust};
 use leeward_model::{DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber, MachineSpec, Position};
 use leeward_wire::{
+    audit::REREAD_MAX,
     data::{BlockHashesRequest, Commit, ExtentBlockHashes, HashesRequest},
     frame::{BLOCK_HASHES_MAX, HASHES_MAX},
     hash::EXTENT_ABSENT,
@@ -56,6 +57,15 @@ impl Uncommitted {
     }
 }
 
+/// What a comparison goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Basis {
+    /// Hashes that were taken when the data were sent, by either end.
+    Hashes,
+    /// What the store reads from its disk and hashes now.
+    Nothing,
+}
+
 /// Live passes over what was written meanwhile, before the first cut, at most: each is shorter
 /// than the one before unless the guest writes faster than the link, which no pass can mend.
 const DIRTY_PASSES_MAX: u32 = 5;
@@ -71,19 +81,23 @@ impl SourceWorker {
         link: &mut DataLink,
         spec: &MachineSpec,
         folder: PathBuf,
+        basis: Basis,
     ) -> Result<Arc<HashFiles>, SourceError> {
         std::fs::create_dir_all(&folder)?;
         let hashes = Arc::new(HashFiles::new(Arc::new(DiskFolder::new(folder)), self.item));
         let base = link.base;
         let judged = Arc::clone(&hashes);
-        let trust = match link.is_blank {
+        let trust = match (basis, link.is_blank) {
+            (Basis::Nothing, _) => Trust::Untrusted("nothing is to be trusted".to_owned()),
             // A store that was lost has the same hash key and timeline, but no data at the label.
-            true => Trust::Untrusted("the store has nothing of the item's branch".to_owned()),
-            false => blocking(move || judged.reconcile(base)).await?,
+            (Basis::Hashes, true) => {
+                Trust::Untrusted("the store has nothing of the item's branch".to_owned())
+            }
+            (Basis::Hashes, false) => blocking(move || judged.reconcile(base)).await?,
         };
         if let Trust::Untrusted(reason) = trust {
             tracing::info!(item = %self.item, %reason, "rebuilding the hash files from the store");
-            rebuild(link, &hashes, base, spec).await?;
+            rebuild(link, &hashes, base, (spec, basis)).await?;
         }
         Ok(hashes)
     }
@@ -309,18 +323,25 @@ async fn rebuild(
     link: &mut DataLink,
     hashes: &Arc<HashFiles>,
     base: Position,
-    spec: &MachineSpec,
+    (spec, basis): (&MachineSpec, Basis),
 ) -> Result<(), SourceError> {
+    let most = match basis {
+        Basis::Hashes => HASHES_MAX,
+        Basis::Nothing => REREAD_MAX,
+    };
     let sizes: Vec<_> = spec.disks.iter().map(|disk| (disk.number, disk.size)).collect();
     let mut leaves: Vec<(DiskNumber, ExtentNumber, Vec<leeward_model::ExtentHash>)> = Vec::new();
     for (disk, size) in &sizes {
         let extents = size.div_ceil(EXTENT_BYTES);
         let mut first = 0;
         while first < extents {
-            let count = (extents - first).min(u64::from(HASHES_MAX)) as u32;
+            let count = (extents - first).min(u64::from(most)) as u32;
             let first_extent = ExtentNumber(first as u32);
             let request = HashesRequest { disk: *disk, first_extent, count };
-            let answer = link.hashes(request).await?;
+            let answer = match basis {
+                Basis::Hashes => link.hashes(request).await?,
+                Basis::Nothing => link.reread(request).await?,
+            };
             if answer.iter().any(|leaf| *leaf != EXTENT_ABSENT) {
                 leaves.push((*disk, first_extent, answer));
             }

@@ -2,6 +2,7 @@
 
 use super::{
     Goes, SourceError, SourceWork, SourceWorker,
+    audit::Frozen,
     copy::{Uncommitted, applied, changed, seal},
 };
 use leeward_capture::{Cut, CutEnd, PassInput, PassKind, Retry};
@@ -125,11 +126,14 @@ impl SourceWorker {
         open.last_cut = Some(time.begun);
         let cut = open.source.cut().await?;
         let (pause, dirty_bytes) = (cut.pause, cut.dirty_bytes);
+        let (reader, disks) = (Arc::clone(&cut.reader), open.source.disks());
+        let frozen = Frozen { reader, disks };
         let result = self.send_cut(work, kind, cut, &time).await;
         let open = self.open.as_mut().expect("only the caller closes the session");
         let (point, position, sent_bytes) = match result {
             Ok(done) => done,
             Err(error) => {
+                drop(frozen);
                 open.hashes.abandon();
                 // What it says is lost beside the first error; the next attach closes it anyway.
                 let _ = open.source.close_cut(CutEnd::Abandoned).await;
@@ -142,7 +146,15 @@ impl SourceWorker {
             dirty_bytes,
             sent_bytes,
         };
+        let audited = match kind == PointKind::CrashConsistent && self.may_audit(work, time.begun) {
+            true => self.audit_part(work, &frozen).await,
+            false => Ok(()),
+        };
+        // The point is made, whatever the audit met.
+        drop(frozen);
+        let open = self.open.as_mut().expect("only the caller closes the session");
         open.source.close_cut(CutEnd::Committed(position)).await?;
+        audited?;
         if self.open.as_ref().is_some_and(|open| open.goes == Goes::Within) {
             return Ok((point, position));
         }

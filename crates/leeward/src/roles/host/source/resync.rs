@@ -41,6 +41,20 @@ impl SourceWorker {
         work.duty.resync > self.state.resync_done
     }
 
+    /// Number of the resync that is asked for and trusts no hash that was taken before; 0 for none.
+    pub(super) fn reread_wanted(&self, work: &SourceWork) -> u64 {
+        match work.duty.resync_full > self.state.resync_done {
+            true => work.duty.resync_full,
+            false => 0,
+        }
+    }
+
+    /// Whether the session that is open rests on hashes that a resync shall not trust.
+    pub(super) fn distrusts(&self, work: &SourceWork) -> bool {
+        let wanted = self.reread_wanted(work);
+        wanted > 0 && self.open.as_ref().is_some_and(|open| open.reread_for != wanted)
+    }
+
     /// Whether the session that is open has to read everything; with the reason to be shown, if
     /// none is yet.
     pub(super) fn comparison(&self, work: &SourceWork) -> Option<Option<String>> {

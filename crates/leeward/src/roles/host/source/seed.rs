@@ -1,7 +1,7 @@
 //! Seeding: the disks of a machine that was left are read where they lie and sealed into this
 //! host's own store, so that the way back has something to compare with. They are never written.
 
-use super::{Goes, LOOK, Open, RETRY, SourceError, SourceWork, SourceWorker, Whose};
+use super::{Goes, LOOK, Open, RETRY, SourceError, SourceWork, SourceWorker, Whose, copy::Basis};
 use crate::roles::host::{
     data_link::DataLink,
     hash_key,
@@ -152,9 +152,13 @@ impl SourceWorker {
             }
         };
         let mut link = DataLink::open(&self.host, &self.own_work(work), branch).await?;
-        let hashes = self.trusted_hashes(&mut link, &spec, self.seed_folder()).await?;
+        let (folder, basis) = (self.seed_folder(), Basis::Hashes);
+        let hashes = self.trusted_hashes(&mut link, &spec, folder, basis).await?;
         let (key, goes, mapped, last_cut) = (Self::key(work), Goes::Within, false, None);
-        self.open = Some(Open { link, source, hashes, spec, key, goes, mapped, last_cut });
+        let reread_for = 0;
+        #[rustfmt::skip]
+        let open = Open { link, source, hashes, spec, key, goes, mapped, reread_for, last_cut };
+        self.open = Some(open);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What a source worker keeps over restarts of its process, beside the hash files.
 
+use super::audit::AuditState;
 use crate::folder;
 use leeward_model::{JobId, PointId};
 use leeward_wire::message::{DivergentNote, Seeded};
@@ -26,6 +27,8 @@ pub struct SourceState {
     /// The job that had the machine's disks sealed into this host's own store, and what came of
     /// it.
     pub seeded: Option<(JobId, Seeded)>,
+    /// Where the comparison that always goes on is.
+    pub audit: AuditState,
 }
 
 impl SourceState {

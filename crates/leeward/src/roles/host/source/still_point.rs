@@ -1,7 +1,7 @@
 //! The final point of a machine that is off already: its disks are read where they lie, and what
 //! differs from the newest point is sent. They are never written.
 
-use super::{Goes, Open, SourceError, SourceWork, SourceWorker, tries::Tries};
+use super::{Goes, Open, SourceError, SourceWork, SourceWorker, copy::Basis, tries::Tries};
 use crate::roles::host::data_link::DataLink;
 use leeward_fabric::{FabricError, Still};
 use leeward_model::{PointId, PointKind};
@@ -53,9 +53,13 @@ impl SourceWorker {
         // It asks for a full read and has nothing else to say.
         source.attach(None).await?;
         let mut link = DataLink::open(&self.host, work, work.duty.branch).await?;
-        let hashes = self.trusted_hashes(&mut link, &spec, self.hash_folder()).await?;
+        let (folder, basis) = (self.hash_folder(), Basis::Hashes);
+        let hashes = self.trusted_hashes(&mut link, &spec, folder, basis).await?;
         let (key, goes, mapped, last_cut) = (Self::key(work), Goes::Out, false, None);
-        self.open = Some(Open { link, source, hashes, spec, key, goes, mapped, last_cut });
+        let reread_for = 0;
+        #[rustfmt::skip]
+        let open = Open { link, source, hashes, spec, key, goes, mapped, reread_for, last_cut };
+        self.open = Some(open);
         self.copy_everything(work, None, changes).await?;
         let (point, _) = self.cycle(work, PointKind::Final).await?;
         Ok(Some(point))
