@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, RenameFlags};
 use std::{
     collections::{BTreeSet, HashMap},
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, IoSlice, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -353,6 +353,25 @@ impl LocalAppender {
 impl Appender for LocalAppender {
     fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         self.checked("append to", |file| file.write_all(bytes))
+    }
+
+    fn append_all(&mut self, parts: &[&[u8]]) -> Result<(), StorageError> {
+        self.checked("append to", |file| {
+            let mut slices: Vec<IoSlice<'_>> =
+                parts.iter().map(|part| IoSlice::new(part)).collect();
+            let mut rest = &mut slices[..];
+            // Without this, an empty part at the end would look like a full disk.
+            IoSlice::advance_slices(&mut rest, 0);
+            while !rest.is_empty() {
+                match file.write_vectored(rest) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => IoSlice::advance_slices(&mut rest, written),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })
     }
 
     fn sync_data(&mut self) -> Result<(), StorageError> {
