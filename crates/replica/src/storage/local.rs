@@ -4,12 +4,15 @@
 //! Names that begin with a dot are temporary files of [`BlobStore::put_new`] and are never listed.
 
 use super::{Appender, BlobStore, Put, StorageError, StoreLock, check_name, split};
-use rustix::fs::{FlockOperation, RenameFlags};
+use rustix::{
+    buffer::spare_capacity,
+    fs::{FlockOperation, RenameFlags},
+};
 use std::{
     collections::{BTreeSet, HashMap},
     fs::{self, File, OpenOptions},
     io::{self, IoSlice, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -221,20 +224,21 @@ impl BlobStore for LocalStore {
 
     fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
         let file = self.reading(name)?;
-        let mut bytes = vec![0; len];
-        let mut done = 0;
-        while done < len {
-            match file.read_at(&mut bytes[done..], offset + done as u64) {
+        // Not filled with zeros first: the kernel writes to the spare room.
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            match rustix::io::pread(&*file, spare_capacity(&mut bytes), at) {
                 Ok(0) => break,
-                Ok(read) => done += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    let name = name.to_owned();
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    let (name, source) = (name.to_owned(), error.into());
                     return Err(StorageError::Io { action: "read", name, source });
                 }
             }
         }
-        bytes.truncate(done);
+        // There may have been more room than was asked for.
+        bytes.truncate(len);
         Ok(bytes)
     }
 
