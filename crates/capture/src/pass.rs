@@ -14,7 +14,7 @@ use crate::{
 };
 use bytes::Bytes;
 use leeward_model::{BlockMask, Change, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
-use plan::{Content, Plan, Work};
+use plan::{Content, Plan, Work, group_len};
 use std::{
     cell::RefCell,
     collections::VecDeque,
@@ -36,6 +36,10 @@ const BATCHES_UNDER_WAY: usize = 32;
 /// Bytes that a worker reads at a time where it reads by itself: they are hashed and packed while
 /// they lie in the processor's own cache, whose half they take.
 const READ_BYTES: usize = 256 << 10;
+/// Runs of extents that one worker takes at a time: as many as one batch has extents where it reads
+/// by itself, few where the reads of several batches are to be under way together.
+const WORKS_PER_BATCH: usize = 16;
+const WORKS_PER_REMOTE_BATCH: usize = 4;
 /// Disks of 2^32 extents, 256 TiB: what an extent number can name.
 const DISK_BYTES_MAX: u64 = (1 << 32) * EXTENT_BYTES;
 
@@ -312,8 +316,15 @@ impl<T: Send + 'static> Running<T> {
                 if works.is_empty() {
                     break;
                 }
-                for work in works {
-                    self.add(work, plan.size()).await?;
+                let mut rest = &works[..];
+                while let Some(first) = rest.first() {
+                    let most = match self.input.reader.blocking(first.disk) {
+                        Some(_) => WORKS_PER_BATCH,
+                        None => WORKS_PER_REMOTE_BATCH,
+                    };
+                    let (group, more) = rest.split_at(group_len(rest, most));
+                    self.add(group, plan.size()).await?;
+                    rest = more;
                 }
             }
         }
@@ -358,18 +369,22 @@ impl<T: Send + 'static> Running<T> {
         }
     }
 
-    async fn add(&mut self, work: Work, size: u64) -> Result<(), PassError> {
+    /// Has some runs of one disk looked at, as one batch.
+    async fn add(&mut self, group: &[Work], size: u64) -> Result<(), PassError> {
         let room = self.room().await?;
-        let len = match work.content {
+        let len = |work: &Work| match work.content {
             Content::Read => (u64::from(work.count) * EXTENT_BYTES).min(size - work.first.offset()),
             Content::Zero => 0,
         };
-        let bytes = len.next_multiple_of(EXTENT_BYTES);
+        let works: Vec<(Work, u64)> = group.iter().map(|work| (*work, len(work))).collect();
+        let bytes = works.iter().map(|(_, len)| len.next_multiple_of(EXTENT_BYTES)).sum();
         let reader = Arc::clone(&self.input.reader);
         let workers = self.input.workers.clone();
-        let here = reader.blocking(work.disk).filter(|_| len > 0);
+        let here = reader.blocking(group[0].disk);
         if let Some(here) = &here {
-            here.announce(work.first.offset(), len);
+            for (work, len) in works.iter().filter(|(_, len)| *len > 0) {
+                here.announce(work.first.offset(), *len);
+            }
         }
         let job = Job {
             hashes: Arc::clone(&self.input.hashes),
@@ -377,16 +392,18 @@ impl<T: Send + 'static> Running<T> {
             finish: Arc::clone(&self.finish),
             ready: Arc::clone(&self.ready),
             workers: workers.clone(),
-            work,
         };
         let task = tokio::spawn(async move {
-            let content = match &here {
-                None if len > 0 => read(&*reader, &job.work, len).await?,
-                None | Some(_) => Bytes::new(),
-            };
+            let mut contents = Vec::new();
+            for (work, len) in works.iter().filter(|_| here.is_none()) {
+                contents.push(match len {
+                    0 => Bytes::new(),
+                    len => read(&*reader, work, *len).await?,
+                });
+            }
             let run = move || match here {
-                Some(here) => job.read_and_run(&*here, len),
-                None => job.run(&content),
+                Some(here) => job.read_and_run(&*here, &works),
+                None => job.run(&works, &contents),
             };
             workers.run(run).await.ok_or(PassError::Stopped)?
         });
@@ -433,44 +450,55 @@ thread_local! {
     static CONTENT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What a worker needs for one piece of work.
+/// What a worker needs for one batch.
 struct Job<T> {
     hashes: Arc<dyn KnownExtents>,
     hasher: Arc<dyn Hasher>,
     finish: PassFinish<T>,
     ready: Arc<AtomicUsize>,
     workers: Workers,
-    work: Work,
 }
 
 impl<T> Job<T> {
-    fn read_and_run(self, reader: &dyn BlockingRead, len: u64) -> Result<Worked<T>, PassError> {
-        let known = self.known()?;
+    /// Runs and their lengths in bytes, read piece by piece; a run of no length is zero.
+    fn read_and_run(
+        self,
+        reader: &dyn BlockingRead,
+        works: &[(Work, u64)],
+    ) -> Result<Worked<T>, PassError> {
         let mut found = Vec::new();
         CONTENT.with_borrow_mut(|content| {
             content.resize(READ_BYTES, 0);
-            for (part, known) in (0..).zip(known.chunks(READ_BYTES / EXTENT)) {
-                let from = part * READ_BYTES as u64;
-                let content = &mut content[..READ_BYTES.min((len - from) as usize)];
-                reader.read_into(content, self.work.first.offset() + from)?;
-                let first = ExtentNumber(self.work.first.0 + (from / EXTENT_BYTES) as u32);
-                compare_all((self.work.disk, first), content, known, &*self.hasher, &mut found);
+            for (work, len) in works {
+                for (part, known) in (0..).zip(self.known(work)?.chunks(READ_BYTES / EXTENT)) {
+                    let from = part * READ_BYTES as u64;
+                    let wanted = READ_BYTES.min(len.saturating_sub(from) as usize);
+                    let content = &mut content[..wanted];
+                    if wanted > 0 {
+                        reader.read_into(content, work.first.offset() + from)?;
+                    }
+                    let first = ExtentNumber(work.first.0 + (from / EXTENT_BYTES) as u32);
+                    compare_all((work.disk, first), content, known, &*self.hasher, &mut found);
+                }
             }
             Ok::<_, PassError>(())
         })?;
         Ok(self.finished(found))
     }
 
-    fn run(self, content: &[u8]) -> Result<Worked<T>, PassError> {
-        let known = self.known()?;
+    /// Runs whose contents were read before.
+    fn run(self, works: &[(Work, u64)], contents: &[Bytes]) -> Result<Worked<T>, PassError> {
         let mut found = Vec::new();
-        let first = (self.work.disk, self.work.first);
-        compare_all(first, content, &known, &*self.hasher, &mut found);
+        for ((work, _), content) in works.iter().zip(contents) {
+            let known = self.known(work)?;
+            let first = (work.disk, work.first);
+            compare_all(first, content, &known, &*self.hasher, &mut found);
+        }
         Ok(self.finished(found))
     }
 
-    fn known(&self) -> Result<Vec<Record>, PassError> {
-        let Work { disk, first, count, .. } = self.work;
+    fn known(&self, work: &Work) -> Result<Vec<Record>, PassError> {
+        let Work { disk, first, count, .. } = *work;
         Ok(self.hashes.records(disk, first, count)?)
     }
 

@@ -237,6 +237,15 @@ impl ItemStore {
     /// [`StoreError::Refused`] when it is damaged or not the next one, and nothing was taken;
     /// [`StoreError::Fenced`]; [`StoreError::Storage`] ends the segment.
     pub fn append(&mut self, record: &[u8]) -> Result<Lsn, StoreError> {
+        self.append_all(&[record])
+    }
+
+    /// As [`Self::append`], of several records in a row: all of them, or none. Returns the last
+    /// one's LSN.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn append_all(&mut self, records: &[&[u8]]) -> Result<Lsn, StoreError> {
         self.check_stale()?;
         self.check_not_fenced()?;
         if let Some(epoch) = self.pending.last().map(|segment| segment.header.epoch) {
@@ -245,7 +254,7 @@ impl ItemStore {
         let Some(segment) = self.pending.last_mut().filter(|segment| segment.is_open()) else {
             return Err(StoreError::refused("a record", "no segment is open"));
         };
-        let appended = segment.append(record);
+        let appended = segment.append(records);
         if matches!(appended, Err(StoreError::Storage(_))) {
             return self.checked(appended);
         }

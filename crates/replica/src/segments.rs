@@ -62,13 +62,30 @@ impl OpenSegment {
         self.appender.is_some()
     }
 
-    /// Takes a whole record if it is the next one.
-    pub(crate) fn append(&mut self, record: &[u8]) -> Result<Lsn, StoreError> {
-        let refuse = |why: String| StoreError::refused("a record", why);
-        let next = self.last().next();
+    /// Takes whole records if they are the next ones: all of them, or none.
+    pub(crate) fn append(&mut self, records: &[&[u8]]) -> Result<Lsn, StoreError> {
+        let (mut next, mut at, mut entries) = (self.last().next(), self.bytes, Vec::new());
+        for record in records {
+            entries.push(self.check_next(record, next, at)?);
+            next = next.next();
+            at += record.len() as u64;
+        }
         let Some(appender) = &mut self.appender else {
-            return Err(refuse(format!("segment {} is sealed", self.header.segment)));
+            let why = format!("segment {} is sealed", self.header.segment);
+            return Err(StoreError::refused("a record", why));
         };
+        appender.append_all(records)?;
+        self.bytes = at;
+        self.entries.append(&mut entries);
+        Ok(Lsn(next.0 - 1))
+    }
+
+    /// The entry of a record that is to stand at `at`, if it is whole and `next`.
+    fn check_next(&self, record: &[u8], next: Lsn, at: u64) -> Result<FooterEntry, StoreError> {
+        let refuse = |why: String| StoreError::refused("a record", why);
+        if self.appender.is_none() {
+            return Err(refuse(format!("segment {} is sealed", self.header.segment)));
+        }
         let (header_bytes, stored) = record
             .split_first_chunk::<RECORD_HEADER_BYTES>()
             .ok_or_else(|| refuse("it is shorter than a header".into()))?;
@@ -80,14 +97,11 @@ impl OpenSegment {
         if header.lsn != next {
             return Err(refuse(format!("record {} cannot follow: {next} is due", header.lsn)));
         }
-        if self.bytes + record.len() as u64 > SEGMENT_BYTES_MAX {
+        if at + record.len() as u64 > SEGMENT_BYTES_MAX {
             return Err(refuse(format!("segment {} is full", self.header.segment)));
         }
-        let offset = u32::try_from(self.bytes).expect("a segment is below 4 GiB");
-        appender.append(record)?;
-        self.bytes += record.len() as u64;
-        self.entries.push(FooterEntry::of(&header, offset));
-        Ok(header.lsn)
+        let offset = u32::try_from(at).expect("a segment is below 4 GiB");
+        Ok(FooterEntry::of(&header, offset))
     }
 
     /// Makes all records durable, and the segment's name the first time.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 // 1 MiB a read: larger reads gain nothing on any disk we know.
 const EXTENTS_PER_READ: u64 = 16;
+const EXTENTS_PER_GROUP: u32 = EXTENTS_PER_READ as u32;
 // Planned at a time: 64 MiB of disk, so that changing threads costs nothing next to it.
 const WORKS_PER_STEP: usize = 64;
 
@@ -32,6 +33,17 @@ pub(super) struct Work {
     pub(super) first: ExtentNumber,
     pub(super) count: u32,
     pub(super) content: Content,
+}
+
+/// How many of `works` one worker does in a row: at most `most`, and 1 MiB. Scattered changes are
+/// one extent each, and handing them over one by one costs as much as hashing them.
+pub(super) fn group_len(works: &[Work], most: usize) -> usize {
+    let mut extents = 0;
+    let fits = works.iter().take(most).take_while(|work| {
+        extents += work.count;
+        extents <= EXTENTS_PER_GROUP
+    });
+    fits.count().max(1)
 }
 
 /// Half-open run of extent numbers.

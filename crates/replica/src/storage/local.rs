@@ -4,12 +4,15 @@
 //! Names that begin with a dot are temporary files of [`BlobStore::put_new`] and are never listed.
 
 use super::{Appender, BlobStore, Put, StorageError, StoreLock, check_name, split};
-use rustix::fs::{FlockOperation, RenameFlags};
+use rustix::{
+    buffer::spare_capacity,
+    fs::{FlockOperation, RenameFlags},
+};
 use std::{
     collections::{BTreeSet, HashMap},
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    io::{self, IoSlice, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -221,20 +224,21 @@ impl BlobStore for LocalStore {
 
     fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
         let file = self.reading(name)?;
-        let mut bytes = vec![0; len];
-        let mut done = 0;
-        while done < len {
-            match file.read_at(&mut bytes[done..], offset + done as u64) {
+        // Not filled with zeros first: the kernel writes to the spare room.
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            match rustix::io::pread(&*file, spare_capacity(&mut bytes), at) {
                 Ok(0) => break,
-                Ok(read) => done += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    let name = name.to_owned();
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    let (name, source) = (name.to_owned(), error.into());
                     return Err(StorageError::Io { action: "read", name, source });
                 }
             }
         }
-        bytes.truncate(done);
+        // There may have been more room than was asked for.
+        bytes.truncate(len);
         Ok(bytes)
     }
 
@@ -353,6 +357,25 @@ impl LocalAppender {
 impl Appender for LocalAppender {
     fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         self.checked("append to", |file| file.write_all(bytes))
+    }
+
+    fn append_all(&mut self, parts: &[&[u8]]) -> Result<(), StorageError> {
+        self.checked("append to", |file| {
+            let mut slices: Vec<IoSlice<'_>> =
+                parts.iter().map(|part| IoSlice::new(part)).collect();
+            let mut rest = &mut slices[..];
+            // Without this, an empty part at the end would look like a full disk.
+            IoSlice::advance_slices(&mut rest, 0);
+            while !rest.is_empty() {
+                match file.write_vectored(rest) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => IoSlice::advance_slices(&mut rest, written),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })
     }
 
     fn sync_data(&mut self) -> Result<(), StorageError> {

@@ -124,6 +124,14 @@ pub trait Appender: Send {
     /// [`StorageError::Io`]; from then on everything answers [`StorageError::Poisoned`].
     fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError>;
 
+    /// Appends all of `parts`, one after another, as one of [`Self::append`].
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    fn append_all(&mut self, parts: &[&[u8]]) -> Result<(), StorageError> {
+        parts.iter().try_for_each(|part| self.append(part))
+    }
+
     /// Makes durable what was appended, not the blob's name: see [`BlobStore::sync_dir`].
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use crate::roles::host::clock::wall_now;
 use crate::sealing::Ready;
+use bytes::Bytes;
 use leeward_capture::{HashError, HashFiles};
 use leeward_model::{ItemId, Lsn, Marker, PointOrigin, Position, SegmentId, UnixMillis};
 use leeward_replica::{ItemStore, PointReceipt, StoreError};
@@ -69,18 +70,31 @@ impl Writer {
 
     /// Stores what a pass found, in order: here every record gets its number, once.
     pub(super) fn take(&mut self, found: Vec<Ready>, hashes: &HashFiles) -> Result<(), WriteError> {
+        // Sealed and not appended yet: what is found together is written together.
+        let mut records: Vec<Bytes> = Vec::with_capacity(found.len());
         for ready in found {
             hashes.push(ready.disk, ready.extent, &ready.record)?;
             let Some(packed) = ready.packed else { continue };
-            let (lsn, raw_len) = (self.next, packed.raw_len() as u64);
-            let record = self.sealer(lsn)?.seal_packed(lsn, packed);
-            self.changed += raw_len;
-            self.append(&record)?;
+            if self.is_full(&records) {
+                self.append(&std::mem::take(&mut records))?;
+            }
+            let lsn = Lsn(self.next.0 + records.len() as u64);
+            self.changed += packed.raw_len() as u64;
+            records.push(self.sealer(lsn)?.seal_packed(lsn, packed));
         }
+        self.append(&records)?;
         if self.pending >= PROGRESS_BYTES {
             self.commit_progress(hashes)?;
         }
         Ok(())
+    }
+
+    /// Whether the segment ends with `records`, which are to be appended to it.
+    fn is_full(&self, records: &[Bytes]) -> bool {
+        let more: usize = records.iter().map(Bytes::len).sum();
+        self.sealer
+            .as_ref()
+            .is_some_and(|(_, bytes)| bytes + more as u64 >= SEGMENT_SEAL_BYTES as u64)
     }
 
     fn sealer(&mut self, lsn: Lsn) -> Result<&mut Sealer, StoreError> {
@@ -106,9 +120,13 @@ impl Writer {
         Ok(sealer)
     }
 
-    fn append(&mut self, record: &[u8]) -> Result<(), StoreError> {
-        self.next = self.item.append(record)?.next();
-        let len = record.len() as u64;
+    fn append(&mut self, records: &[Bytes]) -> Result<(), StoreError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let parts: Vec<&[u8]> = records.iter().map(|record| &record[..]).collect();
+        self.next = self.item.append_all(&parts)?.next();
+        let len = parts.iter().map(|part| part.len() as u64).sum::<u64>();
         if let Some((_, bytes)) = &mut self.sealer {
             *bytes += len;
         }
@@ -145,7 +163,7 @@ impl Writer {
         let sizes: Vec<_> = marker.disks.iter().map(|disk| (disk.number, disk.size)).collect();
         hashes.seal(at, &sizes)?;
         let record = self.sealer(lsn)?.seal_marker(lsn, marker);
-        self.append(&record)?;
+        self.append(&[record])?;
         self.item.seal()?;
         self.item.sync()?;
         let receipt = PointReceipt {
