@@ -18,6 +18,8 @@ mod items;
 mod jobs;
 mod mappings;
 mod operations;
+mod plan_view;
+mod plans;
 mod points;
 mod policies;
 mod questions;
@@ -275,6 +277,18 @@ impl Below<'_> {
             Op::HealthGet | Op::HealthRefresh => settings::health(self).await,
             Op::EmptyList => settings::empty_list(self).await,
             Op::EmptyGet => settings::empty_get(self).await,
+            Op::PlanList => plans::list_all(self).await,
+            Op::PlanGet => plans::get(self).await,
+            Op::PlanPut => plans::put(self).await,
+            Op::PlanPatch => plans::patch(self).await,
+            Op::PlanDelete => plans::delete(self).await,
+            Op::PlanTestFailover
+            | Op::PlanTestCleanup
+            | Op::PlanPlannedFailover
+            | Op::PlanFailover
+            | Op::PlanCommit
+            | Op::PlanCancel
+            | Op::PlanReprotect => plans::operate(self, op).await,
             Op::StatusGet => operations::status(self).await,
             Op::SwitchProtection => items::switch_protection(self).await,
             op => items::operate(self, op).await,

@@ -11,7 +11,9 @@ mod failover;
 mod finalize_protection;
 mod finalize_reprotect;
 mod left_behind;
+pub(crate) mod plan_tasks;
 mod planned_failover;
+pub(crate) mod recovery_plan;
 mod replaced;
 pub(crate) mod reprotect;
 mod resync;
@@ -32,6 +34,7 @@ pub(crate) mod kinds {
     pub(crate) use super::failover::{Chosen, Failover};
     pub(crate) use super::left_behind::LeftBehind;
     pub(crate) use super::planned_failover::PlannedFailover;
+    pub(crate) use super::recovery_plan::{Manual, Member, Progress, RecoveryPlan, RunGroup};
     pub(crate) use super::replaced::Replaced;
     pub(crate) use super::reprotect::Reprotect;
     pub(crate) use super::resync::Resync;
@@ -39,11 +42,12 @@ pub(crate) mod kinds {
     pub(crate) use super::way_back::WayBack;
 }
 
+pub use plan_tasks::{GroupTask, PartTask, PlanPart};
 pub(crate) use start::NewJob;
 pub(crate) use start::Request;
 pub(crate) use view::{view as job_view, waits_to_complete};
 
-use crate::store::{self, jobs::JobRow};
+use crate::store::{self, Conn, jobs::JobRow};
 use crate::world::World;
 use crate::{Control, ControlError, error::Result};
 use leeward_durable::{Answer, Registry, request_cancel};
@@ -77,6 +81,8 @@ pub enum Scenario {
     UnpairClouds,
     RegisterDra,
     UnregisterDra,
+    SaveRecoveryPlan,
+    DeleteRecoveryPlan,
 }
 
 /// State of a job or a task, in the API's words.
@@ -115,6 +121,8 @@ pub struct TaskView {
     pub message: Option<String>,
     /// Its warning or failure.
     pub problem: Option<Problem>,
+    /// Of a task that is a group of a recovery plan: the group.
+    pub group: Option<GroupTask>,
 }
 
 /// What can be done with a job.
@@ -134,6 +142,7 @@ pub enum TargetKind {
     ProtectionProfile,
     Server,
     Fabric,
+    RecoveryPlan,
 }
 
 /// Is a job.
@@ -169,6 +178,8 @@ pub struct JobView {
     pub target_name: String,
     /// What the operator said about it.
     pub comments: String,
+    /// The recovery plan's job that it is part of.
+    pub parent: Option<JobId>,
 }
 
 /// Which jobs to list. Empty: all.
@@ -224,6 +235,7 @@ pub(crate) fn registry() -> Registry<World> {
         .with::<complete_migration::CompleteMigration>()
         .with::<finalize_reprotect::FinalizeReprotect>()
         .with::<planned_failover::PlannedFailover>()
+        .with::<recovery_plan::RecoveryPlan>()
         .with::<reprotect::Reprotect>()
         .with::<resync::Resync>()
         .with::<test_failover::TestFailover>()
@@ -243,7 +255,7 @@ impl Control {
         let mut tx = self.store().read().await?;
         let row = store::jobs::find(&mut tx, job).await?;
         let row = row.filter(|row| row.facts.vault == vault).ok_or_else(|| no_such_job(job))?;
-        Ok(view::view(&row))
+        job_show(&mut tx, &row).await
     }
 
     /// Lists jobs, newest first.
@@ -299,9 +311,10 @@ impl Control {
         if row.record.revision != revision {
             store::jobs::update(&mut tx, job, revision, &row.record).await?;
         }
+        let view = job_show(&mut tx, &row).await?;
         store::commit(tx).await?;
         self.poke();
-        Ok(view::view(&row))
+        Ok(view)
     }
 
     /// Starts a failed or cancelled job anew, with the same request, as a new job.
@@ -316,6 +329,9 @@ impl Control {
         let mut tx = self.store().read().await?;
         let row = store::jobs::find(&mut tx, job).await?.ok_or_else(|| no_such_job(job))?;
         drop(tx);
+        if let Some(Request::Plan { ask }) = row.facts.request {
+            return self.plan_repeat(vault, &row.facts.target_id, ask).await;
+        }
         let (Some(request), Some(item)) = (row.facts.request, row.facts.item) else {
             return Err(ControlError::not_supported(format!("job {job} has no request to repeat")));
         };
@@ -331,6 +347,16 @@ impl Control {
         store::commit(tx).await?;
         Ok(id)
     }
+}
+
+/// A job with the tasks of all that is part of it.
+async fn job_show(conn: &mut Conn, row: &JobRow) -> Result<JobView> {
+    let view = view::view(row);
+    if row.record.kind != recovery_plan::KIND {
+        return Ok(view);
+    }
+    let parts = store::jobs::of_parent(conn, row.facts.id).await?;
+    Ok(plan_tasks::with_groups(view, row, &parts))
 }
 
 impl JobFilter {

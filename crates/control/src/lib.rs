@@ -20,6 +20,7 @@ mod keeper;
 pub mod machines;
 pub mod mappings;
 mod plan;
+pub mod plans;
 pub mod points;
 pub mod policies;
 #[allow(clippy::result_large_err, reason = "the engine defines what a step returns")]
@@ -46,7 +47,7 @@ pub use rpo::rpo_seconds;
 pub use store::{Durability, Store, StoreError};
 
 use leeward_durable::Registry;
-use leeward_model::HostId;
+use leeward_model::{HostId, JobId};
 use std::sync::Arc;
 use world::World;
 
@@ -90,6 +91,8 @@ pub struct Ports {
 #[derive(Clone)]
 pub struct Control {
     inner: Arc<Inner>,
+    /// The plan's job in whose name requests are made.
+    asked_by: Option<JobId>,
 }
 
 struct Inner {
@@ -98,6 +101,7 @@ struct Inner {
     store: Store,
     hosts: hosts::Hosts,
     registry: Registry<World>,
+    refusals: plans::Refusals,
     poke: tokio::sync::Notify,
     charge: keeper::Charge,
 }
@@ -115,10 +119,11 @@ impl Control {
             store,
             hosts: hosts::Hosts::default(),
             registry: jobs::registry(),
+            refusals: plans::Refusals::default(),
             poke: tokio::sync::Notify::new(),
             charge: keeper::Charge::default(),
         };
-        let control = Control { inner: Arc::new(inner) };
+        let control = Control { inner: Arc::new(inner), asked_by: None };
         control.local_host_save().await?;
         Ok(control)
     }
@@ -161,6 +166,19 @@ impl Control {
 
     fn hosts(&self) -> &hosts::Hosts {
         &self.inner.hosts
+    }
+
+    fn refusals(&self) -> &plans::Refusals {
+        &self.inner.refusals
+    }
+
+    fn asked_by(&self) -> Option<JobId> {
+        self.asked_by
+    }
+
+    /// The same config server, whose jobs are part of `parent` from now on.
+    fn in_name_of(&self, parent: JobId) -> Control {
+        Control { inner: self.inner.clone(), asked_by: Some(parent) }
     }
 
     fn registry(&self) -> &Registry<World> {

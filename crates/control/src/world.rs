@@ -2,14 +2,15 @@
 
 use crate::events::{EventView, Severity};
 use crate::hosts::HostSight;
+use crate::jobs::Request;
 use crate::plan::{End, InstancePlan, RunPlan, TargetRun, other, rank};
 use crate::store::items::ItemRow;
 use crate::store::jobs::JobRow;
 use crate::{Now, clock::Draw};
 use leeward_durable::{Outcome, StepError};
 use leeward_model::{
-    Branch, Code, Event, HostId, InstanceId, JobId, MachineState, Policy, Problem, ProtectedItem,
-    Protection, Site, SourceState, TimelineId,
+    Branch, Code, Event, HostId, InstanceId, ItemId, JobId, MachineState, Policy, Problem,
+    ProtectedItem, Protection, Site, SourceState, TimelineId,
 };
 use leeward_wire::message::{
     CapturePhase, InstanceObserved, NewestPoint, Purpose, SourceObserved, Stage, TargetObserved,
@@ -71,6 +72,23 @@ pub(crate) struct World {
     pub(crate) cancels: Vec<JobId>,
     /// Effects: whether the item ends because its migration is complete.
     pub(crate) migrated: bool,
+    /// The plan's job in whose name the item's jobs are asked for.
+    pub(crate) asked_by: Option<JobId>,
+    /// What a plan's job and the jobs of its machines know of one another.
+    pub(crate) family: Family,
+}
+
+/// Is what a plan's job and the jobs of its machines know of one another.
+#[derive(Default)]
+pub(crate) struct Family {
+    /// The plan's job that this job is part of.
+    pub(crate) parent: Option<JobRow>,
+    /// The jobs that are part of this one.
+    pub(crate) children: Vec<JobRow>,
+    /// This job's requests that were refused lately.
+    pub(crate) refused: Vec<(ItemId, Problem)>,
+    /// Effects: requests to be made in this job's name once its record is stored.
+    pub(crate) asks: Vec<(ItemId, Request)>,
 }
 
 /// Turns a problem of the model into one of the engine.

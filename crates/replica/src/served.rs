@@ -124,12 +124,7 @@ impl ItemReader {
     }
 }
 
-fn ends(
-    folder: &ItemFolder,
-    served: &Served,
-    at: UnixMillis,
-    how: &str,
-) -> Result<(), StoreError> {
+fn ends(folder: &ItemFolder, served: &Served, at: UnixMillis, how: &str) -> Result<(), StoreError> {
     let ended = ServeEnded { served: served.clone(), ended: at, how: how.to_owned() };
     // There already when an earlier call was cut short: the first end stays.
     let _: Put = folder.put_note(&format!("serve-ended/{}", served.id), &ended)?;

@@ -32,7 +32,7 @@ pub(super) fn word(direction: Direction) -> &'static str {
 }
 
 /// The direction that a request names.
-fn asked(properties: Fields<'_>) -> Result<Option<Direction>, ControlError> {
+pub(super) fn asked(properties: Fields<'_>) -> Result<Option<Direction>, ControlError> {
     let Some(text) = properties.text("failoverDirection")? else { return Ok(None) };
     let directions = [Direction::ToRecovery, Direction::ToPrimary];
     let found = directions.into_iter().find(|one| word(*one).eq_ignore_ascii_case(text));
@@ -132,7 +132,10 @@ pub(super) async fn planned(
     Ok(PlannedSpec { host: host.map(|host| host.name), ..spec })
 }
 
-fn planned_spec(properties: Fields<'_>, details: Fields<'_>) -> Result<PlannedSpec, ControlError> {
+pub(super) fn planned_spec(
+    properties: Fields<'_>,
+    details: Fields<'_>,
+) -> Result<PlannedSpec, ControlError> {
     let sync = either(properties, details, "dataSyncOption")?.map(sync_option).transpose()?;
     if let Some(text) = either(properties, details, "recoveryVmCreationOption")? {
         let known = ["CreateVmIfNotFound", "NoAction"];

@@ -71,6 +71,10 @@ impl Ids {
         let container = self.container_of(fabric, fabric_name);
         format!("{container}/replicationProtectionContainerMappings/{mapping}")
     }
+    /// A recovery plan.
+    pub fn plan(&self, name: &str) -> String {
+        self.below("replicationRecoveryPlans", name)
+    }
     /// A job.
     pub fn job(&self, job: JobId) -> String {
         self.below("replicationJobs", &job.to_string())

@@ -184,7 +184,7 @@ fn keep_points(properties: Fields<'_>) -> Result<KeepPoints, ControlError> {
 }
 
 /// A test machine gets a network of its own with no way out; no other can be asked for.
-fn check_network(properties: Fields<'_>) -> Result<(), ControlError> {
+pub(super) fn check_network(properties: Fields<'_>) -> Result<(), ControlError> {
     match properties.text("networkId")? {
         None => Ok(()),
         Some(network) => Err(ControlError::not_supported(format!(
@@ -224,7 +224,10 @@ pub(super) fn choice(
 }
 
 /// Whether the source is shut down first. It is, unless the caller says no: that is the safe way.
-fn shutdown(properties: Fields<'_>, details: Fields<'_>) -> Result<Shutdown, ControlError> {
+pub(super) fn shutdown(
+    properties: Fields<'_>,
+    details: Fields<'_>,
+) -> Result<Shutdown, ControlError> {
     let perform = details.flag("performShutdown")?;
     let word = properties.text("sourceSiteOperations")?;
     match (word.map(str::to_ascii_lowercase).as_deref(), perform) {

@@ -5,6 +5,7 @@ use super::{
     envelope::{Answer, Refusal},
     ids::{Ids, read_time, resource, time, time_or_null},
     item_view::INSTANCE_TYPE,
+    plan_view::group_details,
     questions,
     request::name_in_id,
 };
@@ -12,7 +13,7 @@ use crate::{
     ControlError,
     jobs::{JobAnswer, JobFilter, JobView, RunState, Scenario, TargetKind, TaskView},
 };
-use leeward_model::Problem;
+use leeward_model::{Code, Problem};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -30,7 +31,7 @@ const FILTERS: [&str; 9] = [
 ];
 
 /// State and description of a job or task.
-fn state(state: RunState) -> (&'static str, &'static str) {
+pub(super) fn state(state: RunState) -> (&'static str, &'static str) {
     match state {
         RunState::NotStarted => ("NotStarted", "NotStarted"),
         RunState::InProgress => ("InProgress", "InProgress"),
@@ -45,7 +46,7 @@ fn state(state: RunState) -> (&'static str, &'static str) {
 }
 
 /// A scenario for people.
-fn friendly(scenario: Scenario) -> &'static str {
+pub(super) fn friendly(scenario: Scenario) -> &'static str {
     match scenario {
         Scenario::EnableProtection => "Enable protection",
         Scenario::PrimaryIrCompletion => "Finalize protection on the primary site",
@@ -70,6 +71,8 @@ fn friendly(scenario: Scenario) -> &'static str {
         Scenario::UnpairClouds => "Dissociate replication policy",
         Scenario::RegisterDra => "Register a host",
         Scenario::UnregisterDra => "Unregister a host",
+        Scenario::SaveRecoveryPlan => "Save a recovery plan",
+        Scenario::DeleteRecoveryPlan => "Delete a recovery plan",
     }
 }
 
@@ -90,7 +93,9 @@ fn error(problem: &Problem, job: &JobView, task: Option<&str>) -> Value {
     })
 }
 
-fn task(job: &JobView, task: &TaskView) -> Value {
+fn task(ids: &Ids, job: &JobView, task: &TaskView) -> Value {
+    let group = task.group.as_ref();
+    let group = group.map(|one| group_details(ids, &task.name, &task.friendly_name, one));
     let (word, description) = state(task.state);
     let errors: Vec<_> =
         task.problem.iter().map(|problem| error(problem, job, Some(&task.name))).collect();
@@ -105,10 +110,16 @@ fn task(job: &JobView, task: &TaskView) -> Value {
         "allowedActions": [],
         "taskType": "TaskDetails",
         "customDetails": { "instanceType": "TaskDetails" },
-        "groupTaskCustomDetails": null,
+        "groupTaskCustomDetails": group,
         "errors": errors,
         "leewardMessage": task.message,
     })
+}
+
+/// Whether a recovery plan went with some of its machines only.
+fn is_partial(job: &JobView) -> bool {
+    let partly = |problem: &Problem| problem.code == Code::PLAN_PARTLY.code;
+    job.state == RunState::SucceededWithWarning && job.errors.iter().any(partly)
 }
 
 /// Whether the tasks are shown.
@@ -139,9 +150,10 @@ fn custom_details(job: &JobView) -> Value {
 
 fn view(ids: &Ids, job: &JobView, tasks: Tasks) -> Value {
     let (word, description) = state(job.state);
+    let description = if is_partial(job) { "PartiallySucceeded" } else { description };
     let description = questions::waits(job).map_or(description, questions::description);
     let shown: Vec<_> = match tasks {
-        Tasks::Shown => job.tasks.iter().map(|one| task(job, one)).collect(),
+        Tasks::Shown => job.tasks.iter().map(|one| task(ids, job, one)).collect(),
         Tasks::LeftOut => Vec::new(),
     };
     let asked = questions::problem(job);
@@ -166,6 +178,7 @@ fn view(ids: &Ids, job: &JobView, tasks: Tasks) -> Value {
             "targetInstanceType": format!("{:?}", job.target_kind),
             "customDetails": custom_details(job),
             "leewardQuestion": job.question,
+            "leewardParentJob": job.parent.map(|parent| ids.job(parent)),
         }),
     )
 }
@@ -232,6 +245,7 @@ fn short_kind(kind: TargetKind) -> &'static str {
         TargetKind::ProtectionProfile => "Policy",
         TargetKind::Server => "Server",
         TargetKind::Fabric => "Fabric",
+        TargetKind::RecoveryPlan => "RecoveryPlan",
     }
 }
 

@@ -145,6 +145,7 @@ fn removes(scenario: Scenario) -> bool {
             | Scenario::DeleteProtectionProfile
             | Scenario::UnpairClouds
             | Scenario::UnregisterDra
+            | Scenario::DeleteRecoveryPlan
     )
 }
 
@@ -189,6 +190,7 @@ mod tests {
             target_id: String::new(),
             target_name: "web01".into(),
             comments: String::new(),
+            parent: None,
         }
     }
 

@@ -1,7 +1,9 @@
 //! What a job that waits for a person asks, and what can be answered. The answers' meaning is the
 //! business of the job's step; here they are only named, so that no client has to guess.
 
-use crate::jobs::{JobAction, JobAnswer, JobView, RunState, Scenario, waits_to_complete};
+use crate::jobs::{
+    JobAction, JobAnswer, JobView, RunState, Scenario, TargetKind, waits_to_complete,
+};
 use leeward_model::{Code, Problem};
 use serde_json::{Value, json};
 
@@ -21,6 +23,8 @@ pub(super) enum Waits {
     Completion,
     /// For an answer to a question with this code.
     Coded(Code),
+    /// For a person to do what a recovery plan says, or to let it go on.
+    Plan,
     /// For an answer to another question.
     Other,
 }
@@ -29,6 +33,9 @@ pub(super) enum Waits {
 pub(super) fn waits(job: &JobView) -> Option<Waits> {
     if job.state != RunState::Suspended {
         return None;
+    }
+    if job.target_kind == TargetKind::RecoveryPlan {
+        return Some(Waits::Plan);
     }
     if job.scenario == Scenario::TestFailover {
         return Some(Waits::TestEnd);
@@ -50,7 +57,7 @@ pub(super) fn description(waits: Waits) -> &'static str {
     match waits {
         Waits::TestEnd => "WaitingForStopTestFailover",
         Waits::Completion => "WaitingForFinalizeFailback",
-        Waits::Coded(_) | Waits::Other => "Suspended",
+        Waits::Coded(_) | Waits::Plan | Waits::Other => "Suspended",
     }
 }
 
@@ -67,6 +74,7 @@ pub(super) fn view(job: &JobView) -> Value {
             let does = "shut the machine down, send the rest, start it at the other site";
             vec![choice(Some(COMPLETE), "Reply", does)]
         }
+        Waits::Plan => vec![choice(Some("your words"), "Reply", "it is done: the plan goes on")],
         Waits::Coded(Code::SOURCE_NOT_OFF) => vec![
             choice(None, "Retry", "ask the machine to shut down again"),
             choice(Some(POWER_OFF), "Reply", "switch the machine off; what it has written is sent"),
@@ -85,7 +93,7 @@ pub(super) fn view(job: &JobView) -> Value {
     }
     let code = match waits {
         Waits::Coded(code) => Some(code.code),
-        Waits::TestEnd | Waits::Completion | Waits::Other => None,
+        Waits::TestEnd | Waits::Completion | Waits::Plan | Waits::Other => None,
     };
     json!({ "code": code, "text": text, "choices": choices })
 }
@@ -106,14 +114,16 @@ pub(super) fn problem(job: &JobView) -> Option<Problem> {
 pub(super) fn plain_answer(job: &JobView) -> JobAnswer {
     match waits(job) {
         Some(Waits::Completion) => JobAnswer::Reply(COMPLETE.to_owned()),
-        Some(Waits::TestEnd | Waits::Coded(_) | Waits::Other) | None => JobAnswer::Retry,
+        Some(Waits::TestEnd | Waits::Coded(_) | Waits::Plan | Waits::Other) | None => {
+            JobAnswer::Retry
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::{TargetKind, TaskView};
+    use crate::jobs::TaskView;
     use leeward_model::{JobId, UnixMillis, VaultId};
 
     fn job(scenario: Scenario, task: &str, question: &str) -> JobView {
@@ -125,6 +135,7 @@ mod tests {
             ended: None,
             message: None,
             problem: None,
+            group: None,
         };
         JobView {
             id: JobId::from_u128(7),
@@ -142,6 +153,7 @@ mod tests {
             target_id: String::new(),
             target_name: "web01".into(),
             comments: String::new(),
+            parent: None,
         }
     }
 

@@ -130,7 +130,7 @@ pub(super) async fn health(below: &Below<'_>) -> Result<Answer, Refusal> {
     )))
 }
 
-/// A list of what no vault has: networks, storage, vCenters, plans, appliances.
+/// A list of what no vault has: networks, storage, vCenters, appliances.
 pub(super) async fn empty_list(below: &Below<'_>) -> Result<Answer, Refusal> {
     check_fabric(below).await?;
     below.page(Vec::new())

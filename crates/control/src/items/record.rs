@@ -5,7 +5,7 @@ use crate::events::{EventView, Severity};
 use crate::hosts::HostSight;
 use crate::jobs::RunState;
 use crate::store::{self, Conn, items::ItemRow};
-use crate::world::{HostFacts, World};
+use crate::world::{Family, HostFacts, World};
 use crate::{Control, ControlError, jobs};
 use leeward_model::{HostId, ItemId, JobId, Protection};
 use std::collections::BTreeSet;
@@ -39,6 +39,8 @@ impl Control {
             migrated: false,
             reverse: None,
             watch,
+            asked_by: self.asked_by(),
+            family: Family::default(),
         })
     }
 
@@ -73,6 +75,8 @@ impl Control {
             migrated: false,
             reverse: None,
             watch: None,
+            asked_by: self.asked_by(),
+            family: Family::default(),
         })
     }
 
@@ -124,6 +128,7 @@ impl Control {
         if let Some(item) = row.facts.item.filter(|_| row.facts.lane == store::jobs::Lane::Main) {
             world.reverse = store::jobs::newest_reverse(&mut tx, item).await?;
         }
+        world.family = self.family_of(&mut tx, &row).await?;
         let before = world.item.clone();
         let now_ms = world.now.wall_ms();
         let revision = row.record.revision;
@@ -131,8 +136,14 @@ impl Control {
         let advance = advance.map_err(|error| {
             ControlError::internal(format!("could not advance job {job}"), &error)
         })?;
-        let effects = world.item != before || !world.notes.is_empty() || !world.jobs.is_empty();
+        let asks = std::mem::take(&mut world.family.asks);
+        let effects = world.item != before
+            || !world.notes.is_empty()
+            || !world.jobs.is_empty()
+            || !world.cancels.is_empty();
         if !advance.changed && !effects {
+            drop(tx);
+            self.ask_all(&row.facts, asks).await;
             return Ok(Some(advance.next));
         }
         if advance.record.phase.is_final() {
@@ -145,6 +156,7 @@ impl Control {
         }
         store::commit(tx).await?;
         self.publish(&hosts).await?;
+        self.ask_all(&row.facts, asks).await;
         Ok(Some(advance.next))
     }
 }
@@ -197,6 +209,28 @@ fn ended_event(row: &store::jobs::JobRow, world: &World) -> EventView {
     }
 }
 
+/// An item that ends leaves the plans that it is in.
+async fn leave_plans(conn: &mut Conn, item: &ItemRow, world: &World) -> Result<()> {
+    for plan in store::plans::leave(conn, item.vault, item.id).await? {
+        let event = EventView {
+            seq: 0,
+            at: world.now.wall,
+            name: "PlanMemberLeft".to_owned(),
+            severity: Severity::Warning,
+            text: format!(
+                "{} is protected no longer and was taken out of recovery plan {plan}",
+                item.name
+            ),
+            item: Some(item.id),
+            object: plan,
+            job: None,
+            problem: None,
+        };
+        store::events::append(conn, item.vault, &event).await?;
+    }
+    Ok(())
+}
+
 /// Stores what changed in `world` since `before`, and says whose assignments are new.
 ///
 /// # Errors
@@ -215,6 +249,7 @@ pub(crate) async fn record(
         match before {
             _ if item.state.protection == Protection::Removed => {
                 store::items::delete(conn, item).await?;
+                leave_plans(conn, item, world).await?;
             }
             Some(_) => store::items::update(conn, item).await?,
             None => store::items::insert(conn, item).await?,

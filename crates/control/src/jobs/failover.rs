@@ -1,5 +1,6 @@
 //! Failover: shut the source down, fence it, start a machine from a point. Direction is data.
 
+use super::recovery_plan::{TURN, await_turn};
 use super::replaced::Replaced;
 use super::way_back::{self, HasWayBack, WayBack, start_source};
 use crate::events::Severity;
@@ -82,6 +83,7 @@ impl Job for Failover {
         Reversible::new("choose-point", Self::choose_point, nothing),
         Reversible::new("build-overlay", Self::build_overlay, Self::drop_machine),
         Reversible::new("prepare-machine", Self::prepare, Self::drop_machine),
+        Reversible::new(TURN, |_, world, _| await_turn(world), nothing),
     ];
     const FORWARD: &'static [Forward<Self>] =
         &[Forward::new("start-machine", Self::start_machine), Forward::new("record", Self::record)];

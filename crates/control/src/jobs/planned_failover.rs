@@ -3,6 +3,7 @@
 //! replicated the other way first, by a reprotect of its own.
 
 use super::failover::{Failover, FailsOver, need_target};
+use super::recovery_plan::{TURN, await_turn};
 use super::way_back::{self, HasWayBack, WayBack};
 use crate::plan::RunPlan;
 use crate::world::{Step, World, pending, permanent};
@@ -105,6 +106,7 @@ impl Job for PlannedFailover {
             |job, world, moment| job.core().prepare(world, moment),
             |job, world, moment| job.core().drop_machine(world, moment),
         ),
+        Reversible::new(TURN, |_, world, _| await_turn(world), nothing),
     ];
     const FORWARD: &'static [Forward<Self>] = &[
         Forward::new("start-machine", |job, world, moment| job.core().start(world, moment, true)),

@@ -3,6 +3,7 @@
 use super::{InstantJob, Scenario, TargetKind};
 use crate::error::Result;
 use crate::items::{DisableReason, EnableSpec, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown};
+use crate::plans::PlanAsk;
 use crate::store::jobs::{JobFacts, JobRow, Lane};
 use crate::world::{World, permanent};
 use crate::{Control, ControlError};
@@ -42,6 +43,8 @@ pub(crate) enum Request {
     Resync,
     /// [`Control::item_resync_full`].
     ResyncFull,
+    /// [`Control::plan_start`]; of a plan, not of an item.
+    Plan { ask: PlanAsk },
 }
 
 /// Is a job to be started.
@@ -90,6 +93,7 @@ impl World {
             target_id: item.id.to_string(),
             target_name: item.name.clone(),
             comments: new.comments,
+            parent: new.request.as_ref().and(self.asked_by),
             request: new.request,
         };
         self.jobs.push(JobRow { facts, record });
@@ -131,6 +135,7 @@ pub(crate) fn instant(
         target_name: instant.target_name,
         comments: String::new(),
         request: None,
+        parent: None,
     };
     Ok(JobRow { facts, record })
 }
@@ -160,6 +165,9 @@ impl Control {
             Request::Reprotect { spec } => self.item_reprotect(item, spec).await,
             Request::Resync => self.item_resync(item).await,
             Request::ResyncFull => self.item_resync_full(item).await,
+            Request::Plan { .. } => {
+                Err(ControlError::bad_request("a recovery plan is not an item"))
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Test failover: a machine from a point, in a network with no way out, beside protection.
 
 use super::failover::{Chosen, add_instance, gives_up, need_target, point_of, undo_instance};
+use super::recovery_plan::{TURN, await_turn};
 use crate::events::Severity;
 use crate::world::{Step, World, pending, permanent, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, nothing};
@@ -33,6 +34,7 @@ impl Job for TestFailover {
         Reversible::new("choose-point", Self::choose_point, nothing),
         Reversible::new("build-overlay", Self::build_overlay, Self::drop_machine),
         Reversible::new("prepare-machine", Self::prepare, Self::drop_machine),
+        Reversible::new(TURN, |_, world, _| await_turn(world), nothing),
         Reversible::new("start-machine", Self::start_machine, Self::drop_machine),
         Reversible::new("probe-machine", Self::probe, nothing),
     ];

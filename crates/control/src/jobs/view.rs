@@ -1,12 +1,14 @@
 //! Shows a job's record in the API's words: scenarios, tasks, states.
 
+use super::plan_tasks;
+use super::recovery_plan::TURN;
 use super::{JobAction, JobView, RunState, Scenario, TaskView};
 use crate::store::jobs::JobRow;
 use crate::world::model_problem;
 use leeward_durable::{List, Phase, Question, Reason, Record, StepLog, StepState};
 use leeward_model::{Code, Problem, UnixMillis};
 
-fn millis(ms: u64) -> UnixMillis {
+pub(super) fn millis(ms: u64) -> UnixMillis {
     UnixMillis(i64::try_from(ms).unwrap_or(i64::MAX))
 }
 
@@ -23,6 +25,9 @@ pub(crate) fn waits_to_complete(job: &JobView) -> bool {
 
 /// The API's name of a step, and its name for people.
 fn task_name(kind: &str, list: List, step: &str) -> (String, String) {
+    if let Some((name, friendly)) = plan_tasks::name_of(kind, step) {
+        return (name.to_owned(), friendly.to_owned());
+    }
     let known = match (kind, list, step) {
         ("failover", List::Reversible, "check") => {
             ("VmUfoPrerequisitesCheck", "Prerequisites check for failover")
@@ -150,6 +155,7 @@ fn task(kind: &str, step: &StepLog) -> TaskView {
         ended: undo.and_then(|undo| undo.ended_ms).or(step.ended_ms).map(millis),
         message: undo.and_then(|undo| undo.message.clone()).or_else(|| step.message.clone()),
         problem: problem.or_else(|| undo.and_then(|u| u.problem.as_ref()).map(model_problem)),
+        group: None,
     }
 }
 
@@ -223,7 +229,11 @@ pub(crate) fn view(row: &JobRow) -> JobView {
         Question::Failed(problem) => problem.to_string(),
     });
     // The way back is shown once it is taken.
-    let shown = |step: &&StepLog| step.list != List::Abandon || step.started_ms.is_some();
+    let shown = |step: &&StepLog| {
+        let taken = step.list != List::Abandon || step.started_ms.is_some();
+        // Only a plan makes a machine wait for its turn.
+        taken && (step.name != TURN || row.facts.parent.is_some())
+    };
     JobView {
         id: row.facts.id,
         vault: row.facts.vault,
@@ -240,5 +250,6 @@ pub(crate) fn view(row: &JobRow) -> JobView {
         target_id: row.facts.target_id.clone(),
         target_name: row.facts.target_name.clone(),
         comments: row.facts.comments.clone(),
+        parent: row.facts.parent,
     }
 }

@@ -18,6 +18,8 @@ pub(crate) enum Lane {
     Reverse,
     /// It only waits for what goes on anyhow, and shows its progress.
     Watch,
+    /// It runs a recovery plan and has no item.
+    Plan,
 }
 
 impl Lane {
@@ -27,6 +29,7 @@ impl Lane {
             Lane::Test => "test",
             Lane::Reverse => "reverse",
             Lane::Watch => "watch",
+            Lane::Plan => "plan",
         }
     }
 }
@@ -52,9 +55,14 @@ pub(crate) struct JobFacts {
     pub(crate) comments: String,
     /// For a restart.
     pub(crate) request: Option<Request>,
+    /// The job of the recovery plan that it is part of.
+    #[serde(default)]
+    pub(crate) parent: Option<JobId>,
 }
 
 const LOAD: &str = "load jobs";
+/// How many of a plan's jobs are looked at for the times of its last runs.
+const OF_PLAN_MAX: i64 = 100;
 
 fn row((record, body): &(String, String)) -> StoreResult<JobRow> {
     Ok(JobRow { facts: parse(LOAD, body)?, record: Record::decode(record)? })
@@ -66,8 +74,9 @@ fn signed(number: u64) -> i64 {
 
 pub(crate) async fn insert(conn: &mut Conn, job: &JobRow) -> StoreResult<()> {
     let sql = "INSERT INTO jobs \
-               (id, vault, item, lane, created, ended, revision, record, body) \
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
+               (id, vault, item, lane, created, ended, revision, record, body, parent, plan) \
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let plan = (job.facts.lane == Lane::Plan).then_some(&job.facts.target_id);
     let done = sqlx::query(sql)
         .bind(job.facts.id.to_string())
         .bind(job.facts.vault.to_string())
@@ -78,6 +87,8 @@ pub(crate) async fn insert(conn: &mut Conn, job: &JobRow) -> StoreResult<()> {
         .bind(signed(job.record.revision))
         .bind(job.record.encode())
         .bind(text(&job.facts))
+        .bind(job.facts.parent.map(|parent| parent.to_string()))
+        .bind(plan)
         .execute(conn)
         .await;
     query("save a new job", done).map(drop)
@@ -160,9 +171,34 @@ pub(crate) async fn unfinished(conn: &mut Conn) -> StoreResult<Vec<JobId>> {
     Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
 }
 
-/// Forgets the jobs of test failovers that are not over: their machines are gone.
+/// Forgets the jobs of test failovers that are not over, plans' too: their machines are gone.
 pub(crate) async fn forget_tests(conn: &mut Conn) -> StoreResult<()> {
-    let sql = "DELETE FROM jobs WHERE lane = ? AND ended IS NULL";
+    let sql = "DELETE FROM jobs WHERE ended IS NULL AND (lane = ? OR \
+               (plan IS NOT NULL AND json_extract(body, '$.scenario') = 'TestFailover'))";
     let done = sqlx::query(sql).bind(Lane::Test.name()).execute(conn).await;
     query("forget jobs of test failovers", done).map(drop)
+}
+
+/// The jobs that are part of a plan's job, oldest first.
+pub(crate) async fn of_parent(conn: &mut Conn, parent: JobId) -> StoreResult<Vec<JobRow>> {
+    let sql = "SELECT record, body FROM jobs WHERE parent = ? ORDER BY created, rowid";
+    let rows: Vec<_> =
+        query(LOAD, sqlx::query_as(sql).bind(parent.to_string()).fetch_all(conn).await)?;
+    rows.iter().map(row).collect()
+}
+
+/// The newest jobs of a plan, newest first.
+pub(crate) async fn of_plan(conn: &mut Conn, plan: uuid::Uuid) -> StoreResult<Vec<JobRow>> {
+    let sql = "SELECT record, body FROM jobs WHERE plan = ? \
+               ORDER BY created DESC, rowid DESC LIMIT ?";
+    let asked = sqlx::query_as(sql).bind(plan.to_string()).bind(OF_PLAN_MAX);
+    let rows: Vec<_> = query(LOAD, asked.fetch_all(conn).await)?;
+    rows.iter().map(row).collect()
+}
+
+/// The plan's job that is not over.
+pub(crate) async fn running_plan(conn: &mut Conn, plan: uuid::Uuid) -> StoreResult<Option<JobRow>> {
+    let sql = "SELECT record, body FROM jobs WHERE plan = ? AND ended IS NULL";
+    let found = query(LOAD, sqlx::query_as(sql).bind(plan.to_string()).fetch_optional(conn).await)?;
+    found.as_ref().map(row).transpose()
 }

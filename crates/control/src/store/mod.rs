@@ -7,6 +7,7 @@ pub(crate) mod items;
 pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod machines;
+pub(crate) mod plans;
 pub(crate) mod policies;
 pub(crate) mod snapshot;
 pub(crate) mod vaults;
@@ -24,6 +25,7 @@ use std::time::Duration;
 const MIGRATIONS: &[&str] = &[
     include_str!("migrations/sqlite/0001_init.sql"),
     include_str!("migrations/sqlite/0002_ends.sql"),
+    include_str!("migrations/sqlite/0003_plans.sql"),
 ];
 /// Connections that only read. Each costs a file handle and a page cache of 2 MiB at most.
 const READERS_MAX: u32 = 4;

@@ -37,9 +37,13 @@ const TABLES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "jobs",
-        &["id", "vault", "item", "lane", "created", "ended", "revision", "record", "body"],
+        &[
+            "id", "vault", "item", "lane", "created", "ended", "revision", "record", "body",
+            "parent", "plan",
+        ],
         JOBS,
     ),
+    ("plans", &["id", "vault", "name", "body"], ""),
     ("migrated", &["item", "fabric", "name", "at"], ""),
 ];
 
@@ -48,8 +52,15 @@ struct Snapshot {
     format: u32,
     /// Of the database that it is of: how many migrations had run.
     schema: usize,
-    /// By table, each row its columns in order.
-    tables: BTreeMap<String, Vec<Vec<Value>>>,
+    tables: BTreeMap<String, Table>,
+}
+
+/// A table as it was under the snapshot's schema.
+#[derive(Default, Serialize, Deserialize)]
+struct Table {
+    columns: Vec<String>,
+    /// Each row its columns in their order.
+    rows: Vec<Vec<Value>>,
 }
 
 /// The configuration as it is in this transaction, as JSON. Equal ones are equal bytes.
@@ -57,14 +68,15 @@ pub(crate) async fn dump(conn: &mut Conn) -> StoreResult<Vec<u8>> {
     let what = "copy the configuration";
     let mut tables = BTreeMap::new();
     for (table, columns, filter) in TABLES {
-        let columns = columns.join(", ");
-        let sql = format!("SELECT json_array({columns}) FROM {table} {filter} ORDER BY {columns}");
+        let names = columns.join(", ");
+        let sql = format!("SELECT json_array({names}) FROM {table} {filter} ORDER BY {names}");
         let rows: Vec<String> =
             query(what, sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *conn).await)?;
         let rows = rows.iter().map(|row| serde_json::from_str(row));
         let rows = rows.collect::<Result<Vec<Vec<Value>>, _>>();
         let rows = rows.map_err(|source| StoreError::Malformed { what, source })?;
-        tables.insert((*table).to_owned(), rows);
+        let columns = columns.iter().map(|column| (*column).to_owned()).collect();
+        tables.insert((*table).to_owned(), Table { columns, rows });
     }
     let snapshot = Snapshot { format: FORMAT, schema: MIGRATIONS.len(), tables };
     Ok(serde_json::to_vec(&snapshot).expect("rows are plain values"))
@@ -87,10 +99,15 @@ pub(crate) async fn load(conn: &mut Conn, bytes: &[u8]) -> StoreResult<()> {
     for migration in &MIGRATIONS[..snapshot.schema] {
         query(what, sqlx::raw_sql(*migration).execute(&mut *conn).await)?;
     }
-    for (table, columns, _) in TABLES {
+    let mut tables = snapshot.tables;
+    for (table, known, _) in TABLES {
+        let Table { columns, rows } = tables.remove(*table).unwrap_or_default();
+        if let Some(column) = columns.iter().find(|column| !known.contains(&column.as_str())) {
+            return Err(refuse(format!("table {table} has an unknown column {column}")));
+        }
         let marks = vec!["?"; columns.len()].join(", ");
         let sql = format!("INSERT INTO {table} ({}) VALUES ({marks})", columns.join(", "));
-        for row in snapshot.tables.get(*table).into_iter().flatten() {
+        for row in &rows {
             if row.len() != columns.len() {
                 return Err(refuse(format!("a row of {table} has {} columns", row.len())));
             }

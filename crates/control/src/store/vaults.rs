@@ -54,6 +54,7 @@ pub(crate) async fn remove(conn: &mut Conn, vault: VaultId) -> StoreResult<()> {
         "DELETE FROM mappings WHERE vault = ?",
         "DELETE FROM fabric_hosts WHERE fabric IN (SELECT id FROM fabrics WHERE vault = ?)",
         "DELETE FROM policies WHERE vault = ?",
+        "DELETE FROM plans WHERE vault = ?",
         "DELETE FROM fabrics WHERE vault = ?",
         "DELETE FROM vaults WHERE id = ?",
     ];
