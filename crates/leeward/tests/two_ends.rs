@@ -293,7 +293,7 @@ impl End {
         let blobs = Arc::new(LocalStore::open_reading(self.folder.path().join("store")));
         let store = Store::open(blobs, None, &Unlock::KeyFile, Arc::new(SystemRandom)).unwrap();
         let view = View::open(&store.item_read(ITEM).unwrap(), at).unwrap();
-        view.read(DISK, 0, SIZE as usize).unwrap()
+        view.read(DISK, 0, SIZE as usize).unwrap().to_vec()
     }
 }
 

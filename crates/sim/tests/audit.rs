@@ -28,7 +28,7 @@ fn newest(world: &World) -> Option<Vec<u8>> {
     let reader = reader(world);
     let place = reader.newest_point().expect("it has points").position;
     let view = View::open(&reader, place).expect("the newest point is kept");
-    view.read(DISK, 0, FIRST_DISK_BYTES as usize).ok()
+    view.read(DISK, 0, FIRST_DISK_BYTES as usize).ok().map(Vec::from)
 }
 
 fn content(world: &World) -> Vec<u8> {
