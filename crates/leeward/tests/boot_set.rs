@@ -56,7 +56,9 @@ impl Desk {
         let store = folder.path().join("store");
         let disk = folder.path().join("disk.raw");
         let line = |number: u64| format!("line {number} of a log\n");
-        fs::write(&disk, (0..400_000).map(line).collect::<String>()).unwrap();
+        let mut lines = (0..400_000).map(line).collect::<String>().into_bytes();
+        lines.truncate(lines.len() / 512 * 512);
+        fs::write(&disk, lines).unwrap();
         let run = |words: &[&str]| {
             let output = Command::new(PROGRAM).arg("store").args(words).output().unwrap();
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
