@@ -73,6 +73,7 @@ impl Duty<'_> {
         });
         let source = source.or_else(|| self.left());
         let target = sites.clone().find_map(|site| self.target(site));
+        let target = target.or_else(|| self.left_store());
         let here = |plan: &&InstancePlan| sites.clone().any(|site| site == plan.site);
         let instances: Vec<_> = (self.item.plan.instances.iter())
             .filter(here)
@@ -128,6 +129,7 @@ impl Duty<'_> {
             }
             RunPlan::Live { start } => SourceRun::Live { permit: permit(), start },
             RunPlan::Release => SourceRun::Release,
+            RunPlan::Leave => SourceRun::Leave,
         };
         let to = match end.run {
             RunPlan::Seed { .. } | RunPlan::Live { .. } => site,
@@ -167,6 +169,29 @@ impl Duty<'_> {
             resync_full: 0,
             resync_threshold_percent: self.policy.resync_threshold_percent,
             resync_allowed: true,
+        })
+    }
+
+    /// The store of such a host, while copies lie there that were given up. It takes nothing, makes
+    /// no part of the item if that is gone, and keeps its points.
+    fn left_store(&self) -> Option<TargetDuty> {
+        let left: &Left = self.item.plan.left.iter().find(|left| left.host == self.host.id)?;
+        if left.given_up.is_empty() {
+            return None;
+        }
+        let other_store =
+            OtherStore { host: self.end(left.site).host, address: None, waits: false };
+        Some(TargetDuty {
+            site: left.site,
+            source_host: self.end(other(left.site)).host,
+            source_address: None,
+            branch: self.item.plan.branch,
+            fence: self.epoch(),
+            receive: false,
+            retention_seconds: RETENTION_FROZEN_SECONDS,
+            delete: false,
+            other_store: Some(other_store),
+            retired: left.given_up.clone(),
         })
     }
 

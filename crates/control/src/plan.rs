@@ -132,6 +132,20 @@ pub(crate) struct Left {
     /// Whether it was known to be off when it was left, or since.
     #[serde(default)]
     pub(crate) off: bool,
+    /// What an interrupted reprotect has brought into that host's store: kept until the copy on
+    /// another host is whole, because the item may come back.
+    #[serde(default)]
+    pub(crate) half: Option<Half>,
+    /// Timelines of that store whose copies were given up.
+    #[serde(default)]
+    pub(crate) given_up: Vec<TimelineId>,
+}
+
+impl Left {
+    /// Gives the half-made copy up for good.
+    pub(crate) fn forget_half(&mut self) {
+        self.given_up.extend(self.half.take().map(|half| half.branch.timeline));
+    }
 }
 
 /// What the machine of an end shall do. Only `Replicate` and `Live` carry a start permit.
@@ -169,6 +183,8 @@ pub(crate) enum RunPlan {
     },
     /// Protection ended.
     Release,
+    /// Never run again; protection ended.
+    Leave,
 }
 
 /// What the replica shall do.

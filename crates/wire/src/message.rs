@@ -263,6 +263,9 @@ pub enum SourceRun {
     },
     /// Protection ended: take the capture off the machine and give the autostart back.
     Release,
+    /// As [`Self::Fenced`], but protection ended elsewhere: then nothing of us stays with the
+    /// machine but the word that it is not to be started.
+    Leave,
 }
 
 /// What the target host does.

@@ -282,7 +282,7 @@ fn go_to(world: &mut World, to: Option<HostFacts>) -> Result<()> {
 }
 
 /// The end at `site` is on another host from now on. What was left on the former one stays fenced
-/// there, with the points of its store.
+/// there, with the points of its store. A half-made copy goes once that on the new host is whole.
 fn move_end(world: &mut World, site: Site, host: HostFacts) -> Result<()> {
     let Some(row) = &mut world.item else { return Ok(()) };
     let name = machine_name(&host, &row.machine, row.id);
@@ -297,8 +297,10 @@ fn move_end(world: &mut World, site: Site, host: HostFacts) -> Result<()> {
         end.stale = true;
         end.run = end.rest();
     }
-    if former.stale {
-        plan.left.push(Left { host: former.host, machine: former.machine, site, off });
+    let End { host: was, machine, stale, half, given_up, .. } = former;
+    if stale || half.is_some() || !given_up.is_empty() {
+        let off = off || !stale;
+        plan.left.push(Left { host: was, machine, site, off, half, given_up });
     }
     plan.instances.retain(|plan| plan.site != site);
     *plan.end_mut(site) = end;

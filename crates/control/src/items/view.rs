@@ -173,7 +173,7 @@ fn end(world: &World, row: &ItemRow, site: Site) -> EndView {
             RunPlan::Fenced => RunView::Fenced,
             RunPlan::Seed { .. } => RunView::Seed,
             RunPlan::Live { .. } => RunView::Live,
-            RunPlan::Release => RunView::Release,
+            RunPlan::Release | RunPlan::Leave => RunView::Release,
         },
         machine_state: world.machine_at(site),
         newest: replica.and_then(|seen| seen.newest.clone()),

@@ -1,7 +1,7 @@
 //! Complete migration: the machine stays where it was failed over to and the item ends. The old
 //! machine is left off for ever, and nothing of it is deleted (F-005).
 
-use super::disable::DisableProtection;
+use super::disable::{DisableProtection, release_left};
 use super::enable_protection::release_machine;
 use super::reprotect::{hand_over, hydrated};
 use crate::events::Severity;
@@ -32,8 +32,9 @@ impl Job for CompleteMigration {
     const FORWARD: &'static [Forward<Self>] = &[
         Forward::new("begin", |job, world, moment| job.disable.begin(world, moment)),
         Forward::new("hand-over", |job, world, _| hand_over(world, job.machine)),
-        Forward::new("release-machine", |_, world, _| {
-            release_machine(world, world.state()?.active)
+        Forward::new("release-machine", |_, world, _| match release_left(world)? {
+            left @ Outcome::Pending { .. } => Ok(left),
+            _ => release_machine(world, world.state()?.active),
         }),
         Forward::new("remove-machines", |job, world, moment| {
             job.disable.remove_machines(world, moment)

@@ -6,7 +6,7 @@ use super::left_behind::LeftBehind;
 use super::reprotect::{hand_over, hydrated};
 use crate::events::Severity;
 use crate::items::KeepPoints;
-use crate::plan::{TargetRun, other};
+use crate::plan::{Left, RunPlan, TargetRun, other};
 use crate::world::{Step, World, pending};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, nothing};
 use leeward_model::{Event, JobId, Protection, Site};
@@ -51,6 +51,7 @@ impl DisableProtection {
         for site in [Site::Primary, Site::Recovery] {
             world.item_mut()?.plan.end_mut(site).forget_half();
         }
+        world.item_mut()?.plan.left.iter_mut().for_each(Left::forget_half);
         Ok(Outcome::Done)
     }
 
@@ -71,6 +72,10 @@ impl DisableProtection {
     /// The live machine is its owner's again. One that was left stays fenced: it could be started
     /// beside the live one.
     fn release(&mut self, world: &mut World, _: &Moment) -> Step {
+        let left = release_left(world)?;
+        if matches!(left, Outcome::Pending { .. }) {
+            return Ok(left);
+        }
         let active = world.state()?.active;
         if !world.end(active)?.run.permits() && active != Site::Primary {
             return Ok(Outcome::Skipped(
@@ -127,4 +132,15 @@ impl DisableProtection {
         world.apply(Event::DisableFinished)?;
         Ok(Outcome::Done)
     }
+}
+
+/// Nothing of us stays with the machine that was left, once it is known to be off, but its host's
+/// word that it is not to be started.
+pub(super) fn release_left(world: &mut World) -> Step {
+    let left = other(world.state()?.active);
+    let begun = world.end(left)?.run == RunPlan::Leave;
+    if !begun && !world.is_fenced(left) {
+        return Ok(Outcome::Skipped("no machine is known to be off there".to_owned()));
+    }
+    release_machine(world, left)
 }

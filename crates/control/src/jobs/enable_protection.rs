@@ -123,12 +123,17 @@ impl EnableProtection {
     }
 }
 
-/// Takes the capture off the machine of `site`. A host that is away does it when it is back.
+/// Takes the capture off the machine of `site`; one that was left is still not to be started. A host
+/// that is away does it when it is back.
 pub(crate) fn release_machine(world: &mut World, site: Site) -> Step {
     if world.end(site)?.run == RunPlan::Unassigned {
         return Ok(Outcome::Done);
     }
-    world.run_at(site, RunPlan::Release)?;
+    let gone = match world.end(site)?.run {
+        RunPlan::Fenced | RunPlan::Seed { .. } | RunPlan::Leave => RunPlan::Leave,
+        _ => RunPlan::Release,
+    };
+    world.run_at(site, gone)?;
     let host = world.host(site);
     if !host.sight.connected {
         return Ok(Outcome::Skipped("its host is away; it lets go when it is back".to_owned()));

@@ -10,7 +10,8 @@ use crate::store::jobs::Lane;
 use crate::world::{Step, World, pending};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
 use leeward_model::{
-    Branch, Code, Event, InstanceId, JobId, MachineState, Position, Protection, TimelineId,
+    Branch, Code, Event, FailoverOrigin, InstanceId, JobId, MachineState, Position, Protection,
+    TimelineId,
 };
 use leeward_wire::message::{Seeded, Stage};
 use serde::{Deserialize, Serialize};
@@ -292,9 +293,35 @@ impl Reprotect {
         pending(format!("host {} to begin with the machine", world.source().name))
     }
 
+    /// Why there is nothing to watch any more, if there is not: this may have waited for long.
+    fn is_over(&self, world: &World) -> Option<&'static str> {
+        match &world.item.as_ref()?.state.protection {
+            Protection::Reprotecting { job } if *job == self.job => None,
+            Protection::FailingOver { from: FailoverOrigin::Reprotecting { job }, .. }
+                if *job == self.job =>
+            {
+                None
+            }
+            Protection::Protected
+            | Protection::Resynchronizing { .. }
+            | Protection::FailingOver {
+                from: FailoverOrigin::Protected | FailoverOrigin::Resynchronizing { .. },
+                ..
+            } => Some("the first recovery point of the other direction was there already"),
+            Protection::Disabling { .. } | Protection::Removed => Some("protection ends"),
+            Protection::Reprotecting { .. }
+            | Protection::FailingOver { .. }
+            | Protection::FailedOver { .. }
+            | Protection::ChangingPoint { .. }
+            | Protection::Committed { .. }
+            | Protection::Enabling { .. }
+            | Protection::InitialReplication { .. } => Some("the reprotect was given up"),
+        }
+    }
+
     fn record(&mut self, world: &mut World, _: &Moment) -> Step {
-        if !self.is_ours(world) {
-            return Self::given_up();
+        if let Some(why) = self.is_over(world) {
+            return Ok(Outcome::Skipped(why.to_owned()));
         }
         if let Some(watch) = &world.watch {
             return pending(format!("job {}, which watched the former direction", watch.facts.id));

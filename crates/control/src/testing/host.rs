@@ -188,6 +188,13 @@ impl ScriptedHost {
         duty.target.as_ref()?.other_store.clone()
     }
 
+    /// The copies that its store was told to let go of.
+    pub fn retired(&self, item: ItemId) -> Vec<leeward_model::TimelineId> {
+        let duty = self.assignment.duties.iter().find(|duty| duty.item == item);
+        let target = duty.and_then(|duty| duty.target.as_ref());
+        target.map(|target| target.retired.clone()).unwrap_or_default()
+    }
+
     /// The generation of the assignment that it holds.
     pub fn generation(&self) -> u64 {
         self.assignment.generation
@@ -295,7 +302,7 @@ impl ScriptedHost {
         let boot = self.boot();
         let Some(machine) = self.machines.get_mut(&wanted.machine) else {
             assert!(
-                matches!(wanted.run, SourceRun::Fenced | SourceRun::Seed { .. }),
+                matches!(wanted.run, SourceRun::Fenced | SourceRun::Seed { .. } | SourceRun::Leave),
                 "it was found on this host"
             );
             source.no_machine();
@@ -335,6 +342,10 @@ impl ScriptedHost {
                     let seeded = own.seed(&wanted.branch, machine.data, draw, now);
                     source.seeded = Some((*job, Ok(seeded)));
                 }
+            }
+            SourceRun::Leave => {
+                fence(machine, source, draw, now);
+                machine.item = None;
             }
             SourceRun::Release => {
                 source.copied = false;

@@ -155,7 +155,7 @@ impl Source {
             timeline: self.duty.branch.timeline,
             phase: match self.duty.run {
                 SourceRun::Fenced | SourceRun::Seed { .. } => CapturePhase::Fenced,
-                SourceRun::Release => CapturePhase::Released,
+                SourceRun::Release | SourceRun::Leave => CapturePhase::Released,
                 SourceRun::Live { .. } => CapturePhase::Idle,
                 _ if self.waits() => CapturePhase::Paused,
                 _ if self.copying > 0 => CapturePhase::Copying(progress),

@@ -170,3 +170,50 @@ async fn a_half_made_copy_is_let_go_when_nobody_goes_on_with_it_for_long() {
     let end = pair.primary().await;
     assert_eq!((end.half, end.given_up), (None, vec![place.timeline]));
 }
+
+/// F-111: it stays while the item may come back to that host, and no longer.
+#[tokio::test]
+async fn a_half_made_copy_on_a_host_that_was_left_goes_once_that_on_the_other_host_is_whole() {
+    let (mut pair, place) = Pair::half_copied().await;
+    let (source, item, control) = (pair.source, pair.item, pair.fleet.control.clone());
+    pair.another_host().await;
+    pair.fleet.host(TARGET).copy_steps = 40;
+    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()) };
+    let job = control.item_reprotect(item, spec).await.unwrap();
+    pair.until("it copies", |view| view.copy.is_some()).await;
+    for _ in 0..4 {
+        pair.fleet.turn().await;
+    }
+    assert_eq!(pair.fleet.host(source).retired(item), [], "it may yet be wanted");
+
+    pair.succeeds(job).await;
+    pair.is_protected().await;
+    pair.fleet.turn().await;
+    pair.fleet.turn().await;
+
+    assert_eq!(pair.fleet.host(source).retired(item), [place.timeline]);
+}
+
+/// F-111, F-079: nobody goes on with it for as long as points are kept.
+#[tokio::test]
+async fn a_half_made_copy_on_a_host_that_was_left_goes_after_the_days_of_kept_points() {
+    let (mut pair, place) = Pair::half_copied().await;
+    let (source, item, control) = (pair.source, pair.item, pair.fleet.control.clone());
+    pair.another_host().await;
+    pair.fleet.host(TARGET).copy_steps = 1000;
+    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()) };
+    let job = control.item_reprotect(item, spec).await.unwrap();
+    pair.until("it copies", |view| view.copy.is_some()).await;
+    pair.is_given_up(job).await;
+    let keep_ms = leeward_model::Policy::default().keep_after_commit_seconds * 1000;
+    pair.fleet.clock.skew_wall(i64::try_from(keep_ms).unwrap() - 3_600_000);
+    pair.fleet.turn().await;
+    assert_eq!(pair.fleet.host(source).retired(item), []);
+
+    pair.fleet.clock.skew_wall(i64::try_from(keep_ms).unwrap() + 3_600_000);
+    pair.fleet.turn().await;
+    pair.fleet.turn().await;
+
+    assert_eq!(pair.fleet.host(source).retired(item), [place.timeline]);
+    assert_eq!(pair.primary().await.half, None);
+}

@@ -87,6 +87,29 @@ async fn a_reprotect_waits_for_the_job_that_watched_the_former_direction() {
     assert_eq!(pair.watches().await.len(), 0);
 }
 
+/// F-131: the first point of the other direction comes while it waits for that job: it was not
+/// given up.
+#[tokio::test]
+async fn a_reprotect_that_waited_until_the_item_was_protected_says_so() {
+    let (mut pair, watch) = Pair::watched().await;
+    let job = pair.reprotect().await;
+    pair.goes_without(watch, job, Some(watch)).await;
+    for _ in 0..TURNS_MAX {
+        if pair.view().await.state.protection == Protection::Protected {
+            break;
+        }
+        pair.turn_without(watch).await;
+    }
+    assert_eq!(pair.job(job).await.state, RunState::InProgress);
+
+    let view = pair.succeeds(job).await;
+
+    let last = view.tasks.last().unwrap();
+    assert_eq!(last.state, RunState::Skipped, "{last:?}");
+    let message = last.message.clone().unwrap();
+    assert!(message.contains("first recovery point"), "{message}");
+}
+
 /// F-084: the reprotect of before is not over when the machine has gone home already, as it waited
 /// for a watch; the next one begins when it is.
 #[tokio::test]

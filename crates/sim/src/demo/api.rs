@@ -78,6 +78,14 @@ pub async fn vault_make(client: &ApiClient) -> anyhow::Result<String> {
                        "properties": {}});
     put(client, VAULT, &vault).await?;
     put(client, "replicationFabrics/primary-site", &json!({"properties": {}})).await?;
+    registration_key(client).await
+}
+
+/// A registration key for a host of the primary site.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn registration_key(client: &ApiClient) -> anyhow::Result<String> {
     let asked = json!({"properties": {"leewardFabric": "primary-site", "leewardValidMinutes": 15}});
     let answer = client.put("certificates/demo", &asked).await?.body;
     let key = answer["properties"]["leewardRegistrationKey"].as_str();

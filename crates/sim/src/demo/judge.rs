@@ -51,11 +51,25 @@ pub async fn point_copy(
     folder: &Path,
 ) -> anyhow::Result<()> {
     let item = site.item().await?;
-    let item_id = item["providerSpecificDetails"]["leewardItemId"].as_str();
+    let item = item["providerSpecificDetails"]["leewardItemId"].as_str();
+    item_point_copy(sites, item.context("the item has no id")?, store, name, folder).await
+}
+
+/// As [`point_copy`], of the item with this id, which may be protected no more.
+///
+/// # Errors
+/// As there.
+pub async fn item_point_copy(
+    sites: &Sites,
+    item: &str,
+    store: &Path,
+    name: &str,
+    folder: &Path,
+) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     let socket = folder.join("j.sock");
     let mut export = Command::new(sites.program())
-        .args(["export", "--item", item_id.context("the item has no id")?])
+        .args(["export", "--item", item])
         .args(["--point", name, "--store"])
         .arg(store)
         .arg("--socket")

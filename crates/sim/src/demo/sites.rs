@@ -1,4 +1,5 @@
-//! The two sites of the demo: real processes of the product on this machine, in one folder.
+//! The two sites of the demo: real processes of the product on this machine, in one folder. The
+//! primary site may have another host beside the first one.
 
 use super::{guest::GuestImages, progress::wait_for};
 use anyhow::{Context as _, bail, ensure};
@@ -11,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Name and folder of the primary site's other host.
+pub const SPARE: &str = "spare";
 /// How long processes may take to end once they are killed.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -21,6 +24,7 @@ pub struct Sites {
     program: PathBuf,
     up: Option<Child>,
     host: Option<Child>,
+    spare: Option<Child>,
     keep: bool,
     /// Further words of the command line of `leeward up`.
     pub up_words: Vec<String>,
@@ -38,6 +42,7 @@ impl Sites {
             program,
             up: None,
             host: None,
+            spare: None,
             keep,
             up_words,
             boot_id: None,
@@ -147,17 +152,43 @@ impl Sites {
     /// # Errors
     /// When the process cannot be started.
     pub fn host_start(&mut self, endpoint: &str, key: Option<&str>) -> anyhow::Result<()> {
-        let data = self.host_folder().to_string_lossy().into_owned();
+        self.host = Some(self.host_spawn(&self.host_folder(), "primary", endpoint, key)?);
+        Ok(())
+    }
+
+    /// Folder of the primary site's other host.
+    pub fn spare_folder(&self) -> PathBuf {
+        self.folder.join(SPARE)
+    }
+
+    /// Starts the primary site's other host, [`SPARE`], joining with `key`.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn spare_start(&mut self, endpoint: &str, key: &str) -> anyhow::Result<()> {
+        self.spare = Some(self.host_spawn(&self.spare_folder(), SPARE, endpoint, Some(key))?);
+        Ok(())
+    }
+
+    /// The host's log has the name of its folder.
+    fn host_spawn(
+        &self,
+        folder: &Path,
+        name: &str,
+        endpoint: &str,
+        key: Option<&str>,
+    ) -> anyhow::Result<Child> {
+        let data = folder.to_string_lossy().into_owned();
         let server = endpoint.trim_start_matches("https://");
-        let mut arguments = vec!["host", "--data", &data, "--join", server, "--name", "primary"];
-        let key_file = self.folder.join("registration.key");
+        let mut arguments = vec!["host", "--data", &data, "--join", server, "--name", name];
+        let key_file = self.folder.join(format!("{name}.key"));
         let key_path = key_file.to_string_lossy().into_owned();
         if let Some(key) = key {
             leeward::folder::write_secret(&key_file, key.as_bytes())?;
             arguments.extend(["--key-file", &key_path]);
         }
-        self.host = Some(self.spawn("host", &arguments)?);
-        Ok(())
+        let log = folder.file_name().unwrap_or_default().to_string_lossy();
+        self.spawn(&log, &arguments)
     }
 
     /// Waits until the primary site's host has joined and found out what can run its guests.
@@ -165,12 +196,15 @@ impl Sites {
     /// # Errors
     /// When that takes longer than 40 s.
     pub async fn joined_wait(&self) -> anyhow::Result<()> {
-        let files = ["host.json", "accelerator.json"].map(|name| self.host_folder().join(name));
-        let (deadline, every) = (Duration::from_secs(40), Duration::from_millis(20));
-        wait_for("the host's joining", deadline, every, || async {
-            Ok(files.iter().all(|file| file.exists()).then_some(()))
-        })
-        .await
+        joined_wait(&self.host_folder()).await
+    }
+
+    /// As [`Self::joined_wait`], for the site's other host.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn spare_joined_wait(&self) -> anyhow::Result<()> {
+        joined_wait(&self.spare_folder()).await
     }
 
     /// Puts the guest's images and description into the primary site's folder.
@@ -292,7 +326,7 @@ impl Sites {
 
     /// Ends everything that runs below the demo's folder and deletes it.
     pub fn clean(&mut self) {
-        for child in [self.host.take(), self.up.take()].into_iter().flatten() {
+        for child in [self.spare.take(), self.host.take(), self.up.take()].into_iter().flatten() {
             let mut child = child;
             // One that has ended already is fine.
             let _ = child.kill();
@@ -312,7 +346,7 @@ impl Sites {
             // What cannot be unmounted is seen by whoever asks what was left behind.
             let _ = Command::new("umount").arg("-l").arg(&folder).status();
         }
-        for data in [self.up_folder(), self.host_folder()] {
+        for data in [self.up_folder(), self.host_folder(), self.spare_folder()] {
             if data.exists()
                 && let Ok(run) = leeward::roles::site::run_folder(&data)
                 && !run.starts_with(&self.folder)
@@ -330,6 +364,15 @@ impl Drop for Sites {
             self.clean();
         }
     }
+}
+
+async fn joined_wait(folder: &Path) -> anyhow::Result<()> {
+    let files = ["host.json", "accelerator.json"].map(|name| folder.join(name));
+    let (deadline, every) = (Duration::from_secs(40), Duration::from_millis(20));
+    wait_for("the host's joining", deadline, every, || async {
+        Ok(files.iter().all(|file| file.exists()).then_some(()))
+    })
+    .await
 }
 
 /// Processes of this machine whose command line names something below `folder` and whose program

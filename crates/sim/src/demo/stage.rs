@@ -212,6 +212,26 @@ impl Stage {
         api::put(&self.site.client, "replicationPolicies/every-2-s", &policy).await
     }
 
+    /// A planned failover goes on to a reprotect by itself from now on, or not (F-084).
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn auto_reverse(&self, reverses: bool) -> anyhow::Result<()> {
+        let mut policy = api::policy(60);
+        policy["properties"]["providerSpecificInput"]["leewardAutoReverse"] = reverses.into();
+        api::put(&self.site.client, "replicationPolicies/every-2-s", &policy).await
+    }
+
+    /// Starts another host at the primary site and waits until it has joined.
+    ///
+    /// # Errors
+    /// When the server refuses it, or it does not come up.
+    pub async fn spare_join(&mut self) -> anyhow::Result<()> {
+        let key = api::registration_key(&self.site.client).await?;
+        self.sites.spare_start(&self.endpoint, &key)?;
+        self.sites.spare_joined_wait().await
+    }
+
     /// The verdict on the source's own disks. The machine must be off.
     ///
     /// # Errors
@@ -341,7 +361,7 @@ impl Stage {
             let lines: Vec<_> = text.lines().collect();
             format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(25)..].join("\n"))
         };
-        format!("{}{}", tail("up.log"), tail("host.log"))
+        ["up.log", "host.log", "spare.log"].map(tail).concat()
     }
 
     /// Ends everything and says whether something was left behind.

@@ -5,10 +5,13 @@
 
 mod cancel;
 mod demo;
+mod ends;
 mod home;
 mod kills;
 mod loss;
 mod options;
+mod other_host;
+mod reverse;
 mod silence;
 mod space;
 mod stale;

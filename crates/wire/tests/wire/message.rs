@@ -103,6 +103,7 @@ fn every_run_of_a_source_is_told_by_its_name() {
         ("seed", SourceRun::Seed { job, base: None }),
         ("live", SourceRun::Live { permit: None, start: None }),
         ("release", SourceRun::Release),
+        ("leave", SourceRun::Leave),
     ];
     for (name, run) in named {
         assert_eq!(written(&source_duty(run))["run"]["run"], json!(name));

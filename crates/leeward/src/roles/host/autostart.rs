@@ -88,7 +88,10 @@ pub fn item_of(assignment: &Assignment, name: &str) -> Option<ItemId> {
 /// Whether the machine is failed over, or about to be: only a job may start it again.
 fn is_taken_off(assignment: &Assignment, name: &str) -> bool {
     source_of(assignment, name).is_some_and(|(_, source)| match source.run {
-        SourceRun::ShutDown { .. } | SourceRun::Fenced | SourceRun::Seed { .. } => true,
+        SourceRun::ShutDown { .. }
+        | SourceRun::Fenced
+        | SourceRun::Seed { .. }
+        | SourceRun::Leave => true,
         SourceRun::Replicate { .. } | SourceRun::Live { .. } | SourceRun::Release => false,
     })
 }

@@ -26,6 +26,7 @@ use super::{
 };
 use audit::AuditRun;
 use copy::Basis;
+use idle::Fence;
 use ladder::{Failure, Pace};
 use leeward_capture::{
     Attached, CaptureError, ChangeSource, HashError, HashFiles, LiveRead, PassError, Retry,
@@ -293,7 +294,10 @@ impl SourceWorker {
             seen.divergent.clone_from(&state.divergent);
             // What was said of a former fence is no answer to the next: the machine may be started
             // in between.
-            let fences = matches!(work.duty.run, SourceRun::Fenced | SourceRun::Seed { .. });
+            let fences = matches!(
+                work.duty.run,
+                SourceRun::Fenced | SourceRun::Seed { .. } | SourceRun::Leave
+            );
             if seen.phase == CapturePhase::Fenced && !fences {
                 seen.phase = CapturePhase::Idle;
             }
@@ -345,7 +349,11 @@ impl SourceWorker {
                 self.seed(work, *job, *base, whose, changes).await
             }
             SourceRun::Live { permit, start } => self.live(work, permit.as_ref(), *start).await,
-            SourceRun::Release => self.release(work).await,
+            SourceRun::Release => self.release(work, Fence::Lifted).await,
+            SourceRun::Leave => {
+                self.fence(work).await?;
+                self.release(work, Fence::Kept).await
+            }
         }
     }
 

@@ -121,7 +121,7 @@ fn a_machine_that_a_job_takes_off_is_not_started_even_with_a_permit() {
     };
     let seed = SourceRun::Seed { job, base: None };
 
-    for run in [shut_down, seed, SourceRun::Fenced] {
+    for run in [shut_down, seed, SourceRun::Fenced, SourceRun::Leave] {
         let assignment = as_source(run);
         assert!(!place.allowed(&assignment));
         assert!(is_taken_off(&assignment, NAME));

@@ -19,7 +19,10 @@ impl Worker {
         let source = self.host.source_duty(self.item).filter(|duty| duty.machine == *name);
         let Some(source) = source else { return Ok(false) };
         match source.run {
-            SourceRun::ShutDown { .. } | SourceRun::Fenced | SourceRun::Seed { .. } => {
+            SourceRun::ShutDown { .. }
+            | SourceRun::Fenced
+            | SourceRun::Seed { .. }
+            | SourceRun::Leave => {
                 let what = format!("{name} was not started from its recovery point");
                 Err(Code::NO_PERMIT.because(what, "this host keeps its machine of that name off"))
             }

@@ -7,6 +7,15 @@ use leeward_model::{Code, JobId, MachineState, PointId, StartPermit};
 use leeward_wire::message::{CapturePhase, DivergentNote};
 use std::time::Duration;
 
+/// What becomes of the word that a machine is not to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fence {
+    /// It may be started.
+    Lifted,
+    /// It was failed over, and lives elsewhere.
+    Kept,
+}
+
 impl SourceWorker {
     /// Makes sure that a machine that was failed over does not write, and notes what it wrote.
     pub(super) async fn fence(&mut self, work: &SourceWork) -> Result<Whose, SourceError> {
@@ -96,10 +105,11 @@ impl SourceWorker {
         Ok(Some(LOOK))
     }
 
-    /// Gives the machine back to its owner: nothing of us stays with it.
+    /// Gives the machine back to its owner: nothing of us stays with it, or only that word.
     pub(super) async fn release(
         &mut self,
         work: &SourceWork,
+        fence: Fence,
     ) -> Result<Option<Duration>, SourceError> {
         let machine = Self::machine(work);
         let name = &work.duty.machine;
@@ -127,7 +137,9 @@ impl SourceWorker {
             Whose::Gone => self.host.fabric.machine_disclaim(name).await?,
         }
         permits::permit_forget(&self.host.folder, name);
-        permits::fence_lift(&self.host.folder, name)?;
+        if fence == Fence::Lifted {
+            permits::fence_lift(&self.host.folder, name)?;
+        }
         match std::fs::remove_dir_all(self.host.item_folder(self.item)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
