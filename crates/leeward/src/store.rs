@@ -2,8 +2,8 @@
 //! its recovery key, and needs no server, no network and no database.
 //!
 //! `place` opens stores, `find` turns names into items, points and disks; every other file is a
-//! verb. Looking, serving and restoring change nothing in a store beyond a pin. What a store is
-//! lies in `leeward-replica`.
+//! verb. Looking changes nothing in a store; serving and restoring leave a pin for their
+//! time, and a note of who did what. What a store is lies in `leeward-replica`.
 
 mod capture;
 mod diff;

@@ -1,5 +1,5 @@
-//! `leeward store` over stores that others wrote: moto for S3 and Azurite for Azure Blob, both on
-//! loopback, and a double of ours for a server that overwrites what was to be created.
+//! `leeward store` over stores that others wrote: moto and SeaweedFS for S3, Azurite for Azure Blob,
+//! on loopback, and a double of ours for a server that overwrites what was to be created.
 
 #![allow(
     clippy::unwrap_used,
@@ -74,6 +74,54 @@ impl Server {
     fn moto(folder: &Path) -> Server {
         let python = root().join("target/python/bin/python");
         Server::start(folder, &python, &["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"])
+    }
+
+    /// SeaweedFS, with a bucket of the name and its files in `folder`: they stay when it ends.
+    fn seaweed(folder: &Path, bucket: &str) -> Server {
+        let weed = root().join("target/python/bin/weed");
+        assert!(weed.exists(), "{} is missing: scripts/setup.sh --tests", weed.display());
+        let parts = ["master", "volume", "filer", "admin", "s3"];
+        let mut options: Vec<String> = ["webdav.port", "s3.port.iceberg", "s3.port.lance"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(parts.iter().map(|part| format!("{part}.port.grpc")))
+            .chain(parts.iter().map(|part| format!("{part}.port")))
+            .collect();
+        // All at once, so that no two are the same; S3's own is the last.
+        let held: Vec<_> =
+            options.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<u16> = held.iter().map(|held| held.local_addr().unwrap().port()).collect();
+        drop(held);
+        for (option, port) in options.iter_mut().zip(&ports) {
+            *option = format!("-{option}={port}");
+        }
+        fs::create_dir_all(folder.join("seaweed")).unwrap();
+        let child = Command::new(weed)
+            .args(["mini", "-dir=seaweed", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"])
+            .arg(format!("-bucket={bucket}"))
+            .args(&options)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut server = Server { child, port: *ports.last().unwrap() };
+        let begun = Instant::now();
+        while !server.has_bucket(bucket) {
+            assert!(begun.elapsed() < DEADLINE, "SeaweedFS has no bucket");
+            assert!(server.child.try_wait().unwrap().is_none(), "SeaweedFS ended");
+            thread::sleep(Duration::from_millis(100));
+        }
+        server
+    }
+
+    fn has_bucket(&self, bucket: &str) -> bool {
+        // Nobody listens at first.
+        if TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            return false;
+        }
+        ask(self.port, &format!("GET /{bucket}?list-type=2 HTTP/1.1"), "").contains(" 200 ")
     }
 
     fn azurite(folder: &Path) -> Server {
@@ -269,6 +317,25 @@ fn story(desk: &Desk) {
     desk.good(&["points", &desk.store, "--key-file", &kept]);
     assert!(desk.restore("latest", "3.raw", &["--recovery-key", recovery]) == desk.disk());
     fs::rename(&kept, &key).unwrap();
+    new_key_file(desk, &key);
+}
+
+/// A new key file takes the place of the former one, which opens nothing any more; a change that
+/// was cut short once it counted leaves a store that opens.
+fn new_key_file(desk: &Desk, key: &Path) {
+    let before = fs::read(key).unwrap();
+    desk.good(&["rekey", &desk.store, "--new-key-file"]);
+    let after = fs::read(key).unwrap();
+    assert_ne!(after, before);
+    assert!(desk.restore("latest", "4.raw", &[]) == desk.disk());
+    let former = format!("{}.former-1", key.display());
+    assert_eq!(fs::read(&former).unwrap(), before);
+    desk.refused(&["points", &desk.store, "--key-file", &former], 4, "LW-0406");
+
+    fs::rename(key, format!("{}.next", key.display())).unwrap();
+    fs::write(key, &before).unwrap();
+    desk.good(&["points", &desk.store]);
+    fs::rename(format!("{}.next", key.display()), key).unwrap();
 }
 
 /// F-039.
@@ -301,6 +368,24 @@ fn a_store_in_s3_does_what_one_in_a_folder_does() {
     desk.good(&["points", &desk.store]);
     desk.capture(&["--force-takeover"]);
     desk.capture(&[]);
+}
+
+/// F-039, on a server that keeps its objects on a disk: also after it was killed and came back.
+#[test]
+fn a_store_in_seaweedfs_does_what_one_in_a_folder_does_and_survives_its_server() {
+    let mut desk = Desk::new("s3://bucket/some/where");
+    let server = Server::seaweed(desk.folder.path(), "bucket");
+    desk.s3(&format!("http://127.0.0.1:{}", server.port));
+
+    story(&desk);
+
+    drop(server);
+    let server = Server::seaweed(desk.folder.path(), "bucket");
+    desk.s3(&format!("http://127.0.0.1:{}", server.port));
+    desk.good(&["verify", &desk.store]);
+    assert!(desk.restore("latest", "5.raw", &[]) == desk.disk());
+    // The lock of the writer before may still be there.
+    desk.capture(&["--force-takeover"]);
 }
 
 /// Makes a container, signed as Azure wants it.

@@ -3,69 +3,32 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod desk;
+
+use desk::Desk;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::Command,
 };
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_leeward");
 const DISK_BYTES: u64 = 4 << 20;
 
-/// A folder with a store and a disk.
-struct Desk {
-    folder: tempfile::TempDir,
-}
-
 impl Desk {
+    /// With a store and a disk.
     fn new() -> Desk {
-        let folder = tempfile::Builder::new().prefix("lwk").tempdir_in("/tmp").unwrap();
-        let desk = Desk { folder };
+        let desk = Desk::empty("lwk", &[]);
         desk.good(&["store", "init", &desk.store()]);
         File::create(desk.path("disk.raw")).unwrap().set_len(DISK_BYTES).unwrap();
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    fn store(&self) -> String {
-        self.text("store")
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = Command::new(PROGRAM);
-        command.args(words).env("XDG_CACHE_HOME", self.path("cache")).stdin(Stdio::null());
-        command.output().unwrap()
-    }
-
-    fn good(&self, words: &[&str]) -> String {
-        let output = self.run(words);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{words:?}: {said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
     fn json(&self, words: &[&str]) -> Value {
         let words: Vec<&str> = words.iter().copied().chain(["--output", "json"]).collect();
         serde_json::from_str(&self.good(&words)).unwrap()
-    }
-
-    /// Runs what has to be refused; returns its words on standard error.
-    fn refused(&self, words: &[&str], exit: i32, code: &str) -> String {
-        let output = self.run(words);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(exit), "{words:?}: {said}");
-        assert!(said.contains(code), "{words:?}: {said}");
-        said
     }
 
     /// Writes `fill` over a part of the disk and makes a point of it; returns its id.

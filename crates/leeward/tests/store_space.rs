@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod desk;
+
+use desk::Desk;
 use leeward_model::{ItemId, VaultId};
 use leeward_replica::{
     Store, SystemRandom, Unlock,
@@ -14,23 +17,15 @@ use std::{
     fs::{self, File},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
     sync::Arc,
 };
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_leeward");
 const DISK_BYTES: u64 = 8 << 20;
-
-/// A folder with a store and a disk.
-struct Desk {
-    folder: tempfile::TempDir,
-}
 
 impl Desk {
     /// With one point for each of `fills`: the byte that then fills half of the disk.
     fn new(fills: &[u8]) -> Desk {
-        let folder = tempfile::Builder::new().prefix("lwp").tempdir_in("/tmp").unwrap();
-        let desk = Desk { folder };
+        let desk = Desk::empty("lwp", &["store"]);
         desk.good(&["init", &desk.store()]);
         for fill in fills {
             let disk = File::create(desk.path("disk.raw")).unwrap();
@@ -43,38 +38,6 @@ impl Desk {
             desk.good(&["capture", &desk.store(), "--item", "web01", "--disk", &name]);
         }
         desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    fn store(&self) -> String {
-        self.text("store")
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = Command::new(PROGRAM);
-        command.arg("store").args(words).env("XDG_CACHE_HOME", self.path("cache"));
-        command.stdin(Stdio::null()).output().unwrap()
-    }
-
-    fn good(&self, words: &[&str]) -> String {
-        let output = self.run(words);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{words:?}: {said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn refused(&self, words: &[&str], exit: i32, text: &str) {
-        let output = self.run(words);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(exit), "{words:?}: {said}");
-        assert!(said.contains(text), "{words:?}: {said}");
     }
 
     fn json(&self, words: &[&str]) -> Value {

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod desk;
+
+use desk::Desk;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
@@ -14,35 +17,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_leeward");
 const DEADLINE: Duration = Duration::from_secs(60);
 /// 24 MiB and one sector: the last extent is short, and a VHD of it has to be padded.
 const DISK_BYTES: u64 = (24 << 20) + 512;
 
-/// A folder with a store and a disk that has data, zeros and holes.
-struct Desk {
-    folder: tempfile::TempDir,
-}
-
 impl Desk {
+    /// With a store and a disk that has data, zeros and holes.
     fn new() -> Desk {
-        let folder = tempfile::Builder::new().prefix("lws").tempdir_in("/tmp").unwrap();
-        let desk = Desk { folder };
+        let desk = Desk::empty("lws", &["store"]);
         desk.good(&["init", &desk.store()]);
         desk.fill(1);
         desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    fn store(&self) -> String {
-        self.text("store")
     }
 
     /// Makes `disk.raw` anew: seeded noise in places, text that compresses, zeros that are written.
@@ -62,32 +47,6 @@ impl Desk {
 
     fn disk(&self) -> Vec<u8> {
         fs::read(self.path("disk.raw")).unwrap()
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        command.arg("store").args(words).env("XDG_CACHE_HOME", self.path("cache"));
-        command
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        self.command(words).stdin(Stdio::null()).output().unwrap()
-    }
-
-    fn good(&self, words: &[&str]) -> String {
-        let output = self.run(words);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{words:?}: {said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Runs what has to be refused; returns its words on standard error.
-    fn refused(&self, words: &[&str], exit: i32, code: &str) -> String {
-        let output = self.run(words);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(exit), "{words:?}: {said}");
-        assert!(said.contains(code), "{words:?}: {said}");
-        said
     }
 
     fn capture(&self, more: &[&str]) -> Value {
@@ -367,7 +326,7 @@ fn verify_names_the_bad_byte_and_its_points_and_a_restore_over_it_leaves_no_file
     let out = desk.text("out.raw");
     let words = ["restore", &desk.store(), "--item", "web01", "--disk", "sda", &out];
     desk.refused(&[&words[..], &["--point", "latest"]].concat(), 1, "LW-0402");
-    let left: Vec<_> = fs::read_dir(desk.folder.path()).unwrap().collect();
+    let left: Vec<_> = fs::read_dir(desk.path("")).unwrap().collect();
     let left = left.into_iter().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(!left.into_iter().any(|name| name.contains("out.raw")), "half a file is left");
     desk.good(&[&words[..], &["--point", text(&good["point"])]].concat());

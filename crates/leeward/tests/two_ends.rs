@@ -12,6 +12,8 @@ mod keys;
 mod last_data;
 #[path = "two_ends/life.rs"]
 mod life;
+#[path = "two_ends/rotation.rs"]
+mod rotation;
 
 use async_trait::async_trait;
 use leeward::roles::{
@@ -34,7 +36,7 @@ use leeward_fabric::{
 };
 use leeward_model::{
     Branch, Code, DiskFormat, DiskNumber, DiskSpec, Epoch, Firmware, HostId, ItemId, JobId,
-    MachineSpec, MachineState, PermitTerms, PointOrigin, Position, Probe, Site, StartPermit,
+    MachineSpec, MachineState, PermitTerms, PointId, PointOrigin, Position, Probe, Site, StartPermit,
     TimelineId, VaultId,
 };
 use leeward_replica::{

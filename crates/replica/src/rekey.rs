@@ -10,9 +10,10 @@ use crate::{
     identity::{self, Identity},
     key_blobs::{self, VERSIONS_MAX},
     keyring::{KeyStamp, RECIPIENTS_MAX},
-    storage::{Put, StoreLock},
+    storage::{Put, StorageError, StoreLock},
 };
 use leeward_model::ItemId;
+use std::io;
 
 /// Which recipients of a store are to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +93,42 @@ impl Store {
     /// [`StoreError::Refused`] when this store was not opened for writing or has as many
     /// recipients as it may; [`StoreError::Key`] when the key file stays, but is missing.
     pub fn rekey_begin(&self, what: NewKeys) -> Result<Rekey, StoreError> {
+        self.prepare(what, &|name, text| match self.blobs.put_new(name, text.as_bytes())? {
+            Put::Created => Ok(()),
+            Put::Exists => {
+                let why = "another process put it at the same time";
+                Err(StoreError::refused("a new key file", why))
+            }
+        })
+    }
+
+    /// As [`Self::rekey_begin`], for a place that others can read: the secret of a new key file is
+    /// not put there but given to `keep`, as text, which returns once it is durable.
+    ///
+    /// # Errors
+    /// As [`Self::rekey_begin`]; [`StoreError::Storage`] when `keep` fails.
+    pub fn rekey_begin_apart(
+        &self,
+        what: NewKeys,
+        keep: &dyn Fn(&str) -> io::Result<()>,
+    ) -> Result<Rekey, StoreError> {
+        self.prepare(what, &|_, text| {
+            let name = self.identity().store.to_string();
+            let action = "keep the key file of";
+            keep(text).map_err(|source| StorageError::Io { action, name, source }.into())
+        })
+    }
+
+    /// `keep` takes the name and the text of a new key file.
+    fn prepare(
+        &self,
+        what: NewKeys,
+        keep: &dyn Fn(&str, &str) -> Result<(), StoreError>,
+    ) -> Result<Rekey, StoreError> {
         self.check_writer()?;
         let lock = self.lock_keys()?;
         self.finish_locked()?;
-        let (blobs, random) = (self.blobs.as_ref(), self.random.as_ref());
+        let random = self.random.as_ref();
         let mut next = self.identity.clone();
         next.key_generation += 1;
         let drawn = |kind| RecipientSecret::draw(kind, random);
@@ -120,11 +153,7 @@ impl Store {
                 let fresh = drawn(RecipientKind::KeyFile);
                 next.key_file = identity::key_file_name(next.key_generation);
                 next.key_file_recipient = fresh.public();
-                let text = format!("{}\n", fresh.to_text());
-                if blobs.put_new(&next.key_file, text.as_bytes())? == Put::Exists {
-                    let why = "another process put it at the same time";
-                    return Err(StoreError::refused("a new key file", why));
-                }
+                keep(&next.key_file, &format!("{}\n", fresh.to_text()))?;
                 Some(fresh)
             }
             NewKeys::Recovery | NewKeys::AnotherRecovery => None,

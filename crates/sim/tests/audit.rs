@@ -1,10 +1,11 @@
 //! The audits that nobody asked for, and the resync that trusts nothing, in the simulated world:
-//! what changed by itself is found, told and repaired; where nothing did, nothing is found.
+//! what changed by itself is found, told and repaired; where nothing did, nothing is found. And
+//! what somebody does with a store by hand is seen by the store's owner.
 
 use leeward_control::jobs::RunState;
 use leeward_model::{Code, DiskNumber, EXTENT_BYTES, ExtentNumber, ItemId, Protection, Site};
 use leeward_replica::{
-    ItemReader, View,
+    ItemReader, Served, ServedAs, ServingProcess, View,
     storage::{BlobStore as _, Seeded},
 };
 use leeward_sim::world::{FIRST_DISK_BYTES, Mistakes, World, simulate};
@@ -185,5 +186,53 @@ fn a_resync_that_trusts_nothing_finds_what_a_resync_by_hashes_cannot() {
 
         assert_eq!(newest(&world), Some(content(&world)));
         assert!(world.view().await.expect("it is protected").audit.is_none(), "audits are off");
+    });
+}
+
+/// Somebody begins to serve the newest point for writing, beside the server.
+fn serves(world: &World, machine: &str, boot: &str) -> Served {
+    let reader = reader(world);
+    let point = reader.newest_point().expect("it has points").id;
+    let machine = machine.trim().to_owned();
+    let process =
+        ServingProcess { machine, boot: boot.into(), pid: 1, start_ticks: 1, user: "eva".into() };
+    let (id, since) = (uuid::Uuid::nil(), leeward_model::UnixMillis(1));
+    let served = Served { id, point, disk: DISK, served_as: ServedAs::Writable, process, since };
+    reader.serve_begins(served).expect("the disk can be written")
+}
+
+/// A writable serve is shown as long as it is open, and told once when it begins and when it ends;
+/// what a process left that has ended is noted as ended.
+#[test]
+fn a_writable_serve_by_hand_is_shown_and_told_by_the_config_server_of_the_store() {
+    simulate(async {
+        let mut world = protected(Mistakes::default()).await;
+        let served = serves(&world, "another machine", "its boot");
+        let told = async |world: &World| {
+            has_problem(world, Code::SERVED_WRITABLE).await
+                && events(world, "PointServedWritable").await == 1
+        };
+        world.until("it is shown and told", STEPS_MAX, told).await;
+        let view = world.view().await.expect("it is protected");
+        assert_eq!((view.served.len(), view.served[0].point), (1, served.point));
+        assert!(view.served[0].who.contains("eva"), "{:?}", view.served);
+
+        let end = reader(&world).serve_ends(&served, leeward_model::UnixMillis(2), "it was ended");
+        end.expect("the disk can be written");
+        let over = async |world: &World| {
+            !has_problem(world, Code::SERVED_WRITABLE).await
+                && events(world, "PointServeEnded").await == 1
+        };
+        world.until("its end is told", STEPS_MAX, over).await;
+        assert_eq!(events(&world, "PointServedWritable").await, 1);
+
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+        serves(&world, &name, "a boot before this one");
+        let ended = async |world: &World| {
+            let ended = reader(world).serves_ended().expect("the disk can be read");
+            ended.iter().any(|ended| ended.how.contains("process has ended"))
+        };
+        world.until("what is stale is noted as ended", STEPS_MAX, ended).await;
+        assert!(!has_problem(&world, Code::SERVED_WRITABLE).await);
     });
 }

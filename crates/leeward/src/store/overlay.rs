@@ -155,10 +155,10 @@ impl<E: Export> Export for Overlay<E> {
         let end = offset + data.len() as u64;
         let _writing = self.writing.lock().await;
         // What lies beside it in its first and its last block.
-        if offset % BLOCK != 0 {
+        if !offset.is_multiple_of(BLOCK) {
             self.fill(offset).await?;
         }
-        if end % BLOCK != 0 && end != self.size {
+        if !end.is_multiple_of(BLOCK) && end != self.size {
             self.fill(end - 1).await?;
         }
         self.put(offset, data).await?;

@@ -74,6 +74,27 @@ impl PlaceOptions {
         }
     }
 
+    /// The key file that was to be put in the place of the one that is used, if there is one.
+    fn next_secret(
+        &self,
+        place: &Place,
+        blobs: &dyn BlobStore,
+    ) -> Result<Option<RecipientSecret>, Failure> {
+        if matches!(place, Place::Folder(_)) || self.recovery_key.is_some() {
+            return Ok(None);
+        }
+        let file = match &self.key_file {
+            Some(file) => file.clone(),
+            None => {
+                let identity = Store::claimed_identity(blobs);
+                let identity = identity.map_err(|error| self.failed("cannot be opened", &error))?;
+                usual_key_file(identity.store)?
+            }
+        };
+        let next = next_key_file(&file);
+        if next.exists() { secret(&next, "key file").map(Some) } else { Ok(None) }
+    }
+
     /// With what the store is unlocked when no secret was given.
     fn usual_unlock(&self, place: &Place, blobs: &dyn BlobStore) -> Result<Unlock, Failure> {
         if let Place::Folder(_) = place {
@@ -144,9 +165,16 @@ impl PlaceOptions {
             Some(secret) => Unlock::Secret(secret),
             None => self.usual_unlock(&place, blobs.as_ref())?,
         };
-        let store = Store::open(blobs, None, &unlock, Arc::new(SystemRandom))
-            .map_err(|error| self.failed("cannot be opened", &error))?;
-        Ok((store, unlock))
+        let open =
+            |unlock: &Unlock| Store::open(Arc::clone(&blobs), None, unlock, Arc::new(SystemRandom));
+        let failed = match open(&unlock) {
+            Ok(store) => return Ok((store, unlock)),
+            Err(error) => self.failed("cannot be opened", &error),
+        };
+        // A change of the key file that was cut short once it counted.
+        let Some(next) = self.next_secret(&place, blobs.as_ref())? else { return Err(failed) };
+        let next = Unlock::Secret(next);
+        open(&next).map(|store| (store, next)).map_err(|_| failed)
     }
 
     /// Opens the store for writing, as its owner: refused while a server or another tool has it.
@@ -178,6 +206,13 @@ pub(super) fn usual_key_file(store: Uuid) -> Result<PathBuf, Failure> {
     let what = "there is no place for the store's key file";
     let folder = folder.ok_or_else(|| problem(Code::KEY_MISSING, what, cause))?;
     Ok(folder.join("leeward").join("keys").join(format!("{store}.key")))
+}
+
+/// Where a new key file of a store in a bucket lies until it is put in the place of `file`.
+pub(super) fn next_key_file(file: &Path) -> PathBuf {
+    let mut next = file.as_os_str().to_owned();
+    next.push(".next");
+    PathBuf::from(next)
 }
 
 /// Reads a key from a file; `-` is standard input.

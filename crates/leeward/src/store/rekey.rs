@@ -6,7 +6,7 @@
 use super::{
     Failure, file_problem, find,
     init::beside,
-    place::{Place, PlaceOptions},
+    place::{Place, PlaceOptions, next_key_file, usual_key_file},
     print, print_json, problem,
 };
 use crate::{cli::Output, folder::write_secret};
@@ -33,7 +33,8 @@ pub struct RekeyOptions {
     /// Draw one more recovery key, for another person or place; the former ones stay.
     #[arg(long, conflicts_with = "new_key_file")]
     another_recovery: bool,
-    /// Draw a new key file; the former one opens nothing any more. Only for a store in a folder.
+    /// Draw a new key file; the former one opens nothing any more. That of a store in a bucket is
+    /// put in the place of the one that the store was opened with, which is kept beside it.
     #[arg(long)]
     new_key_file: bool,
     /// File to write the new recovery key to; it must not exist. Without it: beside the store,
@@ -71,7 +72,6 @@ pub(super) fn run(options: &RekeyOptions, output: Output) -> Result<(), Failure>
     let mut changed = None;
     let store = match recipients {
         Some(what) => {
-            keeps_its_key_file(options)?;
             let mut store = place.open_writer()?;
             changed = Some(change(options, what, &mut store)?);
             store
@@ -83,14 +83,56 @@ pub(super) fn run(options: &RekeyOptions, output: Output) -> Result<(), Failure>
     Ok(())
 }
 
-/// The key file of a store in a bucket lies with its users: nobody knows how many have a copy.
-fn keeps_its_key_file(options: &RekeyOptions) -> Result<(), Failure> {
-    if options.new_key_file && matches!(options.place.place()?, Place::Objects(_)) {
-        let what = format!("the key file of the store in {} stays", options.place.store);
-        let cause = "a new key file of a store in a bucket is not built yet; --recovery is";
-        return Err(problem(Code::NOT_SUPPORTED, what, cause));
+/// The key file of a store in a bucket, which lies with its users: first beside the one that counts,
+/// then in its place. A cut between the two leaves both, and the store opens with the new one.
+struct NewKeyFile {
+    file: PathBuf,
+}
+
+impl NewKeyFile {
+    /// None when no key file changes, or the store keeps it itself.
+    fn of(place: &PlaceOptions, what: NewKeys, store: &Store) -> Result<Option<Self>, Failure> {
+        let changes = match what {
+            NewKeys::KeyFile | NewKeys::Both => true,
+            NewKeys::Recovery | NewKeys::AnotherRecovery => false,
+        };
+        if !changes || matches!(place.place()?, Place::Folder(_)) {
+            return Ok(None);
+        }
+        let file = match &place.key_file {
+            Some(file) => file.clone(),
+            None => usual_key_file(store.identity().store)?,
+        };
+        Ok(Some(NewKeyFile { file }))
     }
-    Ok(())
+
+    fn write(&self, text: &str) -> std::io::Result<()> {
+        let next = next_key_file(&self.file);
+        // Of a change that was cut short before it counted: the store opened with the other one.
+        match std::fs::remove_file(&next) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        write_secret(&next, text.as_bytes())
+    }
+
+    /// Puts it in its place; the former one stays, under the number of its keys.
+    fn place(&self, generation: u32) -> Result<(), Failure> {
+        let what = || {
+            let next = next_key_file(&self.file);
+            format!("the store's new key file counts, and is still called {}", next.display())
+        };
+        let mut former = self.file.as_os_str().to_owned();
+        former.push(format!(".former-{}", generation - 1));
+        // Linked, not moved: there is a key file at any time.
+        match std::fs::hard_link(&self.file, former) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(file_problem(what(), &error)),
+        }
+        std::fs::rename(next_key_file(&self.file), &self.file)
+            .map_err(|error| file_problem(what(), &error))
+    }
 }
 
 fn change(
@@ -106,7 +148,12 @@ fn change(
             Some(recovery_file(options, store.key_generation() + 1)?)
         }
     };
-    let rekey = store.rekey_begin(what).map_err(fail)?;
+    let key_file = NewKeyFile::of(place, what, store)?;
+    let rekey = match &key_file {
+        None => store.rekey_begin(what),
+        Some(file) => store.rekey_begin_apart(what, &|text| file.write(text)),
+    };
+    let rekey = rekey.map_err(fail)?;
     if let (Some(file), Some(secret)) = (&file, rekey.recovery()) {
         let text = format!("{}\n", secret.to_text());
         write_secret(file, text.as_bytes()).map_err(|error| {
@@ -124,7 +171,11 @@ fn change(
             file.display()
         );
     }
-    Ok((done.map_err(fail)?, file))
+    let done = done.map_err(fail)?;
+    if let Some(key_file) = key_file {
+        key_file.place(done.key_generation)?;
+    }
+    Ok((done, file))
 }
 
 /// Where the new recovery key goes: never over another key.

@@ -16,17 +16,19 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 type Blobs = Arc<dyn BlobStore>;
+/// What a verb does with a store; the number is what its ids are drawn from.
+type Verb<'a> = &'a dyn Fn(Blobs, u64) -> Result<(), StoreError>;
 
 const FAULTS: [Fault; 5] =
     [Fault::Error, Fault::NoSpace, Fault::ShortWrite, Fault::Interrupted, Fault::LostReply];
 
-fn open_reader(blobs: Blobs) -> Result<Store, StoreError> {
-    Store::open(blobs, None, &Unlock::KeyFile, SeededRandom::new(5))
+fn open_reader(blobs: Blobs, seed: u64) -> Result<Store, StoreError> {
+    Store::open(blobs, None, &Unlock::KeyFile, SeededRandom::new(seed))
 }
 
 /// Lets points go, and frees what only they needed: segments are written anew, layers merged.
-fn prune(blobs: Blobs) -> Result<(), StoreError> {
-    let store = open_writer(blobs, 31)?;
+fn prune(blobs: Blobs, seed: u64) -> Result<(), StoreError> {
+    let store = open_writer(blobs, seed)?;
     let mut item = store.item_open(ITEM)?;
     item.set_upkeep(EAGER);
     item.merge_layers(LATER)?;
@@ -36,8 +38,8 @@ fn prune(blobs: Blobs) -> Result<(), StoreError> {
 }
 
 /// Layers alone.
-fn index(blobs: Blobs) -> Result<(), StoreError> {
-    let store = open_writer(blobs, 32)?;
+fn index(blobs: Blobs, seed: u64) -> Result<(), StoreError> {
+    let store = open_writer(blobs, seed)?;
     let mut item = store.item_open(ITEM)?;
     let layers = item.layers();
     item.drop_layers(&layers, LATER)?;
@@ -46,12 +48,12 @@ fn index(blobs: Blobs) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn rotate(blobs: Blobs) -> Result<(), StoreError> {
-    open_reader(blobs)?.item_rotate(ITEM).map(drop)
+fn rotate(blobs: Blobs, seed: u64) -> Result<(), StoreError> {
+    open_reader(blobs, seed)?.item_rotate(ITEM).map(drop)
 }
 
-fn rekey(blobs: Blobs) -> Result<(), StoreError> {
-    let mut store = open_writer(blobs, 33)?;
+fn rekey(blobs: Blobs, seed: u64) -> Result<(), StoreError> {
+    let mut store = open_writer(blobs, seed)?;
     for what in [NewKeys::Both, NewKeys::AnotherRecovery] {
         let begun = store.rekey_begin(what)?;
         store.rekey_finish(begun)?;
@@ -59,8 +61,8 @@ fn rekey(blobs: Blobs) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn repair(blobs: Blobs) -> Result<(), StoreError> {
-    let store = open_writer(blobs, 34)?;
+fn repair(blobs: Blobs, seed: u64) -> Result<(), StoreError> {
+    let store = open_writer(blobs, seed)?;
     let mut item = store.item_open(ITEM)?;
     let audit = item.reader().audit(&|_, _| {})?;
     let plan = item.reader().repair_plan(&audit, &|_| None)?;
@@ -72,8 +74,8 @@ fn repair(blobs: Blobs) -> Result<(), StoreError> {
 }
 
 /// Marks of people and processes: a pin, a name, a tested kit, a point that is served by hand.
-fn notes(blobs: Blobs) -> Result<(), StoreError> {
-    let store = open_reader(blobs)?;
+fn notes(blobs: Blobs, seed: u64) -> Result<(), StoreError> {
+    let store = open_reader(blobs, seed)?;
     let mut item = store.item_read(ITEM)?;
     let point = item.newest_point().map(|point| point.id).unwrap();
     let pin = item.pin(point, "verbs", "a test", LATER)?;
@@ -95,14 +97,14 @@ fn notes(blobs: Blobs) -> Result<(), StoreError> {
     store.kit_tested(&KitTest { kit, created_at: LATER, tested_at: LATER, points })
 }
 
-fn export(blobs: Blobs) -> Result<(), StoreError> {
-    let item = open_reader(blobs)?.item_read(ITEM)?;
+fn export(blobs: Blobs, seed: u64) -> Result<(), StoreError> {
+    let item = open_reader(blobs, seed)?.item_read(ITEM)?;
     item.export(None, LATER, &mut Vec::new(), &mut |_, _| {}).map(drop)
 }
 
 /// Everything that reads: audit, the scrub of a store in use, points.
-fn look(blobs: Blobs) -> Result<(), StoreError> {
-    let mut item = open_reader(blobs)?.item_read(ITEM)?;
+fn look(blobs: Blobs, seed: u64) -> Result<(), StoreError> {
+    let mut item = open_reader(blobs, seed)?.item_read(ITEM)?;
     assert_eq!(item.audit(&|_, _| {})?.damages, [], "an error of the disk is no damage");
     for (segment, _) in item.scrub_parts() {
         let found = item.scrub_segment(segment, None)?;
@@ -132,14 +134,14 @@ fn each_call(
     name: &str,
     fault: Fault,
     base: &CrashDisk,
-    verb: &dyn Fn(Blobs) -> Result<(), StoreError>,
+    verb: Verb<'_>,
     after: &dyn Fn(&CrashDisk) -> Result<(), String>,
 ) -> u64 {
     let blobs = base.blobs();
     for nth in 1..100_000 {
         let disk = CrashDisk::holding(blobs.clone());
         let faulty = Arc::new(FaultyStore::new(Arc::new(disk.clone()), nth, fault));
-        let outcome = verb(faulty.clone());
+        let outcome = verb(faulty.clone(), 31);
         let at = || format!("{name}, {fault:?} at call {nth}");
         if let Err(error) = &outcome {
             assert!(error.code().code.starts_with("LW-"), "{}: {error}", at());
@@ -152,7 +154,7 @@ fn each_call(
             outcome.unwrap_or_else(|error| panic!("{name} without a fault: {error}"));
             return nth - 1;
         }
-        verb(Arc::new(disk)).unwrap_or_else(|error| panic!("{}, again: {error}", at()));
+        verb(Arc::new(disk), 77).unwrap_or_else(|error| panic!("{}, again: {error}", at()));
     }
     panic!("{name} never ran without a fault");
 }
@@ -166,7 +168,7 @@ fn proof(name: &str, fault: Fault, calls: u64) {
 #[test]
 fn no_verb_that_writes_loses_a_point_or_a_byte_whichever_of_its_calls_fails() {
     let (base, model) = worn();
-    let verbs: [(&str, &dyn Fn(Blobs) -> Result<(), StoreError>); 5] = [
+    let verbs: [(&str, Verb<'_>); 5] = [
         ("prune", &prune),
         ("index", &index),
         ("rotate", &rotate),
@@ -192,7 +194,7 @@ fn a_repair_that_fails_at_any_call_is_ended_by_the_next() {
         if read.as_ref().is_err_and(|why| why.contains("wrong bytes")) {
             return read;
         }
-        repair(Arc::new(disk.clone())).map_err(|error| error.to_string())?;
+        repair(Arc::new(disk.clone()), 77).map_err(|error| error.to_string())?;
         check(disk, &model)
     };
     for fault in FAULTS {
@@ -208,7 +210,7 @@ fn an_import_that_fails_at_any_call_leaves_nothing_or_everything() {
     let base = CrashDisk::new();
     init(&base);
     let base = CrashDisk::holding(base.blobs());
-    let import = |blobs: Blobs| import(blobs, &bytes, &secret);
+    let import = |blobs: Blobs, seed: u64| import(blobs, seed, (&bytes, &secret));
     let after = |disk: &CrashDisk| {
         let store = open_writer(Arc::new(disk.clone()), 3).map_err(|error| error.to_string())?;
         let items = store.items().map_err(|error| error.to_string())?;
@@ -224,8 +226,12 @@ fn an_import_that_fails_at_any_call_leaves_nothing_or_everything() {
     }
 }
 
-fn import(blobs: Blobs, bytes: &[u8], secret: &RecipientSecret) -> Result<(), StoreError> {
-    let store = open_writer(blobs, 35)?;
+fn import(
+    blobs: Blobs,
+    seed: u64,
+    (bytes, secret): (&[u8], &RecipientSecret),
+) -> Result<(), StoreError> {
+    let store = open_writer(blobs, seed)?;
     store.import(&mut &bytes[..], secret, LATER, &mut |_, _| {}).map(drop)
 }
 
@@ -238,7 +244,7 @@ fn reading_verbs_say_what_failed_and_change_nothing() {
         true => check(disk, &model),
         false => Err("the store was changed".into()),
     };
-    for (name, verb) in [("export", &export as &dyn Fn(Blobs) -> _), ("look", &look)] {
+    for (name, verb) in [("export", &export as Verb<'_>), ("look", &look)] {
         for fault in FAULTS {
             proof(name, fault, each_call(name, fault, &base, verb, &after));
         }

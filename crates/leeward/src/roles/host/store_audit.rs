@@ -152,9 +152,9 @@ impl StoreAudit {
         if read.is_round_end {
             let kept = &mut self.kept;
             kept.seen.round_ended_at = Some(host.wall.now());
-            self.written = None;
             if !std::mem::take(&mut kept.found) && kept.seen.problem.take().is_some() {
                 let text = format!("all that is stored of {} can be read again", duty.name);
+                self.written = None;
                 note(host, self.item, duty, NoteKind::AuditRepaired, text);
             }
         }

@@ -19,7 +19,7 @@ use leeward_model::{
 use leeward_wire::{
     audit::{AuditSeen, EXTENT_UNREADABLE},
     data::HashesRequest,
-    message::{HostNote, NoteKind, SourceRun},
+    message::{HostNote, NoteKind, SourceDuty, SourceRun},
     seal::QueueDepth,
 };
 use serde::{Deserialize, Serialize};
@@ -133,7 +133,11 @@ impl SourceWorker {
 
     /// Whether the config server wants nothing else by now.
     fn is_still(&self, work: &SourceWork) -> bool {
-        self.host.source_duty(self.item).is_none_or(|now| now == work.duty)
+        let allowed = work.duty.resync_allowed;
+        self.host.source_duty(self.item).is_none_or(|now| {
+            // Whether a comparison may begin is nothing to an audit.
+            SourceDuty { resync_allowed: allowed, ..now } == work.duty
+        })
     }
 
     /// Compares a part of the machine, and sends again what differs.
@@ -218,8 +222,8 @@ impl SourceWorker {
             let name = &work.duty.machine;
             let text = format!("a whole comparison of {name} with its replica found nothing more");
             self.note(work, NoteKind::AuditRepaired, text);
+            self.audit.kept = None;
         }
-        self.audit.kept = None;
     }
 
     /// Compares a part: how many of its extents were looked at, and what differs.
@@ -298,9 +302,11 @@ impl SourceWorker {
         let problem: Problem = Code::REPLICA_DIFFERED.problem(what);
         tracing::warn!(item = %self.item, code = %problem.code, "{}", problem.what);
         let text = format!("{}: {}; {}", problem.code, problem.what, problem.now);
-        self.note(work, NoteKind::AuditFound, text);
+        // Once a round: more of the same is counted.
+        if !std::mem::replace(&mut self.state.audit.found, true) {
+            self.note(work, NoteKind::AuditFound, text);
+        }
         let state = &mut self.state.audit;
-        state.found = true;
         state.seen.differences += count as u64;
         state.seen.problem = Some(problem);
         self.audit.kept = None;
