@@ -34,8 +34,8 @@ pub(crate) mod kinds {
     pub(crate) use super::failover::{Chosen, Failover};
     pub(crate) use super::left_behind::LeftBehind;
     pub(crate) use super::planned_failover::PlannedFailover;
-    pub(crate) use super::replaced::Replaced;
     pub(crate) use super::recovery_plan::{Manual, Member, Progress, RecoveryPlan, RunGroup};
+    pub(crate) use super::replaced::Replaced;
     pub(crate) use super::reprotect::Reprotect;
     pub(crate) use super::resync::Resync;
     pub(crate) use super::test_failover::TestFailover;

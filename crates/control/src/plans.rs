@@ -265,8 +265,7 @@ async fn show(conn: &mut Conn, row: PlanRow) -> Result<PlanView> {
     }
     let last = |scenario| {
         let done = jobs.iter().find(|job| {
-            job.facts.scenario == scenario
-                && job.record.phase == leeward_durable::Phase::Succeeded
+            job.facts.scenario == scenario && job.record.phase == leeward_durable::Phase::Succeeded
         });
         done.and_then(|job| job.record.ended_ms).map(millis)
     };

@@ -2,15 +2,15 @@
 
 use crate::events::{EventView, Severity};
 use crate::hosts::HostSight;
+use crate::jobs::Request;
 use crate::plan::{End, InstancePlan, RunPlan, TargetRun, other, rank};
 use crate::store::items::ItemRow;
-use crate::jobs::Request;
 use crate::store::jobs::JobRow;
 use crate::{Now, clock::Draw};
 use leeward_durable::{Outcome, StepError};
 use leeward_model::{
-    Branch, Code, Event, HostId, InstanceId, ItemId, JobId, MachineState, Policy, Problem, ProtectedItem,
-    Protection, Site, SourceState, TimelineId,
+    Branch, Code, Event, HostId, InstanceId, ItemId, JobId, MachineState, Policy, Problem,
+    ProtectedItem, Protection, Site, SourceState, TimelineId,
 };
 use leeward_wire::message::{
     CapturePhase, InstanceObserved, NewestPoint, Purpose, SourceObserved, Stage, TargetObserved,

@@ -132,7 +132,10 @@ pub(super) async fn planned(
     Ok(PlannedSpec { host: host.map(|host| host.name), ..spec })
 }
 
-pub(super) fn planned_spec(properties: Fields<'_>, details: Fields<'_>) -> Result<PlannedSpec, ControlError> {
+pub(super) fn planned_spec(
+    properties: Fields<'_>,
+    details: Fields<'_>,
+) -> Result<PlannedSpec, ControlError> {
     let sync = either(properties, details, "dataSyncOption")?.map(sync_option).transpose()?;
     if let Some(text) = either(properties, details, "recoveryVmCreationOption")? {
         let known = ["CreateVmIfNotFound", "NoAction"];

@@ -217,7 +217,10 @@ pub(super) fn choice(
 }
 
 /// Whether the source is shut down first. It is, unless the caller says no: that is the safe way.
-pub(super) fn shutdown(properties: Fields<'_>, details: Fields<'_>) -> Result<Shutdown, ControlError> {
+pub(super) fn shutdown(
+    properties: Fields<'_>,
+    details: Fields<'_>,
+) -> Result<Shutdown, ControlError> {
     let perform = details.flag("performShutdown")?;
     let word = properties.text("sourceSiteOperations")?;
     match (word.map(str::to_ascii_lowercase).as_deref(), perform) {

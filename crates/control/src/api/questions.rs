@@ -114,7 +114,9 @@ pub(super) fn problem(job: &JobView) -> Option<Problem> {
 pub(super) fn plain_answer(job: &JobView) -> JobAnswer {
     match waits(job) {
         Some(Waits::Completion) => JobAnswer::Reply(COMPLETE.to_owned()),
-        Some(Waits::TestEnd | Waits::Coded(_) | Waits::Plan | Waits::Other) | None => JobAnswer::Retry,
+        Some(Waits::TestEnd | Waits::Coded(_) | Waits::Plan | Waits::Other) | None => {
+            JobAnswer::Retry
+        }
     }
 }
 

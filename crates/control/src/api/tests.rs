@@ -249,7 +249,7 @@ async fn every_refusal_has_its_class_and_says_what_to_do() {
             "LW-0101",
         ),
         (
-            api.put(&format!("{VAULT}/replicationRecoveryPlans/p"), json!({})).await,
+            api.put(&format!("{VAULT}/replicationVaultSettings/s"), json!({})).await,
             501,
             "NotSupported",
             "LW-0102",

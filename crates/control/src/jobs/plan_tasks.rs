@@ -137,10 +137,8 @@ fn action(action: &Manual) -> PartTask {
         problem: None,
         group: None,
     };
-    let part = PlanPart::Action {
-        instructions: action.description.clone(),
-        reply: action.reply.clone(),
-    };
+    let part =
+        PlanPart::Action { instructions: action.description.clone(), reply: action.reply.clone() };
     PartTask { task, part }
 }
 

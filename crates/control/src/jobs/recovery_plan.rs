@@ -6,8 +6,8 @@
 //! all machines together or none: no group begins before all are ready.
 
 use super::Request;
-use super::view::state;
 use super::RunState;
+use super::view::state;
 use crate::plans::{GroupKind, ManualAction, Verb};
 use crate::store::jobs::JobRow;
 use crate::world::{Step, World, engine_problem, pending, permanent};
@@ -153,9 +153,9 @@ fn manual(actions: &mut [Manual], moment: &Moment) -> Option<Outcome> {
 
 /// Whether a machine's job has come to its turn, or is past it.
 fn is_ready(record: &Record) -> bool {
-    let waits = record.current_log().is_some_and(|step| {
-        step.name == TURN && matches!(record.phase, Phase::Reversible { .. })
-    });
+    let waits = record
+        .current_log()
+        .is_some_and(|step| step.name == TURN && matches!(record.phase, Phase::Reversible { .. }));
     waits || matches!(record.phase, Phase::Forward { .. } | Phase::Succeeded)
 }
 

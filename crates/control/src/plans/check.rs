@@ -1,11 +1,11 @@
 //! What a caller may write into a recovery plan. Reads the database, changes nothing.
 
 use super::{Group, GroupKind, ManualAction};
+use crate::ControlError;
 use crate::error::Result;
 use crate::fabrics::fabric_row;
 use crate::store::{self, Conn, items::ItemRow};
 use crate::vaults::check_name;
-use crate::ControlError;
 use leeward_model::{FabricId, ItemId, VaultId};
 use std::collections::BTreeSet;
 

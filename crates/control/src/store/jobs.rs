@@ -189,10 +189,7 @@ pub(crate) async fn of_plan(conn: &mut Conn, plan: uuid::Uuid) -> StoreResult<Ve
 }
 
 /// The plan's job that is not over.
-pub(crate) async fn running_plan(
-    conn: &mut Conn,
-    plan: uuid::Uuid,
-) -> StoreResult<Option<JobRow>> {
+pub(crate) async fn running_plan(conn: &mut Conn, plan: uuid::Uuid) -> StoreResult<Option<JobRow>> {
     let sql = "SELECT record, body FROM jobs WHERE plan = ? AND ended IS NULL";
     let found = query(LOAD, sqlx::query_as(sql).bind(plan.to_string()).fetch_optional(conn).await)?;
     found.as_ref().map(row).transpose()
