@@ -312,8 +312,7 @@ async fn a_planned_failover_moves_all_or_none() {
     let ready = |task: &crate::jobs::TaskView| {
         task.name == "VmWaitForBootGroup" && task.state == RunState::InProgress
     };
-    three.fleet.host(TARGET).temper = Temper::Obeys;
-    // The guests of the source go down one by one; the last one is given up by a person.
+    // All are ready; in the last moment a person gives one of them up.
     for _ in 0..TURNS_MAX {
         three.fleet.turn().await;
         three.alone();
