@@ -204,9 +204,9 @@ def refusals_have_their_class(server):
     refused(lambda: list(stranger.replication_fabrics.list(*scope)), 401, "LW-0106", "a stranger")
     refused(
         lambda: client.replication_recovery_plans.begin_failover_commit(*scope, "plan"),
-        501,
-        "LW-0102",
-        "a recovery plan's commit",
+        404,
+        "LW-0103",
+        "the commit of a recovery plan that does not exist",
     )
     azure = models.FabricCreationInput(
         properties=models.FabricCreationInputProperties(

@@ -98,6 +98,9 @@ pub(super) fn item() -> ItemView {
         stored_bytes: None,
         divergent: None,
         data_sync: None,
+        audit: None,
+        store_audit: None,
+        served: Vec::new(),
         ends: [end(Site::Primary), end(Site::Recovery)],
         instances: Vec::new(),
         running: None,
@@ -249,7 +252,7 @@ async fn every_refusal_has_its_class_and_says_what_to_do() {
             "LW-0101",
         ),
         (
-            api.put(&format!("{VAULT}/replicationRecoveryPlans/p"), json!({})).await,
+            api.put(&format!("{VAULT}/replicationVaultSettings/s"), json!({})).await,
             501,
             "NotSupported",
             "LW-0102",

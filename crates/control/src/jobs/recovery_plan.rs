@@ -156,7 +156,8 @@ fn is_ready(record: &Record) -> bool {
     let waits = record
         .current_log()
         .is_some_and(|step| step.name == TURN && matches!(record.phase, Phase::Reversible { .. }));
-    waits || matches!(record.phase, Phase::Forward { .. } | Phase::Succeeded)
+    let stays = waits && !record.cancel_requested;
+    stays || matches!(record.phase, Phase::Forward { .. } | Phase::Succeeded)
 }
 
 /// What a machine's job came to.

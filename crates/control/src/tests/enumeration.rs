@@ -54,10 +54,43 @@ async fn base(scenario: &str) -> Option<Pair> {
             pair.commit().await;
             Some(pair)
         }
+        "recovery-plan" | "recovery-plan planned" | "recovery-plan test" => Some(in_a_plan().await),
         // It is over when it is made.
         "instant" => None,
         other => panic!("no scenario {other}"),
     }
+}
+
+/// Two machines are protected and are groups of the plan `all`, the pair's own the second.
+async fn in_a_plan() -> Pair {
+    use crate::plans::{GroupInput, GroupKind, ItemRef, PlanInput};
+    let mut pair = Pair::protected().await;
+    let spec = EnableSpec {
+        policy: "gold".to_owned(),
+        machine: "db01".to_owned(),
+        extra: serde_json::Value::Null,
+    };
+    let control = pair.fleet.control.clone();
+    let other = control.item_enable(pair.vault, "site-a", "db01", spec).await.unwrap().item;
+    let there = async |fleet: &Fleet| {
+        fleet.control.item_find(other).await.unwrap().state.protection == Protection::Protected
+    };
+    pair.fleet.until(TURNS_MAX, "the other one is protected", there).await;
+    let boot = |item| GroupInput {
+        kind: GroupKind::Boot,
+        items: vec![ItemRef::Id(item)],
+        before: Vec::new(),
+        after: Vec::new(),
+    };
+    let groups = vec![boot(other), boot(pair.item)];
+    let input = PlanInput {
+        primary: "site-a".to_owned(),
+        recovery: "recovery-site".to_owned(),
+        groups,
+        extra: serde_json::Value::Null,
+    };
+    control.plan_put(pair.vault, "all", input).await.unwrap();
+    pair
 }
 
 fn kind_of(scenario: &str) -> &str {
@@ -108,6 +141,15 @@ async fn start(pair: &mut Pair, scenario: &str) -> JobId {
             .item_disable(item, KeepPoints::Delete, DisableReason::MigrationComplete)
             .await
             .unwrap(),
+        "recovery-plan" | "recovery-plan planned" | "recovery-plan test" => {
+            use crate::plans::{PlanAsk, Verb};
+            let verb = match scenario {
+                "recovery-plan planned" => Verb::PlannedFailover,
+                "recovery-plan test" => Verb::TestFailover,
+                _ => Verb::UnplannedFailover,
+            };
+            control.plan_start(pair.vault, "all", PlanAsk::new(verb)).await.unwrap()
+        }
         "resync" => control.item_resync(item).await.unwrap(),
         "cleanup-test" => control.item_test_cleanup(item, "").await.unwrap(),
         "cancel-failover" | "cancel-failover home" => {
@@ -172,6 +214,15 @@ async fn cancel(pair: &Pair, job: JobId) {
     pair.fleet.control.job_cancel(pair.vault, job).await.unwrap();
 }
 
+async fn reconcile(pair: &Pair) {
+    let mut tx = pair.fleet.control.store().read().await.unwrap();
+    let items = crate::store::items::all_ids(&mut tx).await.unwrap();
+    drop(tx);
+    for item in items {
+        pair.fleet.control.item_reconcile(item).await.ok();
+    }
+}
+
 /// Takes the turn of the item's other jobs: one may wait for another.
 async fn others_go_on(pair: &Pair, job: JobId) {
     let mut tx = pair.fleet.control.store().read().await.unwrap();
@@ -194,7 +245,7 @@ async fn run(pair: &mut Pair, job: JobId, place: Place, lead: Option<Lead>, blow
         if never_stops {
             assert_eq!(pair.live().len(), 1, "the live machine stopped");
         }
-        pair.fleet.control.item_reconcile(pair.item).await.ok();
+        reconcile(pair).await;
         others_go_on(pair, job).await;
         loop {
             let now = record(pair, job).await;
@@ -255,12 +306,48 @@ async fn is_gone(pair: &mut Pair) {
     assert!(pair.fleet.hosts.iter().all(|host| host.items.is_empty()));
 }
 
+/// What must hold of both machines once a plan's job is over: neither has a job that goes on, each
+/// runs once, and where the plan says; of a cancelled one, where its own job came to.
+async fn check_plan(pair: &mut Pair, scenario: &str, job: JobId, went: bool) {
+    let all = pair.fleet.control.job_list(pair.vault, &crate::jobs::JobFilter::default()).await;
+    let parts: Vec<_> = all.unwrap().into_iter().filter(|one| one.parent == Some(job)).collect();
+    assert!(parts.iter().all(|part| part.ended.is_some()), "{parts:#?}");
+    assert!(!went || parts.len() == 2, "each machine has one job: {parts:#?}");
+    let items: Vec<_> = pair.fleet.control.item_list(pair.vault, None).await.unwrap();
+    let own = pair.item;
+    for item in items {
+        let part = parts.iter().find(|part| part.item == Some(item.id));
+        let done = part.is_some_and(|part| {
+            matches!(part.state, RunState::Succeeded | RunState::SucceededWithWarning)
+        });
+        assert!(done || !went, "{parts:#?}");
+        let away = done && scenario != "recovery-plan test";
+        pair.item = item.id;
+        if away {
+            let failed_over =
+                |view: &ItemView| matches!(view.state.protection, Protection::FailedOver { .. });
+            pair.until("failed over", failed_over).await;
+        } else {
+            pair.is_protected().await;
+        }
+        let site = if away { Site::Recovery } else { Site::Primary };
+        pair.until("live there", |view| view.live_at == LiveAt::Site(site)).await;
+        assert_eq!(pair.live().len(), 1);
+        let tested = matches!(pair.view().await.state.test, TestState::Active { .. });
+        assert_eq!(tested, done && scenario == "recovery-plan test");
+    }
+    pair.item = own;
+}
+
 /// What must hold once the job is over, however it went.
 async fn check(pair: &mut Pair, scenario: &str, job: JobId) {
     let state = pair.job(job).await.state;
     let went = matches!(state, RunState::Succeeded | RunState::SucceededWithWarning);
     let back = state == RunState::Cancelled;
     assert!(went || back, "{:#?}", pair.job(job).await);
+    if kind_of(scenario) == "recovery-plan" {
+        return check_plan(pair, scenario, job, went).await;
+    }
     match (scenario, went) {
         ("disable-protection", true) | ("enable-protection", false) => {
             is_gone(pair).await;
@@ -400,6 +487,12 @@ async fn the_end_of_an_item_survives_a_crash_and_a_cancel_at_every_step() {
     .await;
 }
 
+/// F-055, F-074, F-160.
+#[tokio::test]
+async fn a_recovery_plan_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&["recovery-plan", "recovery-plan planned", "recovery-plan test"]).await;
+}
+
 /// F-100.
 #[tokio::test]
 async fn a_change_of_point_survives_a_crash_and_a_cancel_at_every_step() {
@@ -416,6 +509,7 @@ async fn all_other_jobs_survive_a_crash_and_a_cancel_at_every_step() {
         "finalize-reprotect",
         "instant",
         "planned-failover",
+        "recovery-plan",
         "reprotect",
     ];
     let others: Vec<_> = registry.kinds().filter(|kind| !apart.contains(kind)).collect();

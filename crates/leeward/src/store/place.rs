@@ -92,7 +92,7 @@ impl PlaceOptions {
             }
         };
         let next = next_key_file(&file);
-        if next.exists() { secret(&next, "key file").map(Some) } else { Ok(None) }
+        if next.exists() { secret_read(&next, "key file").map(Some) } else { Ok(None) }
     }
 
     /// With what the store is unlocked when no secret was given.

@@ -3,6 +3,8 @@
 use super::*;
 use crate::{registration::JoinRequest, testing::ScriptedHost};
 
+mod plans;
+
 /// Turns after which a job of the scripted hosts must be over.
 const TURNS_MAX: usize = 400;
 
