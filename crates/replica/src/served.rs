@@ -77,12 +77,7 @@ impl PointReader {
     /// # Errors
     /// [`StoreError::Storage`], as of a store that cannot be written.
     pub fn serve_begins(&self, served: Served) -> Result<Served, StoreError> {
-        let folder = self.folder();
-        let served = Served { id: draw_uuid(folder.random.as_ref()), ..served };
-        match folder.put_note(&format!("served/{}", served.id), &served)? {
-            Put::Created => Ok(served),
-            Put::Exists => Err(StoreError::refused("a note", "its id was drawn before")),
-        }
+        begins(self.folder(), served)
     }
 
     /// As [`ItemReader::serve_ends`].
@@ -95,6 +90,14 @@ impl PointReader {
 }
 
 impl ItemReader {
+    /// As [`PointReader::serve_begins`].
+    ///
+    /// # Errors
+    /// [`StoreError::Storage`].
+    pub fn serve_begins(&self, served: Served) -> Result<Served, StoreError> {
+        begins(&self.folder, served)
+    }
+
     /// Notes that a use is over; who did what and until when stays in the store. Again is fine.
     ///
     /// # Errors
