@@ -127,6 +127,14 @@ impl ItemReader {
     }
 }
 
+fn begins(folder: &ItemFolder, served: Served) -> Result<Served, StoreError> {
+    let served = Served { id: draw_uuid(folder.random.as_ref()), ..served };
+    match folder.put_note(&format!("served/{}", served.id), &served)? {
+        Put::Created => Ok(served),
+        Put::Exists => Err(StoreError::refused("a note", "its id was drawn before")),
+    }
+}
+
 fn ends(folder: &ItemFolder, served: &Served, at: UnixMillis, how: &str) -> Result<(), StoreError> {
     let ended = ServeEnded { served: served.clone(), ended: at, how: how.to_owned() };
     // There already when an earlier call was cut short: the first end stays.
