@@ -257,8 +257,9 @@ fn a_killed_capture_goes_on_where_it_was_and_leaves_no_half_point() {
     let committed = || {
         let item = fs::read_dir(&items).ok()?.next()?.ok()?.path();
         let names = fs::read_dir(item.join("manifest")).ok()?.flatten();
-        // One that is still being put has another name.
-        Some(names.filter(|name| !name.file_name().to_string_lossy().starts_with('.')).count())
+        // What is still being put, and the hint beside the manifests, have other names.
+        let is_number = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+        Some(names.filter(|name| is_number(&name.file_name().to_string_lossy())).count())
     };
     // The timeline's manifest, and one of progress.
     until("committed progress", || committed().is_some_and(|count| count >= 2));

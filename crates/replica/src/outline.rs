@@ -111,7 +111,8 @@ pub(crate) fn is_put(folder: &ItemFolder, number: u64) -> Result<bool, StoreErro
     Ok(folder.blobs.len(&format::path(folder, number))?.is_some())
 }
 
-/// Puts the outline of the newest checkpoint where it is missing or damaged, and deletes all others.
+/// Puts the outline of the newest checkpoint where it is missing or damaged, and deletes all
+/// others.
 ///
 /// # Errors
 /// [`StoreError::Storage`].

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 // 1 MiB a read: larger reads gain nothing on any disk we know.
 const EXTENTS_PER_READ: u64 = 16;
+/// And as much of a group of runs, which is one batch.
 const EXTENTS_PER_GROUP: u32 = EXTENTS_PER_READ as u32;
 // Planned at a time: 64 MiB of disk, so that changing threads costs nothing next to it.
 const WORKS_PER_STEP: usize = 64;
