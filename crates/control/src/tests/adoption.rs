@@ -97,7 +97,7 @@ async fn whenever_the_config_server_is_lost_the_next_one_can_fail_over() {
 /// itself; going back to the old site works, and so does another point.
 #[tokio::test]
 async fn a_machine_that_ran_on_the_lost_server_starts_only_when_a_person_says_so() {
-    let mut pair = Pair::failed_over().await;
+    let pair = Pair::failed_over().await;
     let keeper = Arc::new(Memory::default());
     pair.fleet.control.keep_with(keeper.clone());
     pair.fleet.control.configuration_keep().await.unwrap();
@@ -128,6 +128,9 @@ async fn a_superseded_config_server_changes_nothing() {
     let keeper = Arc::new(Memory::default());
     pair.fleet.control.keep_with(keeper.clone());
     pair.fleet.control.configuration_keep().await.unwrap();
+    // What was on its way to the hosts has arrived.
+    pair.fleet.turn().await;
+    pair.fleet.step().await;
     *keeper.other.lock().unwrap() = Some(other());
 
     // The step of a job is where it notices, before a host hears of it.
