@@ -7,7 +7,7 @@
 use crate::events::{EventView, Severity};
 use crate::store::{self, Conn, Durability, Store, StoreError, items::ItemRow};
 use leeward_model::{Epoch, HostId, ItemId, Protection, Site, TestState, UnixMillis, VaultId};
-use leeward_wire::message::Purpose;
+use leeward_wire::message::{Purpose, Stage};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -117,8 +117,10 @@ fn settle(item: &mut ItemRow, adoption: &Adoption) -> bool {
             Site::Primary => hosts[0],
             Site::Recovery => hosts[1],
         };
-        if host == adoption.host && instance.permitted && !under_way {
+        let ended = matches!(instance.stage, Stage::Absent | Stage::Stopped);
+        if host == adoption.host && !under_way && !ended {
             instance.permitted = false;
+            instance.stage = Stage::Stopped;
             lost = true;
         }
     }

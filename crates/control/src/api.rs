@@ -122,7 +122,14 @@ async fn admit(
         query,
         body: read_body(&bytes)?,
     };
-    dispatch(&call, op).await
+    let answer = dispatch(&call, op).await;
+    if action != Action::Read {
+        // What was answered is kept. That it could not be says the vault's health.
+        if let Err(error) = shared.control.configuration_keep().await {
+            tracing::warn!(%error, "a change was made, and is kept nowhere else");
+        }
+    }
+    answer
 }
 
 fn target_of(parts: &Parts) -> Result<(Target, routes::Names), Refusal> {

@@ -100,6 +100,7 @@ impl Control {
             return Err(ControlError::bad_request(what));
         }
         let now = self.now().wall;
+        self.check_in_charge()?;
         let mut tx = self.store().begin().await?;
         let fabric = store::keys::take(&mut tx, &hash(key), now).await?;
         let Some(fabric) = fabric else {

@@ -243,7 +243,8 @@ fn unlock(options: &CreateOptions, found: &Found) -> Result<(Store, RecipientSec
 /// Files in which Leeward leaves recovery keys: beside the store, or in the role's folder.
 fn candidates(found: &Found) -> Vec<PathBuf> {
     let store = PathBuf::from(address(&found.place.store));
-    let (Some(folder), Some(name)) = (store.parent(), store.file_name()) else {
+    let folder = found.data.as_deref().or(store.parent());
+    let (Some(folder), Some(name)) = (folder, store.file_name()) else {
         return Vec::new();
     };
     let own = format!("{}.recovery-key", name.to_string_lossy());
@@ -334,9 +335,8 @@ fn test(options: &TestOptions, output: Output) -> Result<(), Failure> {
             "the kit alone opened the store: {} points of {} items\n",
             seen.points, seen.items
         ));
-        match account {
-            Some(true) => print("its break-glass account is known to the config server\n"),
-            Some(false) | None => {}
+        if account {
+            print("its break-glass account is known to the config server\n");
         }
         if moved {
             print(&format!("the kit says that the store is in {}\n", contents.store_address));
@@ -345,15 +345,15 @@ fn test(options: &TestOptions, output: Output) -> Result<(), Failure> {
     noted.map(drop)
 }
 
-/// Whether the config server whose folder was named knows the kit's account; none when there is no
-/// account, or no such folder.
+/// Proves that the config server whose folder was named knows the kit's account; false when there
+/// is no account, or no such folder was named.
 ///
 /// # Errors
 /// `UNAUTHORIZED` when it does not: the kit would not open the API.
-fn account_test(found: &Found, contents: &KitContents) -> Result<Option<bool>, Failure> {
+fn account_test(found: &Found, contents: &KitContents) -> Result<bool, Failure> {
     let server = found.data.as_ref().filter(|data| data.join("ca.key").exists());
     let (Some(secret), Some(data)) = (&contents.break_glass_account, server) else {
-        return Ok(None);
+        return Ok(false);
     };
     let what = "the kit's break-glass account was not tested";
     let known = break_glass::check(data, secret).map_err(|error| file_problem(what, &error))?;
@@ -362,7 +362,7 @@ fn account_test(found: &Found, contents: &KitContents) -> Result<Option<bool>, F
         let cause = format!("{} has no hash of it: make another kit", data.display());
         return Err(problem(Code::UNAUTHORIZED, what, cause));
     }
-    Ok(Some(true))
+    Ok(true)
 }
 
 fn open(options: &OpenOptions, output: Output) -> Result<(), Failure> {

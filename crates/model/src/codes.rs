@@ -329,7 +329,7 @@ codes! {
         now "nothing was changed" todo "choose another address or end the other process"
     SUPERSEDED = "LW-0711" "another config server is in charge of this site"
         cause "the site's store was adopted while this config server was away or cut off"
-        now "this one changes nothing any more: it only shows what it knew; hosts belong to the other"
+        now "this one changes nothing any more: it only shows what it knew"
         todo "use the other config server, and let hosts dial it: leeward host --join its address"
     OWNER_ALIVE = "LW-0712" "the store's owner wrote into it less than five minutes ago"
         cause "its config server still runs, or ended a moment ago; or a clock is wrong"

@@ -337,8 +337,8 @@ fn zero_nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
 
-/// An entry of a blob that is sealed with `key` and is no item's: the recipient, a one-time key, and
-/// `key` wrapped for the recipient, bound to `header`.
+/// An entry of a blob that is sealed with `key` and is no item's: the recipient, a one-time key,
+/// and `key` wrapped for the recipient, bound to `header`.
 pub(crate) fn wrap_bytes(
     header: &[u8],
     recipient: &[u8; 32],

@@ -128,6 +128,9 @@ async fn a_superseded_config_server_changes_nothing() {
     let keeper = Arc::new(Memory::default());
     pair.fleet.control.keep_with(keeper.clone());
     pair.fleet.control.configuration_keep().await.unwrap();
+    // What was on its way to the hosts has arrived.
+    pair.fleet.turn().await;
+    pair.fleet.step().await;
     *keeper.other.lock().unwrap() = Some(other());
 
     // The step of a job is where it notices, before a host hears of it.

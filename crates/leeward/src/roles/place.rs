@@ -9,7 +9,8 @@ use crate::{
 };
 use leeward_model::{Code, HostId, Problem};
 use leeward_replica::{
-    Generation, RecipientSecret, Store, StoreIdentity, SystemRandom, Unlock, storage::BlobStore,
+    Generation, RecipientSecret, Store, StoreIdentity, SystemRandom, Unlock,
+    storage::{BlobStore, Takeover},
 };
 use std::{
     path::{Path, PathBuf},
@@ -18,19 +19,51 @@ use std::{
 
 /// File of the role's folder with the name of its store, if that is not the folder `store`.
 const PLACE_FILE: &str = "store.place";
+/// File of the role's folder with the id by which it knows its own lease of a bucket.
+const HOLDER_FILE: &str = "store.holder";
 /// File of the role's folder with the key of a store in a bucket.
 const KEY_FILE: &str = "store.key";
+
+/// Where a role's store is to be, on the command line.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct StoreOptions {
+    /// The replica store, if not DATA/store: another folder, s3://BUCKET/PREFIX or
+    /// az://CONTAINER/PREFIX. Kept after the first start.
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+    /// Start only if the bucket keeps what is put there: its own retention (object lock,
+    /// compliance mode) is proved by a deletion that fails.
+    #[arg(long)]
+    pub object_lock: bool,
+}
 
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct StorePlace {
     options: PlaceOptions,
+    /// The role's folder.
+    data: PathBuf,
+}
+
+/// Tells this role's folder from its copies and from all others.
+fn holder(data: &Path) -> std::io::Result<uuid::Uuid> {
+    let file = data.join(HOLDER_FILE);
+    match std::fs::read_to_string(&file) {
+        Ok(text) => text.trim().parse().map_err(std::io::Error::other),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let drawn = uuid::Uuid::new_v4();
+            folder::write_secret(&file, format!("{drawn}\n").as_bytes())?;
+            Ok(drawn)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 impl StorePlace {
     /// The folder `store` of the role's folder.
     pub fn own(data: &Path) -> StorePlace {
-        StorePlace { options: data.join("store").to_string_lossy().into_owned().into() }
+        let options = data.join("store").to_string_lossy().into_owned().into();
+        StorePlace { options, data: data.to_owned() }
     }
 
     /// The store that the role has, or else the one that `wanted` names, or its own folder.
@@ -70,7 +103,7 @@ impl StorePlace {
             }
             Place::Objects(_) => options.key_file = Some(data.join(KEY_FILE)),
         }
-        Ok(StorePlace { options })
+        Ok(StorePlace { options, data: data.to_owned() })
     }
 
     /// As `leeward store` names it.
@@ -91,6 +124,20 @@ impl StorePlace {
     /// Takes the lock of a bucket from a holder that is gone for good.
     pub fn take_over(&mut self) {
         self.options.force_takeover = true;
+    }
+
+    /// Refuses a bucket that does not keep what is put there.
+    ///
+    /// # Errors
+    /// `NOT_SUPPORTED`, `STORE_IO`.
+    pub fn prove_lock(&self) -> Result<(), Problem> {
+        let proof = self.options.prove_lock().map_err(|problem| *problem)?;
+        tracing::info!(
+            store = self.name(),
+            until = proof.until,
+            "what is put into the store now cannot be deleted by anybody before: tried"
+        );
+        Ok(())
     }
 
     /// Keeps in the role's folder which store it has.
@@ -158,8 +205,13 @@ impl StorePlace {
     /// When it belongs to another host or cannot be used.
     pub fn open_or_init(&self, owner: HostId) -> Result<(Store, Option<RecipientSecret>), Problem> {
         let fail = |error: leeward_replica::StoreError| error.problem(self.what());
-        let blobs = self.writing()?;
         let owner = uuid::Uuid::from(owner);
+        let place = self.options.place().map_err(|problem| *problem)?;
+        let holder = holder(&self.data)
+            .map_err(|error| Code::STORE_IO.because(self.what(), error.to_string()))?;
+        // The role's folder is locked for this process: a lease of its own is of one that ended.
+        let blobs = self.options.writing_as(&place, Takeover::Own(holder));
+        let blobs = blobs.map_err(|problem| *problem)?;
         let secret = match Store::exists(blobs.as_ref()).map_err(fail)? {
             true => None,
             false => {

@@ -11,7 +11,7 @@ use crate::{
         link,
         site_store::SiteStore,
     },
-    roles::place::StorePlace,
+    roles::place::{StoreOptions, StorePlace},
     roles::session::{FrameReader, FrameWriter},
     sealing::{Sealing, SealingOptions},
     trust::{
@@ -68,10 +68,9 @@ pub struct HostOptions {
     /// Name of this host for people [default: the machine's host name].
     #[arg(long)]
     pub name: Option<String>,
-    /// Its replica store, if not DATA/store: another folder, s3://BUCKET/PREFIX or
-    /// az://CONTAINER/PREFIX. Kept after the first start.
-    #[arg(long, value_name = "STORE")]
-    pub store: Option<String>,
+    /// Where its replica store is.
+    #[command(flatten)]
+    pub store: StoreOptions,
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
@@ -221,7 +220,7 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
     let sealing = options.sealing.or(Compression::Adaptive);
     let audit = options.audit.pace();
-    let (store, secret, at) = role_store(&data, options.store.as_deref(), file.host)?;
+    let (store, secret, at) = role_store(&data, &options.store, file.host)?;
     if let Some(secret) = secret {
         recovery_key_keep(&data, &secret)?;
     }
@@ -348,10 +347,13 @@ pub fn store_open(data: &Path, host: HostId) -> Result<(Store, Option<String>), 
 /// When it is another's or cannot be used.
 pub fn role_store(
     data: &Path,
-    wanted: Option<&str>,
+    wanted: &StoreOptions,
     host: HostId,
 ) -> Result<(Store, Option<String>, StorePlace), Problem> {
-    let place = StorePlace::of(data, wanted)?;
+    let place = StorePlace::of(data, wanted.store.as_deref())?;
+    if wanted.object_lock {
+        place.prove_lock()?;
+    }
     place.keep(data)?;
     let (store, secret) = place.open_or_init(host)?;
     Ok((store, secret.map(|secret| secret.to_text()), place))

@@ -14,7 +14,7 @@ use crate::{
     folder,
     roles::{
         host::{self, Host, dial::TlsDialer},
-        place::StorePlace,
+        place::{StoreOptions, StorePlace},
         site,
     },
     sealing::SealingOptions,
@@ -67,10 +67,9 @@ pub struct UpOptions {
     /// bytes a second; 0 for none.
     #[arg(long, env = "LEEWARD_HYDRATION_BYTES_PER_SECOND", default_value_t = 0)]
     pub hydration_bytes_per_second: u64,
-    /// Its replica store, if not DATA/store: another folder, s3://BUCKET/PREFIX or
-    /// az://CONTAINER/PREFIX. Kept after the first start.
-    #[arg(long, value_name = "STORE")]
-    pub store: Option<String>,
+    /// Where its replica store is.
+    #[command(flatten)]
+    pub store: StoreOptions,
     /// Taking over a store whose config server is gone.
     #[command(flatten)]
     pub adopt: AdoptOptions,
@@ -161,7 +160,7 @@ async fn adopt(data: &Path, options: &UpOptions, reached: &str) -> anyhow::Resul
 /// Who is in charge of this site's store, if that is another config server. Looked up before the
 /// store is opened for writing: its lock is the other's.
 async fn charge_state(data: &Path, options: &UpOptions) -> anyhow::Result<Option<Superseded>> {
-    let (data, wanted) = (data.to_owned(), options.store.clone());
+    let (data, wanted) = (data.to_owned(), options.store.store.clone());
     let found = tokio::task::spawn_blocking(move || {
         let newest = StorePlace::of(&data, wanted.as_deref())?.generation()?;
         let own = charge::own(&data)?;
@@ -264,7 +263,7 @@ async fn local_host(
 ) -> anyhow::Result<(Arc<Host>, StoreKeeper)> {
     let (at, wanted, id) = (data.to_owned(), options.store.clone(), own.id);
     let opened = tokio::task::spawn_blocking(move || {
-        let opened = site::role_store(&at, wanted.as_deref(), id)?;
+        let opened = site::role_store(&at, &wanted, id)?;
         adopt::check_database(&at, &opened.0, &opened.2)?;
         Ok::<_, Problem>(opened)
     });

@@ -33,6 +33,10 @@ pub struct InitOptions {
     /// Make the store beside what is there already. Nothing of that is changed.
     #[arg(long)]
     beside_other_files: bool,
+    /// Refuse a bucket that does not keep what is put there: its own retention (object lock,
+    /// compliance mode) is proved by a deletion that fails.
+    #[arg(long)]
+    object_lock: bool,
 }
 
 pub(super) fn run(options: &InitOptions, output: Output) -> Result<(), Failure> {
@@ -47,6 +51,10 @@ pub(super) fn run(options: &InitOptions, output: Output) -> Result<(), Failure> 
     let recovery = free_file(&what(), "recovery key", recovery)?;
     let key_file = key_file(options, &found, identity.store, &what())?;
     check_empty_folder(options, &found, &what())?;
+    let lock = options.object_lock.then(|| place.prove_lock()).transpose()?;
+    if let Some(lock) = &lock {
+        tracing::info!(object = lock.object, until = lock.until, "could not be deleted: good");
+    }
     let blobs = place.writing(&found)?;
     check_empty_bucket(options, &found, blobs.as_ref(), &what())?;
     let secret = make(&place, blobs.as_ref(), identity, key_file.as_deref())?;
@@ -145,7 +153,8 @@ fn check_empty_bucket(
     let listed = blobs.list("");
     let listed =
         listed.map_err(|error| Box::new(leeward_replica::StoreError::from(error).problem(what)))?;
-    match listed.first() {
+    // What a proof of object lock left is nobody's.
+    match listed.iter().find(|name| !name.starts_with("lock-probe-")) {
         None => Ok(()),
         Some(name) => {
             let cause = format!(

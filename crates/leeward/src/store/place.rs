@@ -7,7 +7,7 @@ use super::{Failure, problem};
 use leeward_model::Code;
 use leeward_replica::{
     RecipientSecret, Store, StoreError, SystemRandom, Unlock,
-    storage::{BlobStore, LocalStore, ObjectBlobs, ObjectPlace, Takeover},
+    storage::{BlobStore, LocalStore, LockError, LockProof, ObjectBlobs, ObjectPlace, Takeover},
 };
 use std::{
     io::Read as _,
@@ -105,6 +105,28 @@ impl PlaceOptions {
         secret_read(&usual_key_file(identity.store)?, "key file").map(Unlock::Secret)
     }
 
+    /// Proves that the bucket keeps what is put there: its owner's own deletion has to fail.
+    ///
+    /// # Errors
+    /// `NOT_SUPPORTED` when it does not, and for a folder and for Azure; `STORE_IO`.
+    pub(crate) fn prove_lock(&self) -> Result<LockProof, Failure> {
+        let what = || format!("the store in {} is not known to be immutable", self.store);
+        let Place::Objects(place) = self.place()? else {
+            let cause = "a folder has no object lock";
+            return Err(problem(Code::NOT_SUPPORTED, what(), cause));
+        };
+        place.prove_lock().map_err(|error| {
+            let code = match &error {
+                LockError::NotSupported
+                | LockError::NoVersions
+                | LockError::NoRetention { .. }
+                | LockError::Deleted { .. } => Code::NOT_SUPPORTED,
+                LockError::Failed { .. } => Code::STORE_IO,
+            };
+            problem(code, what(), error)
+        })
+    }
+
     /// The place, for reading.
     ///
     /// # Errors
@@ -133,13 +155,27 @@ impl PlaceOptions {
             Place::Folder(folder) => {
                 Ok(Arc::new(LocalStore::open(folder).map_err(|error| fail(error.into()))?))
             }
-            Place::Objects(place) => {
+            Place::Objects(_) => {
                 let takeover =
                     if self.force_takeover { Takeover::Forced } else { Takeover::WhenStale };
-                let blobs = ObjectBlobs::open(place, takeover);
-                Ok(Arc::new(blobs.map_err(|error| fail(error.into()))?))
+                self.writing_as(place, takeover)
             }
         }
+    }
+
+    /// As [`Self::writing`], with these rules for the lock of a bucket.
+    ///
+    /// # Errors
+    /// As [`Self::writing`].
+    pub(crate) fn writing_as(
+        &self,
+        place: &Place,
+        takeover: Takeover,
+    ) -> Result<Arc<dyn BlobStore>, Failure> {
+        let Place::Objects(objects) = place else { return self.writing(place) };
+        let blobs = ObjectBlobs::open(objects, takeover);
+        let fail = |error: StoreError| self.failed("cannot be opened for writing", &error);
+        Ok(Arc::new(blobs.map_err(|error| fail(error.into()))?))
     }
 
     /// Opens the store for reading: no lock, no write.

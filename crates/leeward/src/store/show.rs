@@ -29,6 +29,9 @@ pub struct PointsOptions {
 pub struct StatsOptions {
     #[command(flatten)]
     place: PlaceOptions,
+    /// Also prove that the bucket keeps what is put there: put an object and fail to delete it.
+    #[arg(long)]
+    object_lock: bool,
 }
 
 /// Points of one page of the store's list.
@@ -166,17 +169,23 @@ pub(super) fn stats(options: &StatsOptions, output: Output) -> Result<(), Failur
     let known = find::items(place, &store)?;
     let fail = |error: StoreError| place.failed("cannot be measured", &error);
     let items: Vec<Value> = known.iter().map(item_json).collect::<Result<_, _>>().map_err(fail)?;
+    let lock = options.object_lock.then(|| place.prove_lock()).transpose()?;
+    let until = lock.map(|proof| proof.until);
     let (free, identity) = (store.free_bytes().map_err(fail)?, store.identity());
     if output == Output::Json {
         print_json(&json!({
             "store": identity.store, "owner": identity.owner, "generation": identity.generation,
             "keyGeneration": store.key_generation(), "recipients": store.recipients(),
-            "freeBytes": free, "items": items,
+            "freeBytes": free, "items": items, "immutableUntil": until,
         }));
         return Ok(());
     }
     let free = free.map_or_else(|| "unknown".to_owned(), |free| bytes(free as f64));
-    print(&format!("store {}, {} items, {free} free\n\n", identity.store, items.len()));
+    print(&format!("store {}, {} items, {free} free\n", identity.store, items.len()));
+    if let Some(until) = until {
+        print(&format!("what is put now cannot be deleted by anybody until {until}: tried\n"));
+    }
+    print("\n");
     let heads = ["ITEM", "POINTS", "KEPT", "NEWEST", "STORED", "SEGMENTS", "TIMELINES", "PINS"];
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let rows: Vec<_> = items

@@ -158,12 +158,29 @@ async fn a_lost_database_comes_back_from_the_store_and_the_second_of_two_adopter
     site.end().await;
 
     let words = [&words[..], &["--kit", &kit, "--passphrase-file", &passphrase]].concat();
-    let second = Site::start_words(&pair.room, "second", &address, &[], &words).await;
+    let mut second = Site::start_words(&pair.room, "second", &address, &[], &words).await;
     second.item_wait(MACHINE, "protection", |item| item["protectionState"] == "Protected").await;
     let first = Site::start_at(&pair.room, "up", "127.0.0.1:0").await;
     let put = first.client.put("replicationPolicies/late", &json!({"properties": {}})).await;
     refused(put, 409, Code::SUPERSEDED);
-    assert!(second.file("generation.json").contains("\"number\": 2"));
+    let generation = second.file("generation.json");
+    assert!(generation.contains("\"number\": 2"));
+
+    // A crash before the database was there: nothing else makes use of the folder, and the same
+    // command goes on at once, under the generation that it has taken already.
+    second.kill();
+    for file in ["control.db", "control.db-wal", "control.db-shm"] {
+        let _ = fs::remove_file(second.data.join(file));
+    }
+    fs::write(second.data.join("adoption.unfinished"), "").unwrap();
+    fs::write(second.data.join("control.db.adopting"), "half").unwrap();
+    let folder = pair.room.text("second");
+    let half = pair.room.run(&["up", "--data", &folder, "--listen", &address]).await;
+    assert_refused(&half, Code::ADOPTION_UNFINISHED);
+    let words = ["--adopt", store.as_str()];
+    let second = Site::start_words(&pair.room, "second", &address, &[], &words).await;
+    assert_eq!(second.file("generation.json"), generation);
+    second.item_wait(MACHINE, "protection", |item| item["protectionState"] == "Protected").await;
 }
 
 /// The kit's account opens the API of the server that it was made of, and of the one that adopts

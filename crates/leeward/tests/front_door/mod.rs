@@ -3,6 +3,7 @@
 //! modules below.
 
 pub mod adoption;
+pub mod bucket;
 pub mod line;
 pub mod site;
 pub mod stories;

@@ -20,7 +20,9 @@ pub use faulty::{Fault, FaultyStore};
 pub use local::LocalStore;
 #[cfg(feature = "testing")]
 pub use object::Backing;
-pub use object::{ConnectError, LeaseTimes, ObjectBlobs, ObjectPlace, Takeover};
+pub use object::{
+    ConnectError, LeaseTimes, LockError, LockProof, ObjectBlobs, ObjectPlace, Takeover,
+};
 #[cfg(feature = "testing")]
 pub use room::RoomStore;
 

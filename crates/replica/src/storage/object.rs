@@ -8,12 +8,14 @@ mod appender;
 mod connect;
 mod engine;
 mod lease;
+mod lock_proof;
 mod pages;
 mod requests;
 mod retry;
 
 pub use connect::{ConnectError, ObjectPlace};
 pub use lease::{LeaseTimes, Takeover};
+pub use lock_proof::{LockError, LockProof};
 #[cfg(feature = "testing")]
 pub use requests::Backing;
 

@@ -1,7 +1,7 @@
 //! What a config server leaves in its store for the next one: generations, of which the highest
 //! counts, and sealed configurations, of which the newest that opens does.
 
-use crate::world::{OWNER, SeededRandom, World, init, open_writer};
+use crate::world::{OWNER, SeededRandom, World, identity, init, open_writer};
 use leeward_model::{Code, UnixMillis};
 use leeward_replica::{
     Generation, NewKeys, RecipientSecret, Store, StoreError, Unlock,
@@ -81,7 +81,7 @@ fn a_configuration_opens_with_either_key_and_old_ones_go() {
     let open = |bytes: &[u8]| bytes.windows(6).any(|part| part == b"secret");
     assert!(!kept.iter().any(|(_, bytes)| open(bytes)), "nothing is readable");
     let other = CrashDisk::new();
-    let stranger = init(&other);
+    let stranger = Store::init(&other, identity(), SeededRandom::new(12).as_ref()).unwrap();
     assert_eq!(reader(&disk, &Unlock::Secret(stranger)).err().unwrap().code(), Code::KEY_MISSING);
 }
 

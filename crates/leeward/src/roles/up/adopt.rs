@@ -48,7 +48,12 @@ pub struct AdoptOptions {
     #[arg(long, value_name = "FILE", requires = "adopt")]
     pub recovery_key: Option<PathBuf>,
     /// File with the key of the store to adopt, if that does not keep it itself.
-    #[arg(long, value_name = "FILE", requires = "adopt", conflicts_with_all = ["recovery_key", "kit"])]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "adopt",
+        conflicts_with_all = ["recovery_key", "kit"]
+    )]
     pub store_key: Option<PathBuf>,
     /// Adopt a store whose owner wrote within the last five minutes: it is gone for good.
     #[arg(long, requires = "adopt")]

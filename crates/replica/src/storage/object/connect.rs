@@ -4,7 +4,7 @@
 use super::requests::Backing;
 use object_store::{
     ClientOptions, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
     azure::{AzureConfigKey, MicrosoftAzureBuilder},
 };
 use std::{fmt, sync::Arc, time::Duration};
@@ -108,10 +108,27 @@ impl ObjectPlace {
     }
 
     fn s3(&self) -> Result<Arc<dyn Backing>, ConnectError> {
+        Ok(Arc::new(self.s3_built()?.0))
+    }
+
+    /// A client of its bucket, the bucket's region, and whether it is asked in the clear; none for
+    /// a container of Azure.
+    ///
+    /// # Errors
+    /// As for every use of the place.
+    pub(super) fn s3_client(&self) -> Result<Option<(AmazonS3, String, bool)>, ConnectError> {
+        match self.kind {
+            Kind::S3 => self.s3_built().map(Some),
+            Kind::Azure => Ok(None),
+        }
+    }
+
+    fn s3_built(&self) -> Result<(AmazonS3, String, bool), ConnectError> {
         let builder = AmazonS3Builder::from_env();
         let endpoint = builder.get_config_value(&AmazonS3ConfigKey::S3Endpoint);
         let endpoint = endpoint.or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
         let clear = clear_text(endpoint.as_deref(), "AWS_ALLOW_HTTP")?;
+        let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
         let built = builder
             .with_bucket_name(&self.bucket)
             .with_client_options(client(clear))
@@ -121,7 +138,8 @@ impl ObjectPlace {
             .build();
         let environment =
             |error: object_store::Error| ConnectError::Environment { why: error.to_string() };
-        Ok(Arc::new(built.map_err(environment)?))
+        let region = region.unwrap_or_else(|| "us-east-1".to_owned());
+        Ok((built.map_err(environment)?, region, clear))
     }
 
     fn azure(&self) -> Result<Arc<dyn Backing>, ConnectError> {

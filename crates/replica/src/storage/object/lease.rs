@@ -54,6 +54,18 @@ pub enum Takeover {
     WhenStale,
     /// Now: a person says that the holder is gone.
     Forced,
+    /// Now, if it was this holder's own: whoever names it sees to it that there is one process of
+    /// it at most. Else as when stale.
+    Own(Uuid),
+}
+
+impl Takeover {
+    fn holder(self) -> Option<Uuid> {
+        match self {
+            Takeover::Own(holder) => Some(holder),
+            Takeover::WhenStale | Takeover::Forced => None,
+        }
+    }
 }
 
 /// What a lease object says.
@@ -65,6 +77,9 @@ struct Note {
     pid: u32,
     renewals: u64,
     let_go: bool,
+    /// Which role's folder its process has for itself, if it is a role's.
+    #[serde(default)]
+    holder: Option<Uuid>,
 }
 
 /// A lease as its holder knows it.
@@ -121,13 +136,13 @@ async fn check_free(
     requests: &Requests,
     folder: &str,
     number: u64,
-    stale: Duration,
+    (stale, own): (Duration, Option<Uuid>),
 ) -> Result<(), StorageError> {
     let name = object(folder, number);
     let note = requests.get(&name, None).await?;
     // What cannot be read was written by nobody of ours, and its age still counts.
     let note: Note = serde_json::from_slice(&note).unwrap_or_default();
-    if note.let_go {
+    if note.let_go || (own.is_some() && note.holder == own) {
         return Ok(());
     }
     let written = requests.head(&name).await?.written_ms;
@@ -153,8 +168,10 @@ async fn take_next(
     takeover: Takeover,
 ) -> Result<u64, StorageError> {
     let before = newest(requests, folder).await?;
-    if let (Some(number), Takeover::WhenStale) = (before, takeover) {
-        check_free(requests, folder, number, stale).await?;
+    if let Some(number) = before
+        && takeover != Takeover::Forced
+    {
+        check_free(requests, folder, number, (stale, takeover.holder())).await?;
     }
     let number = before.unwrap_or(0) + 1;
     let put = requests.put_new(&object(folder, number), encode(note), Patience::FULL).await?;
@@ -184,7 +201,8 @@ pub(super) fn take(
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim().to_owned();
     let (nonce, pid) = (Uuid::new_v4().to_string(), std::process::id());
-    let note = Arc::new(Note { nonce, host, pid, renewals: 0, let_go: false });
+    let holder = takeover.holder();
+    let note = Arc::new(Note { nonce, host, pid, renewals: 0, let_go: false, holder });
     let begun = Instant::now();
     let lost = requests.lost(folder);
     let taken = {
@@ -262,9 +280,9 @@ impl Keeper {
 
     /// Writes our lease anew; false when it is not the newest any more.
     fn write(&self, renewals: u64, let_go: bool) -> Result<bool, StorageError> {
-        let Note { nonce, host, pid, .. } = &*self.note;
-        let (nonce, host, pid) = (nonce.clone(), host.clone(), *pid);
-        let note = encode(&Note { nonce, host, pid, renewals, let_go });
+        let Note { nonce, host, pid, holder, .. } = &*self.note;
+        let (nonce, host, pid, holder) = (nonce.clone(), host.clone(), *pid, *holder);
+        let note = encode(&Note { nonce, host, pid, renewals, let_go, holder });
         let (requests, folder) = (self.requests.clone(), self.folder.clone());
         let held = self.held.clone();
         let written = self.engine.run(async move {
