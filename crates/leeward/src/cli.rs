@@ -9,6 +9,7 @@ mod home;
 mod item_show;
 mod items;
 mod jobs;
+mod plans;
 mod points;
 mod session;
 mod setup;
@@ -17,6 +18,7 @@ pub(crate) mod table;
 pub use home::{Planned, Synchronize};
 pub use items::ItemVerb;
 pub use jobs::{EventVerb, JobVerb};
+pub use plans::PlanVerb;
 pub use points::PointVerb;
 pub use setup::{FabricVerb, HostVerb, KeyVerb, MachineVerb, MappingVerb, PolicyVerb, VaultVerb};
 
@@ -113,6 +115,9 @@ pub enum Verb {
     /// Protected items: protect, test, fail over.
     #[command(subcommand, after_help = EXIT_CODES)]
     Item(ItemVerb),
+    /// Recovery plans: machines that go together, in order.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Plan(PlanVerb),
     /// Recovery points.
     #[command(subcommand, after_help = EXIT_CODES)]
     Point(PointVerb),
@@ -191,6 +196,7 @@ async fn dispatch(session: &Session, verb: Verb) -> Result<(), CliError> {
         Verb::Policy(verb) => setup::policy(session, verb).await,
         Verb::Mapping(verb) => setup::mapping(session, verb).await,
         Verb::Item(verb) => items::run(session, verb).await,
+        Verb::Plan(verb) => plans::run(session, verb).await,
         Verb::Point(verb) => points::run(session, verb).await,
         Verb::Job(verb) => jobs::run(session, verb).await,
         Verb::Event(verb) => jobs::events(session, verb).await,
@@ -231,6 +237,9 @@ mod tests {
             "leeward job resume 7 --comment power-off --vault v",
             "leeward job complete-failover 7 --vault v",
             "leeward item resync web01 --vault v",
+            "leeward plan create shop --primary a --group db01 --group app01,web01 --vault v",
+            "leeward plan unplanned-failover shop --point latest-processed --vault v --wait",
+            "leeward plan planned-failover shop --direction recovery-to-primary --vault v",
             "leeward item disable web01 --migration-complete --keep-points --vault v",
             "leeward registration-key create --fabric hill --vault v",
         ] {
@@ -239,6 +248,7 @@ mod tests {
         }
         for line in [
             "leeward item explode web01",
+            "leeward plan create shop --primary a",
             "leeward item planned-failover web01 --no-shutdown",
             "leeward item disable web01 --purge --migration-complete",
             "leeward job resume 7 --answer maybe",

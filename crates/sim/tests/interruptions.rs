@@ -7,6 +7,7 @@ use leeward_control::{
     ControlError,
     items::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption},
     jobs::RunState,
+    plans::{GroupInput, GroupKind, ItemRef, PlanAsk, PlanInput, Verb},
     testing::steps::steps,
 };
 use leeward_durable::{Action, List, Place, testing::StepId};
@@ -123,6 +124,21 @@ async fn committed(world: &mut World, random: &mut Seeded) {
     done(world, random, control.item_commit(item).await).await;
 }
 
+/// Makes the plan `all` of the one machine.
+async fn plan(world: &World) {
+    let view = world.view().await.expect("it was protected just now");
+    let items = vec![ItemRef::Id(view.id)];
+    let boot = GroupInput { kind: GroupKind::Boot, items, before: vec![], after: vec![] };
+    let input = PlanInput {
+        primary: view.source_fabric_name,
+        recovery: view.target_fabric_name,
+        groups: vec![boot],
+        extra: serde_json::Value::Null,
+    };
+    let made = world.control().plan_put(world.vault, "all", input).await;
+    made.expect("the item is protected between these sites");
+}
+
 /// A world in which a job of the kind can begin.
 async fn base(kind: &str, way: Way) -> World {
     let mut world = World::new(Mistakes::default()).await;
@@ -152,6 +168,7 @@ async fn base(kind: &str, way: Way) -> World {
             world.write(random);
             world.wait(2_500).await;
         }
+        "recovery-plan" => plan(&world).await,
         "reprotect" | "finalize-reprotect" => (0..WRITES).for_each(|_| world.write(random)),
         "planned-failover" | "failover" | "test-failover" | "disable-protection" | "resync"
         | "complete-migration" => {}
@@ -180,6 +197,10 @@ async fn start(world: &mut World, kind: &str, way: Way) -> Option<JobId> {
         }
         "reprotect" | "finalize-reprotect" => {
             control.item_reprotect(item, ReprotectSpec::default()).await
+        }
+        "recovery-plan" => {
+            let ask = PlanAsk::new(Verb::UnplannedFailover);
+            control.plan_start(world.vault, "all", ask).await
         }
         "test-failover" => control.item_test_failover(item, PointChoice::Latest).await,
         "cleanup-test" => control.item_test_cleanup(item, "").await,

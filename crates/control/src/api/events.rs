@@ -45,7 +45,10 @@ fn view(ids: &Ids, event: &EventView) -> Value {
             "jobId": ids.job(job),
             "jobFriendlyName": event.name,
             "jobStatus": event.name.strip_prefix("Job").unwrap_or(&event.name),
-            "affectedObjectType": "ProtectionEntity",
+            "affectedObjectType": match event.item {
+                Some(_) => "ProtectionEntity",
+                None => "RecoveryPlan",
+            },
         })
     });
     resource(

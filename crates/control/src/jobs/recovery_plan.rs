@@ -345,10 +345,9 @@ impl RecoveryPlan {
         }
         for index in 0..self.groups.len() {
             let group = &self.groups[index];
-            if group.kind == GroupKind::Boot && group.ended_ms.is_none() {
-                if let Some(waits) = self.run_group(index, world, moment) {
-                    return waits;
-                }
+            let due = group.kind == GroupKind::Boot && group.ended_ms.is_none();
+            if let Some(waits) = due.then(|| self.run_group(index, world, moment)).flatten() {
+                return waits;
             }
         }
         Ok(Outcome::Done)

@@ -30,7 +30,9 @@ impl Refusals {
 impl Control {
     /// What a job sees of the plan's job that it is part of, or of the jobs that are part of it.
     pub(crate) async fn family_of(&self, conn: &mut Conn, row: &JobRow) -> Result<Family> {
-        let parent = match row.facts.parent {
+        // A plan's record is long: it is read only where a machine waits for its turn.
+        let waits = row.record.current_log().is_some_and(|step| step.name == recovery_plan::TURN);
+        let parent = match row.facts.parent.filter(|_| waits) {
             Some(parent) => store::jobs::find(conn, parent).await?,
             None => None,
         };

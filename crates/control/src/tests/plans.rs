@@ -343,6 +343,33 @@ async fn a_planned_failover_moves_all_or_none() {
     }
 }
 
+/// F-074: once groups have begun, a machine that is given up is a question to a person.
+#[tokio::test]
+async fn a_planned_failover_that_has_begun_asks_before_it_goes_on_without_a_machine() {
+    let mut three = Three::planned().await;
+    let job = three.start(Verb::PlannedFailover).await;
+    for _ in 0..TURNS_MAX {
+        three.fleet.turn().await;
+        three.alone();
+        let parts = three.parts(job).await;
+        if parts.get("db01").is_some_and(|part| part.ended.is_some()) {
+            break;
+        }
+    }
+    let app = three.parts(job).await["app01"].id;
+    three.fleet.control.job_cancel(three.vault, app).await.unwrap();
+
+    let asks = three.ends(job, RunState::Suspended).await;
+
+    assert!(asks.question.as_ref().unwrap().contains("app01 did not start"), "{asks:#?}");
+    assert!(three.parts(job).await["web01"].ended.is_none());
+    three.resume(job, "go on").await;
+    let view = three.ends(job, RunState::SucceededWithWarning).await;
+    assert!(view.errors[0].what.contains("2 of 3"), "{view:#?}");
+    assert_eq!(three.item(1).await.live_at, LiveAt::Site(Site::Primary));
+    assert_eq!(three.item(2).await.live_at, LiveAt::Site(Site::Recovery));
+}
+
 /// F-074: a source that does not shut down holds all machines, and its own job asks what to do.
 #[tokio::test]
 async fn a_planned_failover_waits_for_the_answer_of_one_machine() {
@@ -569,7 +596,8 @@ async fn a_plan_is_completed_and_replaced() {
 
     assert_eq!((plan.name.as_str(), plan.members.len()), ("shop", 1));
     assert_eq!(kinds(&plan), [GroupKind::Shutdown, GroupKind::Failover, GroupKind::Boot]);
-    assert_eq!(control.plan_list(three.vault).await.unwrap(), [plan.clone()]);
+    let listed = control.plan_list(three.vault).await.unwrap();
+    assert_eq!(listed, std::slice::from_ref(&plan));
     let by_id = GroupInput { items: vec![ItemRef::Id(three.items[0])], ..boot(&[]) };
     let changed = control.plan_groups(three.vault, "shop", vec![boot(&[]), by_id]).await.unwrap();
     assert_eq!((changed.id, changed.groups.len()), (plan.id, 4));

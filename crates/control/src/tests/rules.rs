@@ -106,6 +106,12 @@ async fn an_item_of_the_first_schema_is_read_as_one_with_two_ends() {
          '$.plan.primary', '$.plan.recovery', '$.plan.branch', '$.plan.history', \
          '$.plan.resync')",
         "DROP TABLE migrated",
+        "DROP TABLE plans",
+        "DROP INDEX jobs_one_a_member",
+        "DROP INDEX jobs_by_plan",
+        "DROP INDEX jobs_one_a_plan",
+        "ALTER TABLE jobs DROP COLUMN parent",
+        "ALTER TABLE jobs DROP COLUMN plan",
         "PRAGMA user_version = 1",
     ] {
         sqlx::query(sql).execute(&mut *tx).await.unwrap();
