@@ -148,6 +148,7 @@ impl Duty<'_> {
             resync: plan.resync,
             resync_threshold_percent: self.policy.resync_threshold_percent,
             resync_allowed: !plan.resync_waits,
+            bandwidth: self.policy.bandwidth.clone(),
         })
     }
 
@@ -165,6 +166,7 @@ impl Duty<'_> {
             resync: 0,
             resync_threshold_percent: self.policy.resync_threshold_percent,
             resync_allowed: true,
+            bandwidth: self.policy.bandwidth.clone(),
         })
     }
 

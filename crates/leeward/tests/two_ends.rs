@@ -196,6 +196,7 @@ fn host(
         exports: Arc::new(exports),
         wall: WallClock::system(),
         sealing: leeward::sealing::Sealing::default(),
+        spool: leeward::roles::host::spool::room::SpoolRoom::off(),
     })
 }
 
@@ -303,6 +304,7 @@ fn duty(branch: Branch, target_host: HostId, run: SourceRun) -> SourceDuty {
         resync: 0,
         resync_threshold_percent: 50,
         resync_allowed: true,
+        bandwidth: leeward_model::Bandwidth::default(),
     }
 }
 

@@ -162,6 +162,8 @@ pub struct World {
     /// Turns that the config servers took so far.
     turns: u64,
     mistakes: Mistakes,
+    /// Bytes that each host's spool may take.
+    spool_bytes: u64,
     folder: tempfile::TempDir,
 }
 
@@ -317,6 +319,7 @@ impl World {
             turned_ms: 0,
             turns: 0,
             mistakes,
+            spool_bytes: 0,
             folder,
         };
         world.begin(sizes).await;

@@ -3,11 +3,7 @@
 //! No reading and no hashing; it only asks the hash files where the target has data.
 
 use super::PassKind;
-use crate::{
-    ahead::KnownExtents,
-    hash_file::HashError,
-    source::ByteRange,
-};
+use crate::{ahead::KnownExtents, hash_file::HashError, source::ByteRange};
 use leeward_model::{DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
 use std::sync::Arc;
 

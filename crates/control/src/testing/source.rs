@@ -170,6 +170,7 @@ impl Source {
             cycles: Vec::new(),
             sent_bytes: 0,
             problem: self.problem.clone(),
+            spool: None,
         }
     }
 }

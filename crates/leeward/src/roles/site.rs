@@ -9,6 +9,7 @@ use crate::{
         exports::ProcessLauncher,
         link,
         site_store::SiteStore,
+        spool::room::{SpoolOptions, SpoolRoom},
     },
     roles::session::{FrameReader, FrameWriter},
     sealing::{Sealing, SealingOptions},
@@ -69,6 +70,9 @@ pub struct HostOptions {
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
+    /// How much may wait for a store that is away.
+    #[command(flatten)]
+    pub spool: SpoolOptions,
 }
 
 /// What may be asked of a host by hand, on its own machine.
@@ -211,7 +215,8 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
     let sealing = options.sealing.or(Compression::Adaptive);
-    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing };
+    let spool_bytes = options.spool.spool_bytes;
+    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing, spool_bytes };
     let (store, secret) = store_open(&data, file.host)?;
     if let Some(secret) = secret {
         recovery_key_keep(&data, &secret)?;
@@ -267,6 +272,8 @@ pub struct MachinePlace {
     pub hydration_bytes_per_second: u64,
     /// How it seals what they write.
     pub sealing: Sealing,
+    /// Bytes that points may take which wait for their store; 0 for none.
+    pub spool_bytes: u64,
 }
 
 /// Everything that a host with QEMU machines is made of.
@@ -296,6 +303,7 @@ pub async fn parts(
         exports: Arc::new(launcher),
         wall: clock::WallClock::system(),
         sealing: place.sealing.clone(),
+        spool: SpoolRoom::new(place.spool_bytes, Some(data)),
     })
 }
 

@@ -9,7 +9,7 @@ pub mod sessions;
 use crate::{
     folder,
     roles::{
-        host::{self, Host, dial::TlsDialer},
+        host::{self, Host, dial::TlsDialer, spool::room::SpoolOptions},
         site,
     },
     sealing::SealingOptions,
@@ -63,6 +63,9 @@ pub struct UpOptions {
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
+    /// How much may wait for a store that is away.
+    #[command(flatten)]
+    pub spool: SpoolOptions,
 }
 
 /// Runs until it is told to end.
@@ -195,6 +198,7 @@ async fn local_host(
         machines: data.join("machines"),
         hydration_bytes_per_second: options.hydration_bytes_per_second,
         sealing: options.sealing.or(Compression::Adaptive),
+        spool_bytes: options.spool.spool_bytes,
     };
     let parts = site::parts(data, &place, (id, name), dialer, store).await?;
     Ok(Host::new(parts))

@@ -134,5 +134,6 @@ pub fn source_blank(timeline: TimelineId, epoch: leeward_model::Epoch) -> Source
         cycles: Vec::new(),
         sent_bytes: 0,
         problem: None,
+        spool: None,
     }
 }

@@ -58,6 +58,7 @@ fn as_source(run: SourceRun) -> Assignment {
         resync: 0,
         resync_threshold_percent: 50,
         resync_allowed: true,
+        bandwidth: leeward_model::Bandwidth::default(),
     };
     of(ItemDuty { source: Some(source), ..blank() })
 }

@@ -164,9 +164,13 @@ impl SourceWorker {
         if matches!(state, Ok(MachineState::Off)) {
             return None;
         }
+        // One delta with everything is there sooner than all that wait, one after another.
+        self.ahead = None;
+        self.spool_clear().await;
         for attempt in 1..=FINAL_DELTA_TRIES {
             let taken = match self.open(work).await {
                 Ok(()) if self.open.as_ref().is_some_and(|open| open.mapped) => {
+                    self.hurry();
                     self.cycle(work, PointKind::Final).await
                 }
                 Ok(()) => return None,
@@ -186,6 +190,13 @@ impl SourceWorker {
         None
     }
 
+    /// Lets what is sent now go without a limit: a machine that is off waits for it.
+    pub(super) fn hurry(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.link.pace_lift();
+        }
+    }
+
     /// As [`Self::final_point`], after a copy of everything where that is needed. What fails is
     /// tried again by the worker: without this point the failover would have nothing.
     async fn copied_point(
@@ -200,6 +211,7 @@ impl SourceWorker {
             return Ok(None);
         }
         self.open(work).await?;
+        self.hurry();
         if let Some(reason) = self.comparison(work) {
             self.copy_everything(work, reason, changes).await?;
         }

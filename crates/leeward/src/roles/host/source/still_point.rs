@@ -68,6 +68,7 @@ impl SourceWorker {
         let hashes = self.trusted_hashes(&mut link, &spec, self.hash_folder()).await?;
         let (key, goes, mapped, last_cut) = (Self::key(work), Goes::Out, false, None);
         self.open = Some(Open { link, source, hashes, spec, key, goes, mapped, last_cut });
+        self.hurry();
         self.copy_everything(work, None, changes).await?;
         let (point, _) = self.cycle(work, PointKind::Final).await?;
         Ok(Some(point))
