@@ -10,7 +10,7 @@ use crate::{
     hash_file::HashError,
     record::{Difference, Hasher, Record, compare, kept_blocks, still_differing},
     source::{BlockingRead, CaptureError, DiskReader},
-    workers::{BATCHES_OWN, BatchRoom, Workers},
+    workers::{BATCHES_OWN, BatchRoom, Lane, Workers},
 };
 use bytes::Bytes;
 use leeward_model::{BlockMask, Change, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
@@ -203,8 +203,10 @@ impl<T: Send + 'static> Pass<T> {
         let ready = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&ready);
         tokio::spawn(async move {
+            let lane = input.workers.lane();
             let running = Running {
                 input,
+                lane,
                 sender: sender.clone(),
                 callback: progress,
                 finish,
@@ -291,6 +293,8 @@ struct Running<T> {
     /// Batches that are done and were not taken yet.
     ready: Arc<AtomicUsize>,
     progress: PassProgress,
+    /// Its place among the passes that take turns.
+    lane: Lane,
     /// Batches that it may have under way whatever other passes have.
     own: Arc<Semaphore>,
     in_flight: InFlight<T>,
@@ -366,7 +370,7 @@ impl<T: Send + 'static> Running<T> {
         };
         let bytes = len.next_multiple_of(EXTENT_BYTES);
         let reader = Arc::clone(&self.input.reader);
-        let workers = self.input.workers.clone();
+        let (workers, lane) = (self.input.workers.clone(), self.lane);
         let here = reader.blocking(work.disk).filter(|_| len > 0);
         if let Some(here) = &here {
             here.announce(work.first.offset(), len);
@@ -388,7 +392,7 @@ impl<T: Send + 'static> Running<T> {
                 Some(here) => job.read_and_run(&*here, len),
                 None => job.run(&content),
             };
-            workers.run(run).await.ok_or(PassError::Stopped)?
+            workers.run_in(lane, run).await.ok_or(PassError::Stopped)?
         });
         self.in_flight.0.push_back(UnderWay { bytes, task, room });
         Ok(())

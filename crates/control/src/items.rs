@@ -19,7 +19,7 @@ use leeward_model::{
     PointChoice, PointId, Policy, Position, Problem, ProtectedItem, Site, UnixMillis, VaultId,
 };
 use leeward_wire::message::{
-    CopyProgress, CycleFigures, DivergentNote, NewestPoint, ProbeResult, Purpose, Stage,
+    CopyProgress, CycleFigures, DivergentNote, NewestPoint, ProbeResult, Purpose, SpoolSeen, Stage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -307,6 +307,8 @@ pub struct ItemView {
     pub cycles: Vec<CycleFigures>,
     /// Bytes sent since protection began.
     pub sent_bytes: Option<u64>,
+    /// Points that wait at the source until the store takes them, while any may.
+    pub spool: Option<SpoolSeen>,
     /// Bytes in the store.
     pub stored_bytes: Option<u64>,
     /// What a fenced source wrote after the last common point.

@@ -1,9 +1,9 @@
 //! A source whose store is away or slow: points are cut all the same, wait sealed at the source, and
 //! reach the store in order and with their own times; and nothing depends on any of it.
 
-use leeward_model::{Code, Protection, Site, UnixMillis};
+use leeward_model::{Code, DiskNumber, Protection, Site, UnixMillis};
 use leeward_replica::storage::Seeded;
-use leeward_sim::world::{Mistakes, World, link::LinkState, simulate};
+use leeward_sim::world::{FIRST_DISK_BYTES, Mistakes, World, link::LinkState, simulate};
 
 /// Room for every point of a test.
 const ROOMY: u64 = 1 << 30;
@@ -148,6 +148,74 @@ fn a_full_spool_is_told_and_costs_points_and_nothing_else() {
 
         assert!(!told(&world).await, "it is over");
         assert!(cut_within(&world, back + 5_000, u64::MAX) >= 3, "{:?}", cuts(&world));
+        rests_well(world).await;
+    });
+}
+
+/// The lowest limit there is.
+const LIMIT: u64 = 64 << 10;
+
+/// The guest fills most of its first disk with what no compression makes smaller.
+fn fill(world: &World, random: &mut Seeded) -> u64 {
+    let len = FIRST_DISK_BYTES / 4096 * 4096;
+    let bytes: Vec<u8> = (0..len).map(|_| random.below(256) as u8).collect();
+    world.write_at(DiskNumber(0), 0, &bytes);
+    len
+}
+
+/// F-046: a policy's limit holds for a first copy, to within one burst, and is taken back.
+#[test]
+fn no_more_is_sent_than_the_policy_lets() {
+    simulate(async {
+        let random = &mut Seeded::new(46);
+        let mut world = World::new(Mistakes::default()).await;
+        world.bandwidth_set(LIMIT.to_string().parse().unwrap()).await;
+        let bytes = fill(&world, random);
+        let begun = world.time.ms();
+
+        world.protect(random).await;
+        let replicated =
+            async |world: &World| world.view().await.is_some_and(|view| view.newest.is_some());
+        world.until("the first point", 3_000, replicated).await;
+
+        let took = world.time.ms() - begun;
+        let least = (bytes - LIMIT / 4) * 1_000 / LIMIT;
+        assert!(took >= least, "{bytes} bytes in {took} ms");
+        world.bandwidth_set("none".parse().unwrap()).await;
+        world.wait(3_000).await;
+        let begun = world.time.ms();
+        fill(&world, random);
+        let newer = async |world: &World| cut_within(world, begun, u64::MAX) > 0;
+        world.until("a point without a limit", 500, newer).await;
+        let took = world.time.ms() - begun;
+        assert!(took < least, "{bytes} bytes in {took} ms");
+        rests_well(world).await;
+    });
+}
+
+/// F-015, F-046: a link that is slower than the machine writes does not keep points from being cut.
+#[test]
+fn points_wait_for_a_slow_link_as_for_one_that_is_away() {
+    simulate(async {
+        let random = &mut Seeded::new(47);
+        let mut world = begun(ROOMY, random).await;
+        world.bandwidth_set(LIMIT.to_string().parse().unwrap()).await;
+        let (before, mut most) = (world.time.ms(), 0);
+        for _ in 0..12 {
+            fill(&world, random);
+            world.wait(INTERVAL_MS).await;
+            let spool = world.view().await.and_then(|view| view.spool);
+            most = most.max(spool.map_or(0, |spool| spool.points));
+        }
+        let after = world.time.ms();
+        assert!(most >= 2, "{most} points waited at most");
+
+        world.bandwidth_set("none".parse().unwrap()).await;
+        busy(&mut world, random, 15_000).await;
+
+        let within = cut_within(&world, before, after);
+        assert!(within >= 6, "{within} points: {:?}", cuts(&world));
+        assert_eq!(world.view().await.unwrap().spool, None, "nothing waits any more");
         rests_well(world).await;
     });
 }

@@ -386,6 +386,21 @@ mod tests {
         assert_eq!(shown_of(after)["leewardResyncWindow"], "none");
     }
 
+    /// F-046.
+    #[test]
+    fn a_bandwidth_limit_is_set_shown_and_taken_back() {
+        let text = "none; mon,tue 08:00-18:00=2000000";
+        let first = put(json!({ "leewardBandwidth": text })).unwrap();
+        assert_eq!(first.policy.bandwidth.windows.len(), 1);
+        assert_eq!(shown_of(first.clone())["leewardBandwidth"], text);
+
+        let change = json!({"leewardBandwidth": "none"});
+        let after = merge(Fields::new(&change), Some(&change), &first).unwrap();
+
+        assert!(after.policy.bandwidth.is_unlimited());
+        assert_eq!(shown_of(after)["leewardBandwidth"], "none");
+    }
+
     #[test]
     fn an_impossible_policy_is_a_bad_request() {
         for input in [
@@ -395,6 +410,9 @@ mod tests {
             json!({"leewardResyncThresholdPercent": 101}),
             json!({"leewardResyncThresholdPercent": 50.5}),
             json!({"leewardResyncWindow": "at night"}),
+            json!({"leewardBandwidth": "10M"}),
+            json!({"leewardBandwidth": "1000"}),
+            json!({"leewardBandwidth": "none; mon 08:00-18:00"}),
             json!({"leewardResyncWindow": "18:30-18:30"}),
             json!({"replicationFrequencyInSeconds": 3601}),
             json!({"recoveryPoints": "many"}),
