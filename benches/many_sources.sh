@@ -8,10 +8,10 @@ cd "$(dirname "$0")/.."
 sources=${1:-200}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cargo build --quiet --release -p leeward-sim --example many_sources
+cargo build --quiet --all-features -p leeward-sim --example many_sources
 result=benches/results/many_sources-$(date -u +%Y%m%dT%H%M%SZ).json
 mkdir "$work/store"
-taskset -c 0,1 target/release/examples/many_sources "$work" "$sources" "${2:-16}" | jq . | tee "$result"
+taskset -c 0,1 target/debug/examples/many_sources "$work" "$sources" "${2:-16}" | jq . | tee "$result"
 jq -e --argjson limit "$((256 + 2 * sources))" '.mbPerSecond >= 500 and .peakMib <= $limit' \
     "$result" >/dev/null || {
     echo "a bar is missed: 500 MB/s, 256 MiB and 2 MiB for each active disk" >&2

@@ -175,28 +175,28 @@ impl Source {
             }
         }
         let lsn = sealer.next_lsn();
-        let marker = marker(size);
-        waiting.push(sealer.seal_marker(lsn, &marker));
-        let place = Position { timeline: self.timeline, lsn };
-        self = blocking(self, move |source| {
-            source.append(&waiting)?;
-            source.hashes.seal(place, &[(DISK, size)])?;
-            let receipt = PointReceipt {
-                origin: PointOrigin::Replicated,
-                name: None,
-                cut_server: None,
-                received_at: UnixMillis(0),
-                clock_offset_ms: Some(0),
-            };
-            source.item.commit_point(place, &receipt)?;
-            source.item.seal()?;
-            source.hashes.commit(place)?;
-            source.at = lsn;
-            Ok(())
-        })
-        .await?;
+        waiting.push(sealer.seal_marker(lsn, &marker(size)));
+        self = blocking(self, move |source| source.commit(&waiting, lsn, size)).await?;
         active.fetch_sub(1, Ordering::Relaxed);
         Ok((self, sealed))
+    }
+
+    fn commit(&mut self, waiting: &[Bytes], lsn: Lsn, size: u64) -> anyhow::Result<()> {
+        let place = Position { timeline: self.timeline, lsn };
+        self.append(waiting)?;
+        self.hashes.seal(place, &[(DISK, size)])?;
+        let receipt = PointReceipt {
+            origin: PointOrigin::Replicated,
+            name: None,
+            cut_server: None,
+            received_at: UnixMillis(0),
+            clock_offset_ms: Some(0),
+        };
+        self.item.commit_point(place, &receipt)?;
+        self.item.seal()?;
+        self.hashes.commit(place)?;
+        self.at = lsn;
+        Ok(())
     }
 
     fn append(&mut self, records: &[Bytes]) -> anyhow::Result<()> {

@@ -1,5 +1,5 @@
-//! A source whose store is away or slow: points are cut all the same, wait sealed at the source, and
-//! reach the store in order and with their own times; and nothing depends on any of it.
+//! A source whose store is away or slow: points are cut all the same, wait sealed at the source,
+//! and reach the store in order and with their own times; and nothing depends on any of it.
 
 use leeward_model::{Code, DiskNumber, Protection, Site, UnixMillis};
 use leeward_replica::storage::Seeded;

@@ -18,8 +18,8 @@ const TURN_BYTES: u64 = 64 << 10;
 /// What was not used may be made up for, this long.
 const BURST: Duration = Duration::from_millis(200);
 
-/// Hands out bytes at a rate. Whoever asks first is served first; as nobody asks again before it was
-/// served, all get the same share.
+/// Hands out bytes at a rate. Whoever asks first is served first; as nobody asks again before it
+/// was served, all get the same share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
     /// From when on there is something to hand out.
@@ -31,8 +31,8 @@ pub struct Bucket {
 impl Bucket {
     /// Takes `bytes` at `rate` bytes a second; returns how long to wait before they are sent.
     ///
-    /// `now` is since whatever. When it jumps ahead, at most the burst is gained; when it jumps back,
-    /// what is owed stays what it was.
+    /// `now` is since whatever. When it jumps ahead, at most the burst is gained; when it jumps
+    /// back, what is owed stays what it was.
     pub fn take(&mut self, now: Duration, bytes: u64, rate: u64) -> Duration {
         if now < self.seen {
             self.free_at = self.free_at.saturating_sub(self.seen - now);

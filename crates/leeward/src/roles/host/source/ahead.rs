@@ -314,7 +314,8 @@ impl SourceWorker {
             Err(Failed::NoRoom(error)) => {
                 ahead.map_only = Some(MapOnly::NoRoom);
                 let code = Code::SPOOL_FULL.code;
-                tracing::warn!(item = %self.item, code, %error, "the spool is full: changes are noted");
+                let item = self.item;
+                tracing::warn!(%item, code, %error, "the spool is full: changes are noted");
             }
             Err(Failed::OtherDisks) => ahead.map_only = Some(MapOnly::OtherDisks),
             Err(Failed::Gone(error)) => return Err(error),

@@ -155,8 +155,8 @@ fn live(folder: &CrashFolder) -> Seen {
     seen
 }
 
-/// F-015, E3: power is cut at every write of the spool. What was said to wait waits, in order, right
-/// on top of what the store has, whether or not it did what it was asked last.
+/// F-015, E3: power is cut at every write of the spool. What was said to wait waits, in order,
+/// right on top of what the store has, whether or not it did what it was asked last.
 #[test]
 fn a_power_cut_at_any_write_leaves_what_waits_in_order_and_nothing_else() {
     let whole = CrashFolder::new();
