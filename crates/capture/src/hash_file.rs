@@ -172,6 +172,11 @@ impl HashFiles {
         self.lock().label
     }
 
+    /// How many disks the target has.
+    pub fn disks(&self) -> usize {
+        self.lock().disks.len()
+    }
+
     /// Size in bytes of `disk` at the target's last point, or as it was rebuilt; `None` for a
     /// disk that the target does not have, 0 for one that only came with progress since.
     pub fn size(&self, disk: DiskNumber) -> Option<u64> {

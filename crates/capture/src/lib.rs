@@ -33,7 +33,7 @@ pub use source::{
     Attached, BlockingRead, ByteRange, CaptureError, ChangeSource, Cut, CutEnd, DiskReader,
     LiveRead, Retry,
 };
-pub use workers::{BATCHES_MAX, BATCHES_OWN, Workers};
+pub use workers::{BATCHES_MAX, BATCHES_OWN, Lane, Workers};
 
 #[cfg(any(test, feature = "testing"))]
 pub use crash_folder::CrashFolder;

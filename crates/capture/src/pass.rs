@@ -10,7 +10,7 @@ use crate::{
     hash_file::HashError,
     record::{Difference, Hasher, Record, compare, kept_blocks, still_differing},
     source::{BlockingRead, CaptureError, DiskReader},
-    workers::{BATCHES_OWN, BatchRoom, Workers},
+    workers::{BATCHES_OWN, BatchRoom, Lane, Workers},
 };
 use bytes::Bytes;
 use leeward_model::{BlockMask, Change, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
@@ -207,8 +207,10 @@ impl<T: Send + 'static> Pass<T> {
         let ready = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&ready);
         tokio::spawn(async move {
+            let lane = input.workers.lane();
             let running = Running {
                 input,
+                lane,
                 sender: sender.clone(),
                 callback: progress,
                 finish,
@@ -295,6 +297,8 @@ struct Running<T> {
     /// Batches that are done and were not taken yet.
     ready: Arc<AtomicUsize>,
     progress: PassProgress,
+    /// Its place among the passes that take turns.
+    lane: Lane,
     /// Batches that it may have under way whatever other passes have.
     own: Arc<Semaphore>,
     in_flight: InFlight<T>,
@@ -379,7 +383,7 @@ impl<T: Send + 'static> Running<T> {
         let works: Vec<(Work, u64)> = group.iter().map(|work| (*work, len(work))).collect();
         let bytes = works.iter().map(|(_, len)| len.next_multiple_of(EXTENT_BYTES)).sum();
         let reader = Arc::clone(&self.input.reader);
-        let workers = self.input.workers.clone();
+        let (workers, lane) = (self.input.workers.clone(), self.lane);
         let here = reader.blocking(group[0].disk);
         if let Some(here) = &here {
             for (work, len) in works.iter().filter(|(_, len)| *len > 0) {
@@ -405,7 +409,7 @@ impl<T: Send + 'static> Running<T> {
                 Some(here) => job.read_and_run(&*here, &works),
                 None => job.run(&works, &contents),
             };
-            workers.run(run).await.ok_or(PassError::Stopped)?
+            workers.run_in(lane, run).await.ok_or(PassError::Stopped)?
         });
         self.in_flight.0.push_back(UnderWay { bytes, task, room });
         Ok(())

@@ -6,13 +6,14 @@
 //! for every worker.
 
 use std::{
+    collections::{BTreeMap, VecDeque},
     num::NonZeroUsize,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Batches of 1 MiB that all passes of a process may have under way together, beyond their own:
 /// 64 MiB, a quarter of what a process may take. At the limit a pass goes on with its own.
@@ -28,9 +29,86 @@ pub struct Workers(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     count: usize,
-    processors: Arc<Semaphore>,
+    turns: Mutex<Turns>,
+    lanes: AtomicU64,
     batches: Arc<Semaphore>,
     waiting: AtomicUsize,
+}
+
+/// One of those that take turns: a pass, or whoever has work besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lane(u64);
+
+/// Whose turn it is. Pieces of work are of about one size, so that turns are shares.
+#[derive(Debug)]
+struct Turns {
+    /// Threads that nobody has.
+    free: usize,
+    /// Who waits, in the order of each lane.
+    lanes: BTreeMap<Lane, VecDeque<oneshot::Sender<Processor>>>,
+    /// Lanes that have somebody waiting, in the order of their turns.
+    order: VecDeque<Lane>,
+}
+
+/// Leave to work; hands it on when dropped.
+#[derive(Debug)]
+struct Processor(Option<Arc<Shared>>);
+
+impl Drop for Processor {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.take() {
+            Shared::hand_on(&shared);
+        }
+    }
+}
+
+impl Shared {
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a thread that has become free to the lane whose turn it is.
+    fn hand_on(shared: &Arc<Shared>) {
+        loop {
+            let mut turns = shared.turns();
+            let Some(lane) = turns.order.pop_front() else {
+                turns.free += 1;
+                return;
+            };
+            let Some(queue) = turns.lanes.get_mut(&lane) else { continue };
+            let next = queue.pop_front();
+            match queue.is_empty() {
+                true => drop(turns.lanes.remove(&lane)),
+                false => turns.order.push_back(lane),
+            }
+            drop(turns);
+            let Some(next) = next else { continue };
+            match next.send(Processor(Some(Arc::clone(shared)))) {
+                Ok(()) => return,
+                // It does not wait any more. What it was given must not be handed on from here.
+                Err(mut given) => given.0 = None,
+            }
+        }
+    }
+
+    /// Waits for the lane's turn.
+    async fn processor(shared: &Arc<Shared>, lane: Lane) -> Option<Processor> {
+        let given = {
+            let mut turns = shared.turns();
+            if turns.free > 0 {
+                turns.free -= 1;
+                return Some(Processor(Some(Arc::clone(shared))));
+            }
+            let (sender, given) = oneshot::channel();
+            let queue = turns.lanes.entry(lane).or_default();
+            queue.push_back(sender);
+            if queue.len() == 1 {
+                turns.order.push_back(lane);
+            }
+            given
+        };
+        given.await.ok()
+    }
 }
 
 /// Leave for a batch; taken back when dropped.
@@ -61,7 +139,12 @@ impl Workers {
         let count = count.map_or(1, NonZeroUsize::get);
         Workers(Arc::new(Shared {
             count,
-            processors: Arc::new(Semaphore::new(count)),
+            turns: Mutex::new(Turns {
+                free: count,
+                lanes: BTreeMap::new(),
+                order: VecDeque::new(),
+            }),
+            lanes: AtomicU64::new(0),
             batches: Arc::new(Semaphore::new(BATCHES_MAX)),
             waiting: AtomicUsize::new(0),
         }))
@@ -77,16 +160,31 @@ impl Workers {
         self.0.waiting.load(Ordering::Relaxed)
     }
 
-    /// Runs `work`, which may block on files, when a thread is free for it; in the order of the
-    /// calls. `None` when it panicked or the runtime is shutting down.
+    /// A lane of its own for somebody new.
+    pub fn lane(&self) -> Lane {
+        Lane(self.0.lanes.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Runs `work`, which may block on files, when a thread is free for it. `None` when it panicked
+    /// or the runtime is shutting down.
     pub async fn run<T: Send + 'static>(
         &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        self.run_in(self.lane(), work).await
+    }
+
+    /// As [`Self::run`], in the order of the calls of `lane`. Lanes take turns: one that has much
+    /// waiting takes no more of the threads than one that has little.
+    pub async fn run_in<T: Send + 'static>(
+        &self,
+        lane: Lane,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let shared = &self.0;
         shared.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(&shared.waiting);
-        let processor = Arc::clone(&shared.processors).acquire_owned().await.ok()?;
+        let processor = Shared::processor(shared, lane).await?;
         drop(waiting);
         let run = move || {
             // Given back when the work is over, also if nobody waits for it any more.
@@ -141,6 +239,55 @@ mod tests {
             assert_eq!(workers.waiting(), 0);
         });
         assert!((1..=2).contains(&most.load(Ordering::SeqCst)));
+    }
+
+    /// F-046: a first copy of a huge disk has much waiting; a small delta is through after its own
+    /// turns, not after all that waited before it came.
+    #[test]
+    fn one_with_much_to_do_leaves_every_other_turn_to_one_with_little() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let workers = Workers::new(NonZeroUsize::new(1));
+            let done = Arc::new(Mutex::new(Vec::new()));
+            let (held, hold) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::spawn({
+                let workers = workers.clone();
+                async move { workers.run(move || hold.recv()).await }
+            });
+            let mut tasks = tokio::task::JoinSet::new();
+            let (huge, small) = (workers.lane(), workers.lane());
+            for (lane, pieces) in [(huge, 64), (small, 4)] {
+                for _ in 0..pieces {
+                    let (workers, done) = (workers.clone(), Arc::clone(&done));
+                    tasks.spawn(async move {
+                        let work = move || done.lock().unwrap().push(lane);
+                        workers.run_in(lane, work).await.unwrap();
+                    });
+                }
+            }
+            while workers.waiting() < 68 {
+                tokio::task::yield_now().await;
+            }
+            // One that gives up while it waits leaves its turn to the next.
+            let gone = tokio::spawn({
+                let workers = workers.clone();
+                async move { workers.run_in(small, || ()).await }
+            });
+            while workers.waiting() < 69 {
+                tokio::task::yield_now().await;
+            }
+            gone.abort();
+            held.send(()).unwrap();
+            while let Some(done) = tasks.join_next().await {
+                done.unwrap();
+            }
+            busy.await.unwrap();
+
+            let done = done.lock().unwrap();
+            let last = done.iter().rposition(|lane| *lane == small).unwrap();
+            assert!(last <= 8, "the small one was through after {last} pieces");
+            assert_eq!((done.len(), workers.waiting()), (68, 0));
+        });
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl Duty<'_> {
             resync_full: plan.resync_full,
             resync_threshold_percent: self.policy.resync_threshold_percent,
             resync_allowed: !plan.resync_waits,
+            bandwidth: self.policy.bandwidth.clone(),
         })
     }
 
@@ -169,6 +170,7 @@ impl Duty<'_> {
             resync_full: 0,
             resync_threshold_percent: self.policy.resync_threshold_percent,
             resync_allowed: true,
+            bandwidth: self.policy.bandwidth.clone(),
         })
     }
 

@@ -21,7 +21,7 @@ use leeward_model::{
 use leeward_wire::audit::AuditSeen;
 use leeward_wire::message::{
     CopyProgress, CycleFigures, DivergentNote, NewestPoint, ProbeResult, Purpose, ServedPoint,
-    Stage,
+    SpoolSeen, Stage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -309,6 +309,8 @@ pub struct ItemView {
     pub cycles: Vec<CycleFigures>,
     /// Bytes sent since protection began.
     pub sent_bytes: Option<u64>,
+    /// Points that wait at the source until the store takes them, while any may.
+    pub spool: Option<SpoolSeen>,
     /// Bytes in the store.
     pub stored_bytes: Option<u64>,
     /// The comparison of the machine with its replica that always goes on.

@@ -203,7 +203,11 @@ fn host(
         exports: Arc::new(exports),
         wall: WallClock::system(),
         sealing: leeward::sealing::Sealing::default(),
+<<<<<<< HEAD
         audit: leeward::audit_pace::AuditPace::default(),
+=======
+        spool: leeward::roles::host::spool::room::SpoolRoom::off(),
+>>>>>>> wt-pipe
     })
 }
 
@@ -312,6 +316,7 @@ fn duty(branch: Branch, target_host: HostId, run: SourceRun) -> SourceDuty {
         resync_full: 0,
         resync_threshold_percent: 50,
         resync_allowed: true,
+        bandwidth: leeward_model::Bandwidth::default(),
     }
 }
 

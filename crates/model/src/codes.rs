@@ -319,6 +319,10 @@ codes! {
         cause "the source host or the link is away, or the store is full"
         now "the guest goes on; its changes are noted"
         todo "look at the item's other health errors"
+    SPOOL_FULL = "LW-0604" "the host's spool has no room for more points"
+        cause "the store is away, or slower than the machines write, for longer than the room lasts"
+        now "the guests go on and their changes are noted; points are cut again once there is room"
+        todo "bring the store or the link back; give the spool more room if this happens often"
 
     FOLDER_IN_USE = "LW-0701" "another process uses this folder"
         cause "a Leeward process was started on it before and still runs"

@@ -3,6 +3,7 @@
 //! No I/O, no async, no clock, no randomness: everything here is a value. What a thing means in
 //! the field's words stands in `docs/glossary.md`.
 
+mod bandwidth;
 mod change;
 mod codes;
 mod ids;
@@ -14,6 +15,9 @@ mod protection;
 mod table;
 mod units;
 
+pub use bandwidth::{
+    BANDWIDTH_MIN, BANDWIDTH_WINDOWS_MAX, Bandwidth, BandwidthWindow, Days, NoBandwidth,
+};
 pub use change::{Change, ChangeBatch, ExtentHash, Marker};
 pub use codes::{CODES, Code, Problem};
 pub use ids::{

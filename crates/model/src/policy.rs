@@ -1,6 +1,6 @@
 //! Replication policies.
 
-use crate::UnixMillis;
+use crate::{Bandwidth, UnixMillis};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -43,11 +43,19 @@ impl ResyncWindow {
 
     /// Whether it is open at `at`.
     pub fn contains(self, at: UnixMillis) -> bool {
-        let minute = at.0.div_euclid(60_000).rem_euclid(i64::from(DAY_MINUTES));
+        self.began_on(at).is_some()
+    }
+
+    /// The day, by its number since 1970, on which the window began that is open at `at`.
+    pub(crate) fn began_on(self, at: UnixMillis) -> Option<i64> {
+        let minutes = at.0.div_euclid(60_000);
+        let length = i64::from(DAY_MINUTES);
+        let (day, minute) = (minutes.div_euclid(length), minutes.rem_euclid(length));
         let (from, to) = (i64::from(self.from_minute), i64::from(self.to_minute));
         match from < to {
-            true => (from..to).contains(&minute),
-            false => minute >= from || minute < to,
+            true => (from..to).contains(&minute).then_some(day),
+            false if minute >= from => Some(day),
+            false => (minute < to).then_some(day - 1),
         }
     }
 }
@@ -117,6 +125,10 @@ pub struct Policy {
     /// (F-154).
     #[serde(default)]
     pub resync_window: Option<ResyncWindow>,
+    /// How many bytes a second may be sent, and when (F-046). All items of a host whose policies
+    /// say the same share it.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 fn resync_threshold_percent() -> u8 {
@@ -136,6 +148,7 @@ impl Default for Policy {
             auto_reverse_planned: false,
             resync_threshold_percent: RESYNC_THRESHOLD_PERCENT,
             resync_window: None,
+            bandwidth: Bandwidth::default(),
         }
     }
 }
@@ -192,7 +205,7 @@ mod tests {
     #[test]
     fn a_policy_that_was_stored_before_has_the_defaults() {
         let mut stored = serde_json::to_value(Policy::default()).unwrap();
-        for member in ["resync_threshold_percent", "resync_window"] {
+        for member in ["resync_threshold_percent", "resync_window", "bandwidth"] {
             assert!(stored.as_object_mut().unwrap().remove(member).is_some());
         }
         assert_eq!(serde_json::from_value::<Policy>(stored).unwrap(), Policy::default());

@@ -45,8 +45,8 @@ use leeward_fabric::{
     memory::{MemoryFabric, MemoryWorld},
 };
 use leeward_model::{
-    DiskFormat, DiskNumber, DiskSpec, Firmware, HostId, ItemId, JobId, MachineSpec, Policy, Probe,
-    Site, VaultId,
+    Bandwidth, DiskFormat, DiskNumber, DiskSpec, Firmware, HostId, ItemId, JobId, MachineSpec,
+    Policy, Probe, Site, VaultId,
 };
 use leeward_replica::Mutation as StoreMutation;
 use link::{Link, Net};
@@ -165,6 +165,10 @@ pub struct World {
     /// Turns that the config servers took so far.
     turns: u64,
     mistakes: Mistakes,
+    /// What may be sent.
+    bandwidth: Bandwidth,
+    /// Bytes that each host's spool may take.
+    spool_bytes: u64,
     folder: tempfile::TempDir,
 }
 
@@ -320,6 +324,8 @@ impl World {
             turned_ms: 0,
             turns: 0,
             mistakes,
+            bandwidth: Bandwidth::default(),
+            spool_bytes: 0,
             folder,
         };
         world.begin(sizes).await;
@@ -363,10 +369,21 @@ impl World {
     /// Sets the policy of the machine; whether a planned failover goes on to a reprotect (F-084).
     pub async fn policy_set(&mut self, auto_reverse: bool) {
         self.auto_reverse = auto_reverse;
+        self.policy_put().await;
+    }
+
+    /// Sets how many bytes a second may be sent (F-046).
+    pub async fn bandwidth_set(&mut self, bandwidth: Bandwidth) {
+        self.bandwidth = bandwidth;
+        self.policy_put().await;
+    }
+
+    async fn policy_put(&self) {
         let policy = Policy {
             point_interval_ms: 2_000,
             shutdown_timeout_seconds: 5,
-            auto_reverse_planned: auto_reverse,
+            auto_reverse_planned: self.auto_reverse,
+            bandwidth: self.bandwidth.clone(),
             ..Policy::default()
         };
         let policy = PolicySpec { policy, extra: serde_json::Value::Null };

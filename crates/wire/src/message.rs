@@ -6,9 +6,9 @@
 
 use crate::audit::AuditSeen;
 use leeward_model::{
-    Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId, JobId,
-    MachineSpec, MachineState, PointId, PointInfo, PointKind, Position, Problem, Site, StartPermit,
-    TimelineId, UnixMillis, VaultId,
+    Bandwidth, Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId,
+    JobId, MachineSpec, MachineState, PointId, PointInfo, PointKind, Position, Problem, Site,
+    StartPermit, TimelineId, UnixMillis, VaultId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +202,9 @@ pub struct SourceDuty {
     /// Whether a comparison that nobody asked for by number may begin now. One under way goes on.
     #[serde(default = "yes")]
     pub resync_allowed: bool,
+    /// How many bytes a second may be sent, and when.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 fn resync_threshold_percent() -> u8 {
@@ -591,6 +594,22 @@ pub struct SourceObserved {
     pub audit: Option<AuditSeen>,
     /// What is wrong.
     pub problem: Option<Problem>,
+    /// The points that wait for the store, while any may.
+    #[serde(default)]
+    pub spool: Option<SpoolSeen>,
+}
+
+/// What waits in a source's spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolSeen {
+    /// Points that were cut and are not in the store yet.
+    pub points: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Bytes that the spools of the host may take together.
+    pub room_bytes: u64,
+    /// No points are cut: there is no room, or a disk has another size. Changes are noted.
+    pub map_only: bool,
 }
 
 /// A point that somebody serves from the store by hand.

@@ -261,6 +261,12 @@ fn extensions(ids: &Ids, item: &ItemView) -> Value {
         "leewardInstances": instances,
         "leewardCycles": cycles,
         "leewardSentBytes": item.sent_bytes,
+        "leewardSpool": item.spool.map(|spool| json!({
+            "points": spool.points,
+            "bytes": spool.bytes,
+            "roomBytes": spool.room_bytes,
+            "bitmapOnly": spool.map_only,
+        })),
         "leewardStoredBytes": item.stored_bytes,
         "leewardCopy": item.copy.map(|copy| json!({
             "doneBytes": copy.done_bytes,

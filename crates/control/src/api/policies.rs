@@ -12,7 +12,7 @@ use crate::{
     jobs::{InstantJob, Scenario, TargetKind},
     policies::{PolicySpec, PolicyView},
 };
-use leeward_model::{POINT_INTERVAL_MAX, POINT_INTERVAL_MIN, Policy, ResyncWindow};
+use leeward_model::{NoBandwidth, POINT_INTERVAL_MAX, POINT_INTERVAL_MIN, Policy, ResyncWindow};
 use serde_json::{Map, Value, json};
 
 /// The input that is meant when none is named.
@@ -56,6 +56,8 @@ const AFTER_COMMIT: [(&str, f64); 1] = [("leewardKeepAfterCommitSeconds", 1.0)];
 const SHUTDOWN: [(&str, f64); 1] = [("leewardShutdownTimeoutSeconds", 1.0)];
 /// Whether a planned failover goes on to reprotect by itself (F-084).
 const AUTO_REVERSE: &str = "leewardAutoReverse";
+/// How many bytes a second may be sent, and when (F-046).
+const BANDWIDTH: &str = "leewardBandwidth";
 /// Above which share of the disks a delta becomes a comparison, in percent (F-152).
 const RESYNC_THRESHOLD: &str = "leewardResyncThresholdPercent";
 /// When a comparison may begin by itself: `HH:MM-HH:MM` in UTC, or [`ANY_TIME`] (F-154).
@@ -119,6 +121,11 @@ fn read(fields: Fields<'_>, before: &Policy) -> Result<Policy, ControlError> {
     }
     if let Some(window) = fields.text(RESYNC_WINDOW)? {
         policy.resync_window = read_window(window)?;
+    }
+    if let Some(text) = fields.text(BANDWIDTH)? {
+        policy.bandwidth = text.parse().map_err(|error: NoBandwidth| {
+            ControlError::bad_request(format!("{BANDWIDTH} is {text}: {error}"))
+        })?;
     }
     Ok(policy)
 }
@@ -242,6 +249,7 @@ fn view(ids: &Ids, policy: &PolicyView) -> Value {
         (AUTO_REVERSE.into(), json!(policy_now.auto_reverse_planned)),
         (RESYNC_THRESHOLD.into(), json!(policy_now.resync_threshold_percent)),
         (RESYNC_WINDOW.into(), json!(window)),
+        (BANDWIDTH.into(), json!(policy_now.bandwidth.to_string())),
     ]);
     resource(
         &ids.policy(&policy.name),
@@ -378,6 +386,21 @@ mod tests {
         assert_eq!(shown_of(after)["leewardResyncWindow"], "none");
     }
 
+    /// F-046.
+    #[test]
+    fn a_bandwidth_limit_is_set_shown_and_taken_back() {
+        let text = "none; mon,tue 08:00-18:00=2000000";
+        let first = put(json!({ "leewardBandwidth": text })).unwrap();
+        assert_eq!(first.policy.bandwidth.windows.len(), 1);
+        assert_eq!(shown_of(first.clone())["leewardBandwidth"], text);
+
+        let change = json!({"leewardBandwidth": "none"});
+        let after = merge(Fields::new(&change), Some(&change), &first).unwrap();
+
+        assert!(after.policy.bandwidth.is_unlimited());
+        assert_eq!(shown_of(after)["leewardBandwidth"], "none");
+    }
+
     #[test]
     fn an_impossible_policy_is_a_bad_request() {
         for input in [
@@ -387,6 +410,9 @@ mod tests {
             json!({"leewardResyncThresholdPercent": 101}),
             json!({"leewardResyncThresholdPercent": 50.5}),
             json!({"leewardResyncWindow": "at night"}),
+            json!({"leewardBandwidth": "10M"}),
+            json!({"leewardBandwidth": "1000"}),
+            json!({"leewardBandwidth": "none; mon 08:00-18:00"}),
             json!({"leewardResyncWindow": "18:30-18:30"}),
             json!({"replicationFrequencyInSeconds": 3601}),
             json!({"recoveryPoints": "many"}),

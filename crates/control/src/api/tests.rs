@@ -95,6 +95,7 @@ pub(super) fn item() -> ItemView {
         points: None,
         cycles: Vec::new(),
         sent_bytes: None,
+        spool: None,
         stored_bytes: None,
         divergent: None,
         data_sync: None,

@@ -115,6 +115,7 @@ fn show(row: ItemRow, stored: Stored, world: &World) -> ItemView {
         points: target.map(|seen| seen.points),
         cycles: source.map(|seen| seen.cycles.clone()).unwrap_or_default(),
         sent_bytes: source.map(|seen| seen.sent_bytes),
+        spool: connected_source.and_then(|seen| seen.spool),
         stored_bytes: target.map(|seen| seen.stored_bytes),
         audit: source.and_then(|seen| seen.audit.clone()),
         store_audit: target.and_then(|seen| seen.audit.clone()),

@@ -171,6 +171,7 @@ impl Source {
             sent_bytes: 0,
             audit: None,
             problem: self.problem.clone(),
+            spool: None,
         }
     }
 }

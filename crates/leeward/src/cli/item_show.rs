@@ -86,6 +86,7 @@ pub(super) fn show(session: &Session, item: &Value) {
             ("newest point", text(&newest["cutAt"])),
             ("points", text(&details["leewardPoints"])),
             ("sent", size("leewardSentBytes")),
+            ("waiting", waiting(&details["leewardSpool"])),
             ("stored", size("leewardStoredBytes")),
             ("compared", audit(&details["leewardAudit"])),
             ("store read", audit(&details["leewardStoreAudit"])),
@@ -95,6 +96,15 @@ pub(super) fn show(session: &Session, item: &Value) {
         ],
     );
     show_parts(session, item);
+}
+
+/// The points that wait at the source until the store takes them.
+fn waiting(spool: &Value) -> String {
+    let (Some(points), Some(size)) = (spool["points"].as_u64(), spool["bytes"].as_f64()) else {
+        return String::new();
+    };
+    let more = if spool["bitmapOnly"] == true { "; changes are noted by bitmap alone" } else { "" };
+    format!("{points} points, {}{more}", bytes(size))
 }
 
 /// What an item has at its sites, its machines from points, and what is wrong with it.

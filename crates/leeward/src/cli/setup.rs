@@ -112,6 +112,10 @@ pub struct PolicyNumbers {
     /// go over midnight; `none` is at any time.
     #[arg(long, value_name = "WINDOW")]
     pub resync_window: Option<String>,
+    /// Bytes a second that may be sent, and windows of the week with their own limit, in UTC:
+    /// `BYTES|none[; DAYS HH:MM-HH:MM=BYTES|none]…`, as in `none; mon-fri 08:00-18:00=2000000`.
+    #[arg(long, value_name = "LIMIT")]
+    pub bandwidth: Option<String>,
 }
 
 /// Verbs of mappings.
@@ -301,6 +305,7 @@ pub(super) async fn policy(session: &Session, verb: PolicyVerb) -> Result<(), Cl
                 ("leewardAutoReverse", numbers.auto_reverse.map(Value::from)),
                 ("leewardResyncThresholdPercent", numbers.resync_threshold.map(Value::from)),
                 ("leewardResyncWindow", numbers.resync_window.map(Value::from)),
+                ("leewardBandwidth", numbers.bandwidth.map(Value::from)),
             ] {
                 if let Some(value) = value {
                     input.insert(name.into(), value);

@@ -20,11 +20,13 @@ pub mod instances;
 pub mod link;
 pub mod lobby;
 pub mod notes;
+pub mod pace;
 pub mod permits;
 pub mod receiver;
 pub mod replica;
 pub mod site_store;
 pub mod source;
+pub mod spool;
 pub mod store_audit;
 pub mod target;
 
@@ -86,6 +88,8 @@ pub struct HostParts {
     pub sealing: Sealing,
     /// How fast it audits its machines and its replicas.
     pub audit: AuditPace,
+    /// The room for points that wait for their store.
+    pub spool: spool::room::SpoolRoom,
 }
 
 /// A host: its parts, and what it has to do and sees.
@@ -97,6 +101,8 @@ pub struct Host {
     pub clock: ServerClock,
     /// Stores that dialled this host for its machines' data.
     pub lobby: Lobby,
+    /// How fast it may send.
+    pub paces: pace::Paces,
     tasks: Mutex<JoinSet<()>>,
     state: Mutex<State>,
 }
@@ -128,6 +134,7 @@ impl Host {
             board: Board::default(),
             clock: ServerClock::default(),
             lobby: Lobby::default(),
+            paces: pace::Paces::default(),
             tasks: Mutex::default(),
             state: Mutex::new(state),
         });

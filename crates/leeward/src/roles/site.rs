@@ -10,6 +10,7 @@ use crate::{
         exports::ProcessLauncher,
         link,
         site_store::SiteStore,
+        spool::room::{SpoolOptions, SpoolRoom},
     },
     roles::place::{StoreOptions, StorePlace},
     roles::session::{FrameReader, FrameWriter},
@@ -77,6 +78,9 @@ pub struct HostOptions {
     /// How fast its machines and replicas are audited.
     #[command(flatten)]
     pub audit: AuditOptions,
+    /// How much may wait for a store that is away.
+    #[command(flatten)]
+    pub spool: SpoolOptions,
 }
 
 /// What may be asked of a host by hand, on its own machine.
@@ -219,7 +223,7 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     let dialer = Arc::new(TlsDialer::new(&identity, &ca_pem)?);
     let machines = options.machines.unwrap_or_else(|| data.join("machines"));
     let sealing = options.sealing.or(Compression::Adaptive);
-    let audit = options.audit.pace();
+    let (audit, spool_bytes) = (options.audit.pace(), options.spool.spool_bytes);
     let (store, secret, at) = role_store(&data, &options.store, file.host)?;
     if let Some(secret) = secret {
         recovery_key_keep(&data, &secret)?;
@@ -280,6 +284,8 @@ pub struct MachinePlace {
     pub store: StorePlace,
     /// How fast it is audited.
     pub audit: AuditPace,
+    /// Bytes that points may take which wait for their store; 0 for none.
+    pub spool_bytes: u64,
 }
 
 /// Everything that a host with QEMU machines is made of.
@@ -311,6 +317,7 @@ pub async fn parts(
         wall: clock::WallClock::system(),
         sealing: place.sealing.clone(),
         audit: place.audit,
+        spool: SpoolRoom::new(place.spool_bytes, Some(data)),
     })
 }
 

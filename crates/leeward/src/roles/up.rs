@@ -13,8 +13,12 @@ use crate::{
     audit_pace::{AuditOptions, AuditPace},
     folder,
     roles::{
+<<<<<<< HEAD
         host::{self, Host, dial::TlsDialer},
         place::{StoreOptions, StorePlace},
+=======
+        host::{self, Host, dial::TlsDialer, spool::room::SpoolOptions},
+>>>>>>> wt-pipe
         site,
     },
     sealing::SealingOptions,
@@ -76,9 +80,15 @@ pub struct UpOptions {
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
+<<<<<<< HEAD
     /// How fast its replicas are audited.
     #[command(flatten)]
     pub audit: AuditOptions,
+=======
+    /// How much may wait for a store that is away.
+    #[command(flatten)]
+    pub spool: SpoolOptions,
+>>>>>>> wt-pipe
 }
 
 /// Runs until it is told to end.
@@ -285,8 +295,12 @@ async fn local_host(
         machines: data.join("machines"),
         hydration_bytes_per_second: options.hydration_bytes_per_second,
         sealing: options.sealing.or(Compression::Adaptive),
+<<<<<<< HEAD
         store: at,
         audit: options.audit.pace(),
+=======
+        spool_bytes: options.spool.spool_bytes,
+>>>>>>> wt-pipe
     };
     let parts = site::parts(data, &place, (own.id, own.name), dialer, Some(store)).await?;
     Ok((Host::new(parts), keeper))

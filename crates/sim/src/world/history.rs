@@ -197,6 +197,12 @@ const ONWARD_ONE_OF: u64 = 3;
 /// policy reverses by itself.
 const SPARE_ONE_OF: u64 = 3;
 const AUTO_REVERSE_ONE_OF: u64 = 4;
+/// Bytes of a spool that is soon full, and of one that never is; a third of the histories has no
+/// spool.
+const SPOOL_SMALL: u64 = 48 << 10;
+const SPOOL_ROOMY: u64 = 1 << 30;
+/// Makes another draw of a history's seed.
+const SPOOL_DRAW: u64 = 0x5900_1000;
 
 /// What came of a history.
 #[derive(Clone, Debug)]
@@ -216,6 +222,12 @@ pub async fn live(seed: u64, mistakes: Mistakes) -> Told {
     let mut random = Seeded::new(seed);
     let mut world = World::new(mistakes).await;
     let mut deeds = Vec::new();
+    // Drawn apart: what is done in a history does not depend on it.
+    match Seeded::new(seed ^ SPOOL_DRAW).below(3) {
+        0 => {}
+        1 => world.spool_set(SPOOL_SMALL).await,
+        _ => world.spool_set(SPOOL_ROOMY).await,
+    }
     if random.below(SPARE_ONE_OF) == 0 {
         world.spare_join().await;
     }

@@ -12,7 +12,8 @@ use leeward::{
     audit_pace::AuditPace,
     roles::{
         host::{
-            Host, HostParts, clock::WallClock, folders_make, link as session, site_store::SiteStore,
+            Host, HostParts, clock::WallClock, folders_make, link as session,
+            site_store::SiteStore, spool::room::SpoolRoom,
         },
         up::ports::FileSigner,
     },
@@ -120,7 +121,7 @@ impl World {
         };
         let wall = files.watch.wall.clone();
         let store = SiteStore::new(store, files.watch.site, WallClock::new(move || wall.read()));
-        Some(role_run(files, Arc::new(store), &self.net))
+        Some(role_run(files, Arc::new(store), &self.net, self.spool_bytes))
     }
 
     async fn role_end(&mut self, site: Site) {
@@ -163,6 +164,15 @@ impl World {
         files.exports.end_all();
         files.machines.power_cut();
         files.boots += 1;
+    }
+
+    /// Gives the hosts' spools so many bytes; their roles start anew.
+    pub async fn spool_set(&mut self, bytes: u64) {
+        self.spool_bytes = bytes;
+        for site in SITES {
+            self.role_kill(site).await;
+            self.role_start(site);
+        }
     }
 
     /// Starts every role that is dead and repairs the link and the disks.
@@ -220,7 +230,7 @@ fn store_open(files: &SiteFiles) -> Result<Store, String> {
     opened.map_err(|error| format!("cannot be opened: {error}"))
 }
 
-fn role_run(site: &SiteFiles, store: Arc<SiteStore>, net: &Net) -> Role {
+fn role_run(site: &SiteFiles, store: Arc<SiteStore>, net: &Net, spool_bytes: u64) -> Role {
     folders_make(&site.folder).expect("a folder of our own");
     let dialer = WorldDialer { net: net.clone(), link: site.link.clone(), peer: site.id };
     let wall = site.watch.wall.clone();
@@ -237,10 +247,14 @@ fn role_run(site: &SiteFiles, store: Arc<SiteStore>, net: &Net) -> Role {
         exports: Arc::new(site.exports.clone()),
         wall: WallClock::new(move || wall.read()),
         sealing: leeward::sealing::Sealing::default(),
+<<<<<<< HEAD
         audit: match site.watch.mistakes == Mistakes::default() {
             true => AuditPace::default(),
             false => AuditPace { bytes_per_second: 0 },
         },
+=======
+        spool: SpoolRoom::new(spool_bytes, None),
+>>>>>>> wt-pipe
     });
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&host).discover_loop(stop.clone()));

@@ -55,6 +55,7 @@ fn source_duty(run: SourceRun) -> SourceDuty {
         resync_full: 0,
         resync_threshold_percent: 50,
         resync_allowed: true,
+        bandwidth: leeward_model::Bandwidth::default(),
     }
 }
 
@@ -206,6 +207,7 @@ fn a_source_tells_what_came_of_its_seed_and_one_from_before_there_were_seeds_tel
         sent_bytes: 0,
         audit: None,
         problem: None,
+        spool: None,
     };
     let stored = Seeded::Stored { point: PointId::from_u128(0x51), position: place() };
     let problem = Problem {

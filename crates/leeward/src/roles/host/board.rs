@@ -135,5 +135,6 @@ pub fn source_blank(timeline: TimelineId, epoch: leeward_model::Epoch) -> Source
         sent_bytes: 0,
         audit: None,
         problem: None,
+        spool: None,
     }
 }

@@ -6,7 +6,9 @@ use super::{
     dial::{BoxStream, connection_problem},
     door, hash_key,
     lobby::Wanted,
+    pace::Pace,
     source::SourceWork,
+    spool::delta::SpoolSeal,
 };
 use crate::{
     roles::session::{BoxReader, BoxWriter, FrameReader, FrameWriter, SessionError},
@@ -137,6 +139,8 @@ pub struct DataLink {
     sealer: Option<(Sealer, u64, tokio::time::Instant)>,
     header: SegmentHeader,
     data_key: DataKey,
+    /// How fast it may send; none without a limit.
+    pace: Option<Pace>,
     /// The item's hash functions.
     pub hasher: Arc<KeyedHasher>,
     /// The position that this source goes on from: durable and committed.
@@ -231,17 +235,34 @@ impl DataLink {
             StoreEnd::Dials(_) => Role::DialerReceives,
         };
         let hello = host.hello(work.item, role, work.epoch, branch);
+        let paced = end != StoreEnd::Own;
         let stream = match end {
             StoreEnd::Dialled(address) => host.dialer.dial(&address).await?,
             StoreEnd::Own => door::within(host),
             StoreEnd::Dials(store) => {
                 let (connection, welcome) = greet_guest(host, store, &hello).await?;
-                return Self::welcomed(connection, welcome, work, branch);
+                let mut link = Self::welcomed(connection, welcome, work, branch)?;
+                link.pace_set(host, work);
+                return Ok(link);
             }
         };
         let mut connection = Connection::over(stream);
         let welcome = connection.greet(host, hello).await?;
-        Self::welcomed(connection, welcome, work, branch)
+        let mut link = Self::welcomed(connection, welcome, work, branch)?;
+        if paced {
+            link.pace_set(host, work);
+        }
+        Ok(link)
+    }
+
+    /// Sends from now on as fast as `work` lets it.
+    pub fn pace_set(&mut self, host: &Host, work: &SourceWork) {
+        self.pace = host.paces.pace(Some(&work.duty.bandwidth), &host.wall);
+    }
+
+    /// Sends as fast as it can from now on: everybody waits for it.
+    pub fn pace_lift(&mut self) {
+        self.pace = None;
     }
 
     fn welcomed(
@@ -271,11 +292,22 @@ impl DataLink {
             sealer: None,
             header,
             data_key: welcome.data_key,
+            pace: None,
             hasher: Arc::new(KeyedHasher::new(welcome.hash_key)),
             base,
             is_blank: welcome.durable.is_none() && welcome.newest_point.is_none(),
             newest_point: welcome.newest_point,
         })
+    }
+
+    /// What a delta that is to wait for a session is sealed with.
+    pub fn spool_seal(&self) -> SpoolSeal {
+        SpoolSeal { data_key: self.data_key.clone(), header: self.header.clone() }
+    }
+
+    /// Number of the store's data key.
+    pub fn key_version(&self) -> u32 {
+        self.header.key_version
     }
 
     /// The LSN that the next record will have.
@@ -335,6 +367,9 @@ impl DataLink {
                 }
                 _ => return Err(SessionError::OutOfTurn("something else than an ack").into()),
             }
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.wait(record.len() as u64).await;
         }
         self.connection.writer.record(&record).await?;
         self.window.sent(lsn, record.len());

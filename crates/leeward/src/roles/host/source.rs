@@ -5,9 +5,11 @@
 //! in QEMU, the hash files and the store's newest position are enough to go on without a full
 //! copy. A guest's write never waits for anything here.
 
+mod ahead;
 mod audit;
 mod copy;
 mod cycle;
+mod forward;
 mod idle;
 mod ladder;
 mod owner;
@@ -23,13 +25,15 @@ use super::{
     board::source_blank,
     data_link::{DataLink, LinkError, StoreEnd},
     permits,
+    spool::Spool,
 };
 use audit::AuditRun;
 use copy::Basis;
 use idle::Fence;
 use ladder::{Failure, Pace};
 use leeward_capture::{
-    Attached, CaptureError, ChangeSource, HashError, HashFiles, LiveRead, PassError, Retry,
+    Attached, CaptureError, ChangeSource, DiskFolder, HashError, HashFiles, LiveRead, PassError,
+    Retry,
 };
 use leeward_fabric::{FabricError, MachineRef};
 use leeward_model::{
@@ -189,6 +193,12 @@ pub struct SourceWorker {
     asked_off: Option<(JobId, Instant)>,
     /// The last cut's snapshot broke: what was written is read live before the next cut.
     live_first: bool,
+    /// Points are cut although the store is away or slow.
+    ahead: Option<ahead::Ahead>,
+    /// Where they wait; none when this host has no spool.
+    spool: Option<Arc<Spool>>,
+    /// The change map reaches back beyond the newest point: its size says nothing of the delta.
+    map_is_older: bool,
     /// The machine is marked as the item's.
     claimed: bool,
     /// Why source and target have to be compared, once that is known; with the session it was
@@ -202,16 +212,42 @@ pub struct SourceWorker {
     audit: AuditRun,
 }
 
+/// The item's spool; none when this host has none, or it cannot be used.
+async fn spool_load(host: &Arc<Host>, item: ItemId) -> Option<Arc<Spool>> {
+    let (folder, room) = (host.item_folder(item).join("spool"), host.spool.clone());
+    let load = move || {
+        if !room.is_on() {
+            return match std::fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(None),
+            };
+        }
+        std::fs::create_dir_all(&folder)?;
+        Spool::load(Arc::new(DiskFolder::new(folder)), room).map(Some)
+    };
+    match tokio::task::spawn_blocking(load).await {
+        Ok(Ok(spool)) => spool.map(Arc::new),
+        Ok(Err(error)) => {
+            tracing::warn!(%item, %error, "there is no spool: changes are noted by bitmap alone");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
 /// Runs the worker of `item` until its work is taken away.
 pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option<SourceWork>>) {
     let state = SourceState::load(&host.item_folder(item));
     let mut worker = SourceWorker {
-        host,
+        host: Arc::clone(&host),
         item,
         state,
         open: None,
         asked_off: None,
         live_first: false,
+        ahead: None,
+        spool: spool_load(&host, item).await,
+        map_is_older: false,
         claimed: false,
         needed: None,
         comparing: false,
@@ -252,7 +288,7 @@ pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option
 impl SourceWorker {
     /// Shows what failed and gives everything up; returns how long to wait.
     fn failed(&mut self, work: &SourceWork, error: &SourceError) -> Duration {
-        self.open = None;
+        (self.open, self.ahead) = (None, None);
         let problem = error.problem(&self.host, work);
         let Problem { code, what, cause, .. } = &problem;
         tracing::warn!(item = %self.item, %code, %cause, "{what}");
@@ -315,6 +351,15 @@ impl SourceWorker {
         if self.open.as_ref().is_some_and(|open| open.key != Self::key(work)) {
             self.open = None;
         }
+        if let Some(open) = self.open.as_mut().filter(|open| open.goes == Goes::Out) {
+            open.link.pace_set(&self.host, work);
+        }
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.key != Self::key(work)) {
+            self.ahead = None;
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.bandwidth_set(&work.duty.bandwidth);
+        }
     }
 
     /// Does what the duty says; returns how long to wait before it is looked at again, or `None`
@@ -324,6 +369,10 @@ impl SourceWorker {
         work: &SourceWork,
         changes: &mut watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<Duration>, SourceError> {
+        if !matches!(work.duty.run, SourceRun::Replicate { .. }) {
+            self.ahead = None;
+            self.spool_clear().await;
+        }
         match &work.duty.run {
             SourceRun::Replicate { permit, start } => {
                 self.replicate(work, permit.as_ref(), *start, changes).await
@@ -359,6 +408,11 @@ impl SourceWorker {
 
     fn machine(work: &SourceWork) -> MachineRef {
         MachineRef::Owned(work.duty.machine.clone())
+    }
+
+    /// Where points wait for the store.
+    fn spool_folder(&self) -> PathBuf {
+        self.host.item_folder(self.item).join("spool")
     }
 
     /// The hash files of the replication.
@@ -416,7 +470,7 @@ impl SourceWorker {
         let machine = self.host.fabric.machine_state(&Self::machine(work)).await?;
         self.show(|seen| seen.machine = machine);
         if !matches!(machine, MachineState::Running | MachineState::Paused) {
-            self.open = None;
+            (self.open, self.ahead) = (None, None);
             self.pace.succeeded();
             self.comparing = false;
             self.show(|seen| seen.phase = CapturePhase::Idle);
@@ -426,6 +480,10 @@ impl SourceWorker {
             self.switched_off(work, changes).await?;
             return Ok(Some(LOOK));
         }
+        if self.ahead.is_some() {
+            self.points_ahead(work, changes).await?;
+            return Ok(Some(Duration::ZERO));
+        }
         if self.is_held(work).await || self.waits(work) {
             return Ok(Some(LOOK));
         }
@@ -433,6 +491,10 @@ impl SourceWorker {
             self.open = None;
         }
         self.open(work).await?;
+        self.forward_left(work, changes).await?;
+        if self.open.is_none() {
+            return Ok(Some(Duration::ZERO));
+        }
         if let Some(reason) = self.comparison(work) {
             if self.waits(work) {
                 return Ok(Some(LOOK));

@@ -59,6 +59,7 @@ fn as_source(run: SourceRun) -> Assignment {
         resync_full: 0,
         resync_threshold_percent: 50,
         resync_allowed: true,
+        bandwidth: leeward_model::Bandwidth::default(),
     };
     of(ItemDuty { source: Some(source), ..blank() })
 }

@@ -2,11 +2,15 @@
 
 use super::{
     Goes, SourceError, SourceWork, SourceWorker,
+    ahead::Why,
     audit::Frozen,
     copy::{Uncommitted, applied, changed, seal},
 };
+use crate::roles::host::Host;
 use leeward_capture::{Cut, CutEnd, PassInput, PassKind, Retry};
-use leeward_model::{MachineState, Marker, PointId, PointKind, Position, UnixMillis};
+use leeward_model::{
+    DiskEntry, MachineSpec, MachineState, Marker, PointId, PointKind, Position, UnixMillis,
+};
 use leeward_wire::{
     data::Commit,
     message::{CapturePhase, CycleFigures, ServerStamp},
@@ -17,15 +21,46 @@ use tokio_util::sync::CancellationToken;
 
 /// How often a guest is looked at that may switch itself off: by its own doing, or for a shutdown
 /// that was cancelled.
-const OFF_LOOK: Duration = Duration::from_millis(250);
+pub(super) const OFF_LOOK: Duration = Duration::from_millis(250);
+/// A link is not called slow for a point that took less, however short the interval is.
+const SLOW_MIN: Duration = Duration::from_secs(5);
 /// Cycles shown on the board.
 const CYCLES_SHOWN: usize = 10;
 
 /// When a cut was made, by every clock that wants to know.
-struct CutTime {
-    wall: UnixMillis,
-    server: Option<ServerStamp>,
-    begun: Instant,
+pub(super) struct CutTime {
+    pub(super) wall: UnixMillis,
+    pub(super) server: Option<ServerStamp>,
+    pub(super) begun: Instant,
+}
+
+impl CutTime {
+    /// Read before the cut: a point is never shown newer than it is.
+    pub(super) fn now(host: &Host, goes: Goes) -> CutTime {
+        let server = match goes {
+            Goes::Out => host.clock.at(Instant::now()),
+            // What an old machine left is of no use for an RPO, whenever it is sealed.
+            Goes::Within => None,
+        };
+        CutTime { wall: host.wall.now(), server, begun: Instant::now() }
+    }
+}
+
+/// The marker of a new point. The description of the machine is as old as the session; a disk may
+/// have grown since.
+pub(super) fn marker_of(
+    spec: &MachineSpec,
+    disks: &[DiskEntry],
+    kind: PointKind,
+    cut_at: UnixMillis,
+) -> Marker {
+    let point = PointId::from(uuid::Uuid::new_v4());
+    let mut machine = spec.clone();
+    for disk in &mut machine.disks {
+        let at_cut = disks.iter().find(|entry| entry.number == disk.number);
+        disk.size = at_cut.map_or(disk.size, |entry| entry.size);
+    }
+    Marker { point, kind, cut_at, disks: disks.to_vec(), machine }
 }
 
 impl SourceWorker {
@@ -41,7 +76,7 @@ impl SourceWorker {
                 return Err(SourceError::Changed);
             }
             // The cut that ends a comparison has read everything already.
-            if !self.comparing && self.exceeds(work).await? {
+            if !self.comparing && !self.map_is_older && self.exceeds(work).await? {
                 return Ok(());
             }
             match self.cycle(work, PointKind::CrashConsistent).await {
@@ -54,12 +89,18 @@ impl SourceWorker {
                     (self.open, self.live_first) = (None, true);
                     return Ok(());
                 }
-                Err(error) => return Err(error),
+                Err(error) => return self.lost(work, error).await,
             }
             self.caught_up(work)?;
             self.comparing = false;
             self.pace.succeeded();
             let last = self.open.as_ref().and_then(|open| open.last_cut);
+            let slow = interval.max(SLOW_MIN);
+            if last.is_some_and(|last| last.elapsed() > slow)
+                && (self.go_ahead(work, Why::Slow).await || self.open.is_none())
+            {
+                return Ok(());
+            }
             let next = last.unwrap_or_else(Instant::now) + interval;
             while Instant::now() < next {
                 if self.went_off(work).await? {
@@ -70,14 +111,24 @@ impl SourceWorker {
                 tokio::select! {
                     () = tokio::time::sleep_until(wake) => {}
                     _ = changes.changed() => return Err(SourceError::Changed),
-                    error = open.link.ended() => return Err(error.into()),
+                    error = open.link.ended() => return self.lost(work, error.into()).await,
                 }
             }
         }
     }
 
+    /// Goes on without the store when it was lost, and if that is possible.
+    async fn lost(&mut self, work: &SourceWork, error: SourceError) -> Result<(), SourceError> {
+        if error.is_of_link() && self.go_ahead(work, Why::Away).await {
+            let problem = error.problem(&self.host, work);
+            self.show(|seen| seen.problem = Some(problem));
+            return Ok(());
+        }
+        Err(error)
+    }
+
     /// Whether the machine or its guest has just gone off.
-    async fn went_off(&mut self, work: &SourceWork) -> Result<bool, SourceError> {
+    pub(super) async fn went_off(&mut self, work: &SourceWork) -> Result<bool, SourceError> {
         let state = self.host.fabric.machine_state(&Self::machine(work)).await?;
         match self.asked_off {
             // For a shutdown that was cancelled: whoever comes next starts it again.
@@ -113,16 +164,7 @@ impl SourceWorker {
         kind: PointKind,
     ) -> Result<(PointId, Position), SourceError> {
         let open = self.open.as_mut().expect("a cycle needs an open session");
-        // The clocks are read before the cut: a point is never shown newer than it is.
-        let time = CutTime {
-            wall: self.host.wall.now(),
-            // What an old machine left is of no use for an RPO, whenever it is sealed.
-            server: match open.goes {
-                Goes::Out => self.host.clock.at(Instant::now()),
-                Goes::Within => None,
-            },
-            begun: Instant::now(),
-        };
+        let time = CutTime::now(&self.host, open.goes);
         open.last_cut = Some(time.begun);
         let cut = open.source.cut().await?;
         let (pause, dirty_bytes) = (cut.pause, cut.dirty_bytes);
@@ -134,7 +176,10 @@ impl SourceWorker {
             Ok(done) => done,
             Err(error) => {
                 drop(frozen);
-                open.hashes.abandon();
+                if !error.is_of_link() {
+                    // Else the store may have committed it, and that is not to be forgotten.
+                    open.hashes.abandon();
+                }
                 // What it says is lost beside the first error; the next attach closes it anyway.
                 let _ = open.source.close_cut(CutEnd::Abandoned).await;
                 return Err(error);
@@ -154,6 +199,7 @@ impl SourceWorker {
         drop(frozen);
         let open = self.open.as_mut().expect("only the caller closes the session");
         open.source.close_cut(CutEnd::Committed(position)).await?;
+        self.map_is_older = false;
         audited?;
         if self.open.as_ref().is_some_and(|open| open.goes == Goes::Within) {
             return Ok((point, position));
@@ -207,14 +253,8 @@ impl SourceWorker {
             }
         }
         let open = self.open.as_mut().expect("sending leaves the session open");
-        let point = PointId::from(uuid::Uuid::new_v4());
-        let mut machine = open.spec.clone();
-        for disk in &mut machine.disks {
-            // The description is as old as the session; a disk may have grown since.
-            let at_cut = disks.iter().find(|entry| entry.number == disk.number);
-            disk.size = at_cut.map_or(disk.size, |entry| entry.size);
-        }
-        let marker = Marker { point, kind, cut_at: time.wall, disks: disks.clone(), machine };
+        let marker = marker_of(&open.spec, &disks, kind, time.wall);
+        let point = marker.point;
         let timeline = work.duty.branch.timeline;
         let next = Position { timeline, lsn: open.link.next_lsn() };
         seal(&open.hashes, next, &disks).await?;

@@ -193,6 +193,9 @@ impl SourceWorker {
         mut tries: Tries,
         changes: &mut watch::Receiver<Option<SourceWork>>,
     ) -> Result<Option<PointId>, SourceError> {
+        // One delta with everything is there sooner than all that wait, one after another.
+        self.ahead = None;
+        self.spool_clear().await;
         loop {
             if let Ok(state) = self.host.fabric.machine_state(machine).await {
                 self.show(|seen| seen.machine = state);
@@ -202,6 +205,7 @@ impl SourceWorker {
             }
             let taken = match self.open(work).await {
                 Ok(()) if self.open.as_ref().is_some_and(|open| open.mapped) => {
+                    self.hurry();
                     self.cycle(work, PointKind::Final).await
                 }
                 Ok(()) => return Ok(None),
@@ -246,6 +250,13 @@ impl SourceWorker {
         }
     }
 
+    /// Lets what is sent now go without a limit: a machine that is off waits for it.
+    pub(super) fn hurry(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.link.pace_lift();
+        }
+    }
+
     /// As [`Self::final_point`], after a copy of everything where that is needed. What fails is
     /// tried again by the worker: without this point the failover would have nothing.
     async fn copied_point(
@@ -260,6 +271,7 @@ impl SourceWorker {
             return Ok(None);
         }
         self.open(work).await?;
+        self.hurry();
         if let Some(reason) = self.comparison(work) {
             self.copy_everything(work, reason, changes).await?;
         }

@@ -60,6 +60,7 @@ impl SourceWorker {
         #[rustfmt::skip]
         let open = Open { link, source, hashes, spec, key, goes, mapped, reread_for, last_cut };
         self.open = Some(open);
+        self.hurry();
         self.copy_everything(work, None, changes).await?;
         let (point, _) = self.cycle(work, PointKind::Final).await?;
         Ok(Some(point))
