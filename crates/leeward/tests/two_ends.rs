@@ -203,11 +203,8 @@ fn host(
         exports: Arc::new(exports),
         wall: WallClock::system(),
         sealing: leeward::sealing::Sealing::default(),
-<<<<<<< HEAD
         audit: leeward::audit_pace::AuditPace::default(),
-=======
         spool: leeward::roles::host::spool::room::SpoolRoom::off(),
->>>>>>> wt-pipe
     })
 }
 

@@ -228,7 +228,14 @@ pub async fn run(options: HostOptions) -> anyhow::Result<()> {
     if let Some(secret) = secret {
         recovery_key_keep(&data, &secret)?;
     }
-    let place = MachinePlace { machines, hydration_bytes_per_second: 0, sealing, store: at, audit };
+    let place = MachinePlace {
+        machines,
+        hydration_bytes_per_second: 0,
+        sealing,
+        store: at,
+        audit,
+        spool_bytes,
+    };
     let store = Some(site_store(store, Site::Primary));
     let parts = parts(&data, &place, (file.host, file.name), dialer, store).await?;
     let host = Host::new(parts);

@@ -13,12 +13,8 @@ use crate::{
     audit_pace::{AuditOptions, AuditPace},
     folder,
     roles::{
-<<<<<<< HEAD
-        host::{self, Host, dial::TlsDialer},
-        place::{StoreOptions, StorePlace},
-=======
         host::{self, Host, dial::TlsDialer, spool::room::SpoolOptions},
->>>>>>> wt-pipe
+        place::{StoreOptions, StorePlace},
         site,
     },
     sealing::SealingOptions,
@@ -80,15 +76,12 @@ pub struct UpOptions {
     /// How its machines' data are sealed.
     #[command(flatten)]
     pub sealing: SealingOptions,
-<<<<<<< HEAD
     /// How fast its replicas are audited.
     #[command(flatten)]
     pub audit: AuditOptions,
-=======
     /// How much may wait for a store that is away.
     #[command(flatten)]
     pub spool: SpoolOptions,
->>>>>>> wt-pipe
 }
 
 /// Runs until it is told to end.
@@ -295,12 +288,9 @@ async fn local_host(
         machines: data.join("machines"),
         hydration_bytes_per_second: options.hydration_bytes_per_second,
         sealing: options.sealing.or(Compression::Adaptive),
-<<<<<<< HEAD
         store: at,
         audit: options.audit.pace(),
-=======
         spool_bytes: options.spool.spool_bytes,
->>>>>>> wt-pipe
     };
     let parts = site::parts(data, &place, (own.id, own.name), dialer, Some(store)).await?;
     Ok((Host::new(parts), keeper))
@@ -317,6 +307,7 @@ async fn idle_host(data: &Path, own: OwnHost, authority: &Authority) -> anyhow::
         sealing: SealingOptions::default().or(Compression::Adaptive),
         store: StorePlace::own(&folder),
         audit: AuditPace::default(),
+        spool_bytes: 0,
     };
     let parts = site::parts(&folder, &place, (own.id, own.name), dialer, None).await?;
     Ok(Host::new(parts))

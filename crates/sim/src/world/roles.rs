@@ -247,14 +247,11 @@ fn role_run(site: &SiteFiles, store: Arc<SiteStore>, net: &Net, spool_bytes: u64
         exports: Arc::new(site.exports.clone()),
         wall: WallClock::new(move || wall.read()),
         sealing: leeward::sealing::Sealing::default(),
-<<<<<<< HEAD
         audit: match site.watch.mistakes == Mistakes::default() {
             true => AuditPace::default(),
             false => AuditPace { bytes_per_second: 0 },
         },
-=======
         spool: SpoolRoom::new(spool_bytes, None),
->>>>>>> wt-pipe
     });
     let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&host).discover_loop(stop.clone()));
