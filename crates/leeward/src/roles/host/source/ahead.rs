@@ -269,7 +269,11 @@ impl SourceWorker {
         tracing::info!(item = %self.item, points = made, "the store has what waited in the spool");
         let (hashes, goes, mapped) = (Arc::clone(hashes.hashes()), Goes::Out, true);
         self.map_is_older = made > 0;
-        self.open = Some(Open { link: *link, source, hashes, spec, key, goes, mapped, last_cut });
+        // What trusts nothing opens another session.
+        let (link, reread_for) = (*link, 0);
+        #[rustfmt::skip]
+        let open = Open { link, source, hashes, spec, key, goes, mapped, reread_for, last_cut };
+        self.open = Some(open);
         self.show(|seen| {
             (seen.phase, seen.problem, seen.spool) = (CapturePhase::Delta, None, None);
         });
