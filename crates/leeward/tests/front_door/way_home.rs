@@ -413,3 +413,82 @@ async fn points_are_in_order(pair: &Pair, hours: i64, before: &[String]) {
 fn point_lsn(point: &Value) -> u64 {
     details(&point["properties"], "leewardPosition")["lsn"].as_u64().unwrap()
 }
+
+/// Points that a commit keeps say until when, in the API and on the command line, and go then; the
+/// newest one stays, and an event says what went.
+#[tokio::test]
+async fn kept_points_say_when_they_expire_and_go_when_their_days_are_over() {
+    let folders = fs::read_dir("/usr/lib").unwrap().flatten();
+    let mut found = folders.map(|entry| entry.path().join("faketime/libfaketime.so.1"));
+    let Some(library) = found.find(|path| path.exists()) else {
+        println!("SKIPPED: Debian's package faketime is not installed; nothing was proved");
+        return;
+    };
+    let mut pair = Pair::new("").await;
+    pair.protect().await;
+    for _ in 0..3 {
+        pair.newer_point().await;
+    }
+    fails_over(&pair).await;
+    commits(&pair).await;
+    let kept = expiring(&pair).await;
+    let listed = pair.room.run(&[
+        "point",
+        "list",
+        MACHINE,
+        "--vault",
+        "front",
+        "--folder",
+        &pair.room.text("up"),
+    ]);
+    let listed = listed.await;
+    assert!(listed.ok && listed.said.contains("EXPIRES"), "{}", listed.said);
+    for (name, expires) in &kept {
+        let row = listed.said.lines().find(|line| line.contains(name.as_str())).unwrap();
+        assert!(row.contains(expires), "{row} does not say {expires}");
+    }
+
+    let address = pair.site.address.clone();
+    pair.site.kill();
+    let later = [
+        ("LD_PRELOAD", library.to_str().unwrap()),
+        ("FAKETIME", "+8d"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    pair.site = Site::start_with(&pair.room, "up", &address, &later).await;
+
+    let begun = Instant::now();
+    let left = loop {
+        let left = names(&pair.site.points(MACHINE).await);
+        if kept.iter().all(|(name, _)| !left.contains(name)) {
+            break left;
+        }
+        assert!(begun.elapsed() < 3 * DEADLINE, "points stay for longer than they say: {left:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!(left.len(), 1, "the newest point stays: {left:?}");
+    until("an event of what went", || async {
+        let events = pair.site.client.list("replicationEvents").await.unwrap();
+        events.iter().any(|event| event.to_string().contains("the time of these")).then_some(())
+    })
+    .await;
+}
+
+/// Names of the points that are shown with the end of the policy's seven days, and that end.
+async fn expiring(pair: &Pair) -> Vec<(String, String)> {
+    let points = pair.site.points(MACHINE).await;
+    let own = |point: &Value, key: &str| details(&point["properties"], key).clone();
+    assert!(own(&points[0], "leewardExpiresAt").is_null(), "the newest one has no end");
+    let kept = points[1..].iter().map(|point| {
+        let [expires, received] = ["leewardExpiresAt", "leewardReceivedAt"].map(|key| {
+            let text = own(point, key).as_str().unwrap_or_default().to_owned();
+            let at: jiff::Timestamp = text.parse().unwrap_or_else(|_| panic!("{key}: {point}"));
+            (text, at.as_second())
+        });
+        assert_eq!(expires.1 - received.1, 7 * 86_400, "{point}");
+        (point["name"].as_str().unwrap().to_owned(), expires.0)
+    });
+    let kept: Vec<_> = kept.collect();
+    assert!(kept.len() >= 2, "{kept:?}");
+    kept
+}

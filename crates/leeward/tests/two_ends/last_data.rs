@@ -39,6 +39,11 @@ impl Cut {
         *self.left.lock().unwrap() = Some(bytes);
     }
 
+    /// Only says so when so many more bytes have come.
+    fn told_after(&self, bytes: u64) {
+        *self.left.lock().unwrap() = Some(bytes);
+    }
+
     fn mend(&self) {
         *self.refusal.lock().unwrap() = None;
     }
@@ -74,9 +79,10 @@ impl<R: AsyncRead + Unpin> AsyncRead for CutRead<R> {
         match *left {
             Some(some) if some <= read => {
                 *left = None;
-                *self.cut.refusal.lock().unwrap() = self.cut.then.lock().unwrap().take();
                 self.cut.came.notify_one();
-                Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                let refusal = self.cut.then.lock().unwrap().take();
+                *self.cut.refusal.lock().unwrap() = refusal;
+                Poll::Ready(refusal.map_or(Ok(()), |_| Err(io::ErrorKind::ConnectionReset.into())))
             }
             Some(some) => {
                 *left = Some(some - read);
@@ -123,6 +129,13 @@ struct Story {
 impl Story {
     /// The machine is replicated and has written; the link breaks in the middle of its last data.
     async fn cut(refusal: Refusal) -> Story {
+        let story = Story::wrote().await;
+        story.away.way.cut.after(WRITTEN / 2, refusal);
+        story
+    }
+
+    /// The machine is replicated and has written.
+    async fn wrote() -> Story {
         let (home, away, duty) = replicating().await;
         away.machines.set_on_shutdown(&machine(), OnShutdown::After(Duration::from_secs(4)));
         // No other point is due before the machine is off.
@@ -131,7 +144,6 @@ impl Story {
         home.seen(newest).await;
         let written = &noise(WRITTEN as usize + 1)[1..];
         away.machines.guest_write(&machine(), DISK, 0, written).unwrap();
-        away.way.cut.after(WRITTEN / 2, refusal);
         Story { home, away, duty }
     }
 
@@ -269,6 +281,23 @@ async fn a_request_that_is_made_anew_meanwhile_does_not_begin_anew() {
     tokio::time::sleep(Duration::from_secs(10)).await;
 
     story.away.way.cut.mend();
+
+    let point = story.away.seen_within(SOON, outcome(second)).await;
+    story.is_whole(point.unwrap().expect("it was sent"), before).await;
+}
+
+/// F-086: also one that comes in the middle of a try that works.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_made_anew_while_the_last_data_are_sent_has_their_point() {
+    let story = Story::wrote().await;
+    let (first, second) = (JobId::from_u128(1), JobId::from_u128(2));
+    let before = story.read();
+    story.away.way.cut.told_after(WRITTEN / 2);
+    story.asks(3, off(first, true));
+    story.away.way.cut.came.notified().await;
+    assert_eq!(outcome(first)(&story.away.host), None, "they are on their way");
+
+    story.asks(4, off(second, true));
 
     let point = story.away.seen_within(SOON, outcome(second)).await;
     story.is_whole(point.unwrap().expect("it was sent"), before).await;

@@ -93,6 +93,22 @@ fn a_protected_machine_needs_a_permit_of_its_own_branchs_epoch() {
     assert!(!place.allowed(&live), "its epoch has ended");
 }
 
+/// Decision 9: nothing else tells a host that was away from one that only restarted its role.
+#[test]
+fn a_permit_of_an_earlier_boot_or_for_another_host_starts_nothing() {
+    let place = place();
+    let live = as_source(SourceRun::Live { permit: None, start: None });
+    permits::permit_store(place.folder.path(), &place.permit(EPOCH)).unwrap();
+    let allowed = |check: &permits::PermitCheck| {
+        start_allowed(place.folder.path(), &live, check, NAME).is_ok()
+    };
+    let here = place.check();
+
+    assert!(allowed(&here));
+    assert!(!allowed(&permits::PermitCheck { boot: "later boot".into(), ..here.clone() }));
+    assert!(!allowed(&permits::PermitCheck { host: HostId::from_u128(5), ..here }));
+}
+
 #[test]
 fn a_machine_that_was_failed_over_stays_off_although_nothing_names_it_any_more() {
     let place = place();
