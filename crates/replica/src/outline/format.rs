@@ -30,6 +30,8 @@ const POINTS_A_PAGE: usize = 64;
 const IDS_A_PAGE: usize = 512;
 const RANGES_A_PAGE: usize = 256;
 const ID_BYTES: usize = 20;
+/// Longest page in bytes that is believed: 64 points with the longest names.
+const PAGE_BYTES_MAX: u32 = 16 << 20;
 
 /// Order of the ranges, and of their pages.
 pub(super) type RangeKey = (TimelineId, Lsn);
@@ -238,6 +240,9 @@ impl Table<'_> {
             let first = first(&mut self.fields)?;
             let fields = &mut self.fields;
             let (entries, offset, len) = (fields.u32()?, fields.u64()?, fields.u32()?);
+            if len > PAGE_BYTES_MAX {
+                return None;
+            }
             let offset = self.pages_at.checked_add(offset)?;
             let mac = fields.array()?;
             pages.push(Page { first, entries, number: self.number, offset, len, mac });
@@ -312,5 +317,37 @@ impl Head {
             _ => None,
         });
         ranges.collect::<Option<_>>().ok_or_else(|| self.damaged(page))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The MAC keeps foreign bytes out; what has it must not make the decoder panic either.
+        #[test]
+        fn no_bytes_make_the_decoder_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..600),
+            small in 0_u32..40,
+            counts in prop::array::uniform3(0_u32..4),
+        ) {
+            let _ = decode_head(&bytes, 0, String::new());
+            // Past the fields that have one value only.
+            let begin = [&MAGIC[..], &VERSION.to_le_bytes(), &[0; 2]].concat();
+            let mut head = [&begin[..], &[0; HEADER_BYTES]].concat();
+            head.extend_from_slice(&[0; 4]);
+            head.extend_from_slice(&small.to_le_bytes());
+            head.extend_from_slice(&bytes);
+            let _ = decode_head(&head, 0, String::new());
+            head.truncate(LEN_AT + 4);
+            head.extend_from_slice(&0_u32.to_le_bytes());
+            counts.iter().for_each(|count| head.extend_from_slice(&count.to_le_bytes()));
+            head.extend_from_slice(&bytes);
+            if let Some(decoded) = decode_head(&head, u64::MAX - 5, String::new()) {
+                prop_assert!(decoded.points.iter().all(|page| page.len <= PAGE_BYTES_MAX));
+            }
+        }
     }
 }
