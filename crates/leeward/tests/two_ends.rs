@@ -34,8 +34,8 @@ use leeward_fabric::{
 };
 use leeward_model::{
     Branch, Code, DiskFormat, DiskNumber, DiskSpec, Epoch, Firmware, HostId, ItemId, JobId,
-    MachineSpec, MachineState, PermitTerms, PointId, PointOrigin, Position, Probe, Site, StartPermit,
-    TimelineId, VaultId,
+    MachineSpec, MachineState, PermitTerms, PointId, PointOrigin, Position, Probe, Site,
+    StartPermit, TimelineId, VaultId,
 };
 use leeward_replica::{
     Store, SystemRandom, Unlock, View,
