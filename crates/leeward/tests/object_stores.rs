@@ -1,5 +1,5 @@
-//! `leeward store` over stores that others wrote: moto and SeaweedFS for S3, Azurite for Azure Blob,
-//! on loopback, and a double of ours for a server that overwrites what was to be created.
+//! `leeward store` over stores that others wrote: moto and SeaweedFS for S3, Azurite for Azure
+//! Blob, on loopback, and a double of ours for a server that overwrites what was to be created.
 
 #![allow(
     clippy::unwrap_used,

@@ -62,8 +62,9 @@ fn kill(child: &mut Child, signal: Signal) {
 fn qemu_io(desk: &Desk, orders: &[&str]) {
     let uri = format!("nbd+unix:///?socket={}", desk.text("disk.sock"));
     let orders = orders.iter().flat_map(|order| ["-c", order]);
-    let done = Command::new("qemu-io").args(["-f", "raw", "-t", "none"]).args(orders).arg(&uri);
-    let done = { done }.output().unwrap();
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", "raw", "-t", "none"]).args(orders).arg(&uri);
+    let done = command.output().unwrap();
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
     assert!(!said.contains("failed"), "{said}");

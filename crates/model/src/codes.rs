@@ -274,8 +274,8 @@ codes! {
         todo "make one with leeward kit create, test it with leeward kit test, keep it elsewhere"
 
     REPLICA_DIFFERED = "LW-0408" "a replica differed from its machine where nothing was written"
-        cause "a disk, its cable or memory changed bytes by itself, or a program wrote to the image \
-               behind QEMU's back"
+        cause "a disk, its cable or memory changed bytes by itself, or a program wrote to the \
+               image behind QEMU's back"
         now "the machine's bytes were sent again: recovery points from the next one on have them, \
              earlier ones have what was replicated then"
         todo "check the disks of both ends, run leeward store verify, and test the next point with \
@@ -283,8 +283,8 @@ codes! {
 
     SERVED_WRITABLE = "LW-0409" "a point is served for writing by hand"
         cause "somebody ran leeward store serve --writable on this store: a machine may run from it"
-        now "the point itself does not change; what is written lies in an overlay that no failover \
-             and no fence knows"
+        now "the point itself does not change; what is written lies in an overlay that no \
+             failover and no fence knows"
         todo "find out what runs from it before you start, fail over or bring home this machine: \
               two of it may be live. It ends with that process"
 

@@ -83,8 +83,9 @@ pub(super) fn run(options: &RekeyOptions, output: Output) -> Result<(), Failure>
     Ok(())
 }
 
-/// The key file of a store in a bucket, which lies with its users: first beside the one that counts,
-/// then in its place. A cut between the two leaves both, and the store opens with the new one.
+/// The key file of a store in a bucket, which lies with its users: first beside the one that
+/// counts, then in its place. A cut between the two leaves both, and the store opens with the new
+/// one.
 struct NewKeyFile {
     file: PathBuf,
 }

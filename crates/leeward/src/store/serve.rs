@@ -1,6 +1,6 @@
-//! `leeward store serve`: one disk of a point over NBD, read-only or with an overlay of its own. The
-//! point is pinned meanwhile, so that a server that lets points go leaves it alone, and the store
-//! has a note of who serves it: a machine may run from it that no job knows.
+//! `leeward store serve`: one disk of a point over NBD, read-only or with an overlay of its own.
+//! The point is pinned meanwhile, so that a server that lets points go leaves it alone, and the
+//! store has a note of who serves it: a machine may run from it that no job knows.
 
 use super::{
     Failure, blocking, file_problem, find, overlay::Overlay, place::PlaceOptions, print, problem,

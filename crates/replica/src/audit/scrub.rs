@@ -1,6 +1,6 @@
 //! An audit in small parts, for a store that is in use: a segment at a time, at whatever rate the
-//! caller likes. Other than [`super::Audit`] it says nothing of points; it says which extents of the
-//! newest place cannot be read, because those can be had again from the source.
+//! caller likes. Other than [`super::Audit`] it says nothing of points; it says which extents of
+//! the newest place cannot be read, because those can be had again from the source.
 
 use super::{Damage, segment};
 use crate::{ItemReader, StoreError, View, view::same_extent};

@@ -1,6 +1,6 @@
-//! Points of this host's store that somebody serves by hand (`leeward store serve`): seen by the notes
-//! that such a process leaves in the store, shown on the board, and told to the config server when
-//! they can be written. Serving is that process's own doing.
+//! Points of this host's store that somebody serves by hand (`leeward store serve`): seen by the
+//! notes that such a process leaves in the store, shown on the board, and told to the config server
+//! when they can be written. Serving is that process's own doing.
 
 use super::{Host, notes};
 use crate::store::record;

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 const SLICE_BYTES_MAX: u64 = 128 << 20;
 /// Extents that are read at a time.
 const READ_EXTENTS: u32 = 16;
-/// A cut is kept open for this long at most, so that its scratch space and the next cut have theirs.
+/// A cut is kept open for this long at most: its scratch space is bounded, and the next is due.
 const SLICE_TIME_MAX: Duration = Duration::from_millis(500);
 /// Between two parts at least: each costs the store a look at its index.
 const EVERY: Duration = Duration::from_secs(4);
