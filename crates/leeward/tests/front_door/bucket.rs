@@ -138,23 +138,16 @@ async fn kit(room: &Room, site: &Site, environment: &[(&str, &str)]) -> (String,
     (kit, passphrase)
 }
 
-/// A bucket is believed to be immutable only when its owner's own deletion failed: without object
-/// lock, and with object lock that retains nothing, the store is not made there.
+/// Without object lock, and with object lock that retains nothing, the owner's own deletion works:
+/// no store is made.
 #[tokio::test]
-async fn object_lock_is_proved_by_a_deletion_that_fails() {
+async fn a_bucket_whose_owner_can_delete_is_not_taken_for_immutable() {
     let room = Room::new();
     let (_moto, port, environment) = moto(&room).await;
     let environment: Vec<(&str, &str)> =
         environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let lock = "x-amz-bucket-object-lock-enabled: true\r\n";
-    for bucket in ["/idle", "/locked"] {
-        assert!(put(port, bucket, lock, "").await.starts_with("HTTP/1.1 200"));
-    }
-    let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule>\
-                <DefaultRetention><Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention></Rule>\
-                </ObjectLockConfiguration>";
-    let ruled = put(port, "/locked?object-lock", "", rule).await;
-    assert!(ruled.starts_with("HTTP/1.1 200"), "{ruled}");
+    assert!(put(port, "/idle", lock, "").await.starts_with("HTTP/1.1 200"));
     let (key, recovery) = (room.text("key"), room.text("recovery"));
     let files = ["--key-file", &key, "--recovery-key", &recovery, "--object-lock"];
 
@@ -166,13 +159,5 @@ async fn object_lock_is_proved_by_a_deletion_that_fails() {
     let folder = room.text("folder");
     let words = ["store", "init", &folder, "--object-lock"];
     assert_refused(&room.run_with(&words, &environment).await, Code::NOT_SUPPORTED);
-    assert!(!room.path("key").exists(), "nothing was made");
-    let words = [&["store", "init", "s3://locked/store"], &files[..]].concat();
-    let made = room.run_with(&words, &environment).await;
-    assert!(made.ok, "{}", made.said);
-    let words = ["store", "stats", "s3://locked/store", "--key-file", &key, "--object-lock"];
-    let mut stats = tokio::process::Command::new(PROGRAM);
-    let stats = stats.args(words).args(["--output", "json"]).envs(environment).output().await;
-    let stats: Value = serde_json::from_slice(&stats.unwrap().stdout).unwrap();
-    assert!(stats["immutableUntil"].as_str().is_some_and(|until| until.starts_with("20")));
+    assert!(!room.path("key").exists() && !room.path("folder").exists(), "nothing was made");
 }
