@@ -154,10 +154,11 @@ fn a_full_spool_is_told_and_costs_points_and_nothing_else() {
 
 /// The lowest limit there is.
 const LIMIT: u64 = 64 << 10;
+/// Less than the half of the disks above which they are compared, and seconds on its way.
+const DELTA_BYTES: u64 = 6 * (64 << 10);
 
-/// The guest fills most of its first disk with what no compression makes smaller.
-fn fill(world: &World, random: &mut Seeded) -> u64 {
-    let len = FIRST_DISK_BYTES / 4096 * 4096;
+/// The guest fills so much of its first disk with what no compression makes smaller.
+fn fill(world: &World, random: &mut Seeded, len: u64) -> u64 {
     let bytes: Vec<u8> = (0..len).map(|_| random.below(256) as u8).collect();
     world.write_at(DiskNumber(0), 0, &bytes);
     len
@@ -170,7 +171,7 @@ fn no_more_is_sent_than_the_policy_lets() {
         let random = &mut Seeded::new(46);
         let mut world = World::new(Mistakes::default()).await;
         world.bandwidth_set(LIMIT.to_string().parse().unwrap()).await;
-        let bytes = fill(&world, random);
+        let bytes = fill(&world, random, FIRST_DISK_BYTES / 4096 * 4096);
         let begun = world.time.ms();
 
         world.protect(random).await;
@@ -184,7 +185,7 @@ fn no_more_is_sent_than_the_policy_lets() {
         world.bandwidth_set("none".parse().unwrap()).await;
         world.wait(3_000).await;
         let begun = world.time.ms();
-        fill(&world, random);
+        fill(&world, random, bytes);
         let newer = async |world: &World| cut_within(world, begun, u64::MAX) > 0;
         world.until("a point without a limit", 500, newer).await;
         let took = world.time.ms() - begun;
@@ -201,8 +202,8 @@ fn points_wait_for_a_slow_link_as_for_one_that_is_away() {
         let mut world = begun(ROOMY, random).await;
         world.bandwidth_set(LIMIT.to_string().parse().unwrap()).await;
         let (before, mut most) = (world.time.ms(), 0);
-        for _ in 0..12 {
-            fill(&world, random);
+        for _ in 0..15 {
+            fill(&world, random, DELTA_BYTES);
             world.wait(INTERVAL_MS).await;
             let spool = world.view().await.and_then(|view| view.spool);
             most = most.max(spool.map_or(0, |spool| spool.points));
