@@ -124,7 +124,7 @@ impl ExportLauncher for Exports {
         let point = reader.state().points.iter().find(|point| point.id == plan.point).unwrap();
         let view = View::open(&reader, point.position).unwrap();
         let read = move |disk, offset, len: u64| {
-            Ok(view.read(disk, offset, len as usize).map_err(io::Error::other)?.into())
+            view.read(disk, offset, len as usize).map_err(io::Error::other)
         };
         self.world.serve(&plan.socket, "disk-0", Arc::new(read));
         self.served.lock().unwrap().insert(plan.socket.clone());

@@ -234,7 +234,7 @@ fn peak_mib() -> u64 {
 
 async fn measure(folder: PathBuf, sources: u64, mib: u64) -> anyhow::Result<()> {
     let identity = StoreIdentity { store: Uuid::new_v4(), owner: Uuid::new_v4(), generation: 1 };
-    let blobs = Arc::new(LocalStore::open(&folder.join("store"))?);
+    let blobs = Arc::new(LocalStore::open(folder.join("store"))?);
     Store::init(blobs.as_ref(), identity, &SystemRandom)?;
     let random = Arc::new(SystemRandom);
     let store = Store::open_writer(blobs, identity.owner, &Unlock::KeyFile, random)?;

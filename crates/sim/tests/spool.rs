@@ -1,6 +1,8 @@
 //! A source whose store is away or slow: points are cut all the same, wait sealed at the source,
 //! and reach the store in order and with their own times; and nothing depends on any of it.
 
+#![allow(clippy::unwrap_used)]
+
 use leeward_model::{Code, DiskNumber, Protection, Site, UnixMillis};
 use leeward_replica::storage::Seeded;
 use leeward_sim::world::{FIRST_DISK_BYTES, Mistakes, World, link::LinkState, simulate};

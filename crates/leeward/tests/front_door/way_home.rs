@@ -432,16 +432,9 @@ async fn kept_points_say_when_they_expire_and_go_when_their_days_are_over() {
     fails_over(&pair).await;
     commits(&pair).await;
     let kept = expiring(&pair).await;
-    let listed = pair.room.run(&[
-        "point",
-        "list",
-        MACHINE,
-        "--vault",
-        "front",
-        "--folder",
-        &pair.room.text("up"),
-    ]);
-    let listed = listed.await;
+    let folder = pair.room.text("up");
+    let listed = ["point", "list", MACHINE, "--vault", "front", "--folder", &folder];
+    let listed = pair.room.run(&listed).await;
     assert!(listed.ok && listed.said.contains("EXPIRES"), "{}", listed.said);
     for (name, expires) in &kept {
         let row = listed.said.lines().find(|line| line.contains(name.as_str())).unwrap();

@@ -139,7 +139,7 @@ mod tests {
         let burst = (RATE as f64 * BURST.as_secs_f64()) as u64;
 
         let first = drain(&mut bucket, Duration::ZERO, seconds(10.0));
-        assert!(first <= 10 * RATE + TURN_BYTES && first >= 10 * RATE, "{first}");
+        assert!((10 * RATE..=10 * RATE + TURN_BYTES).contains(&first), "{first}");
 
         // Nothing was wanted for an hour: that is no hour's worth.
         let later = drain(&mut bucket, seconds(3610.0), seconds(3611.0));
@@ -158,7 +158,7 @@ mod tests {
         let turn = seconds(TURN_BYTES as f64 / RATE as f64);
         assert!(after <= owed + turn + turn, "{after:?} after {owed:?}");
         let bytes = drain(&mut bucket, seconds(2.0), seconds(3.0));
-        assert!(bytes <= RATE + RATE / 4 && bytes >= RATE / 2, "{bytes}");
+        assert!((RATE / 2..=RATE + RATE / 4).contains(&bytes), "{bytes}");
         // And ahead, by a year.
         let bytes = drain(&mut bucket, seconds(31_536_000.0), seconds(31_536_001.0));
         assert!(bytes <= RATE + RATE / 4 + 2 * TURN_BYTES, "{bytes}");
