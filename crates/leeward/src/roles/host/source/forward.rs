@@ -129,7 +129,7 @@ impl Forward {
         loop {
             let hashes = Arc::clone(&self.hashes);
             let (back, next) = reading(move || {
-                let next = reader.next()?;
+                let next = reader.next_part()?;
                 Ok((reader, missing(&hashes, next)))
             })
             .await?;

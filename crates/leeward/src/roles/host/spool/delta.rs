@@ -302,7 +302,7 @@ impl DeltaReader {
     ///
     /// # Errors
     /// When the file is not what was written.
-    pub fn next(&mut self) -> Result<Next, UnusableError> {
+    pub fn next_part(&mut self) -> Result<Next, UnusableError> {
         let (mut changes, mut bytes) = (Vec::new(), 0);
         while bytes < BUFFER_BYTES {
             let begin = self.at;

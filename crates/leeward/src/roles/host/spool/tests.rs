@@ -94,7 +94,7 @@ fn waiting(spool: &Spool) -> Vec<u64> {
         let opener = DeltaOpener::new(&seal().data_key, reader.header());
         let mut records = Vec::new();
         loop {
-            match reader.next()? {
+            match reader.next_part()? {
                 Next::Changes(changes) => {
                     for change in &changes {
                         opener.change(change)?;
@@ -213,7 +213,7 @@ fn nothing_that_waits_lies_in_plain_and_another_key_opens_nothing() {
     assert_eq!(waiting(&spool), [1]);
     let mut reader = spool.first().unwrap().unwrap();
     let other = DeltaOpener::new(&DataKey::from_bytes([8; 32]), reader.header());
-    let Next::Changes(changes) = reader.next().unwrap() else { panic!("it has changes") };
+    let Next::Changes(changes) = reader.next_part().unwrap() else { panic!("it has changes") };
     assert!(other.change(&changes[0]).is_err());
 }
 
