@@ -34,8 +34,8 @@ use uuid::Uuid;
 
 const DISK: DiskNumber = DiskNumber(0);
 const MIB: u64 = 1 << 20;
-/// Bytes that are made durable at a time, as a target does.
-const SYNC_BYTES: usize = 8 << 20;
+/// Bytes made durable at a time: with 8 MiB, as a target has, 200 sources hold 1.1 GiB.
+const SYNC_BYTES: usize = 1 << 20;
 
 /// A disk of which everything changes from point to point: half of it words, half repeated.
 struct Pattern {

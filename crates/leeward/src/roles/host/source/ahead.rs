@@ -538,7 +538,7 @@ async fn write_cut(
 /// Notes what a delta that will wait makes of the machine.
 fn lay_over(hashes: &AheadHashes, mut reader: DeltaReader) -> Result<(), UnusableError> {
     loop {
-        match reader.next()? {
+        match reader.next_part()? {
             Next::Changes(changes) => {
                 for change in changes {
                     hashes.put(change.disk(), change.extent(), &change.record)?;
