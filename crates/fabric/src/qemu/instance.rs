@@ -12,15 +12,20 @@ use super::vm::{CHANGE, Guest, QUICK, Vm};
 use crate::fabric::{ExportAnswers, FabricError, InstancePlan, InstanceStatus, IoStop, MachineRef};
 use crate::machine_toml::Channel;
 use crate::process;
-use crate::qmp::{QmpError, QmpEvent};
+use crate::qmp::{Qmp, QmpError, QmpEvent};
 use leeward_model::{DiskEntry, DiskFormat, DiskNumber, DiskUse, InstanceId, MachineState};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The bitmap that names everything the guest wrote since its first instruction.
 pub(super) const SINCE_FAILOVER: &str = "lw-since-failover";
+
+/// Pause between two looks at whether a stream has ended.
+const FINISH_POLL: Duration = Duration::from_millis(10);
 
 fn stream_job(disk: DiskNumber) -> String {
     format!("lw-hydrate-{disk}")
@@ -249,6 +254,8 @@ impl QemuFabric {
                         "on-error": "stop",
                         "speed": self.config.hydration_bytes_per_second,
                         "auto-dismiss": true,
+                        // See `streams_end`.
+                        "auto-finalize": false,
                     });
                     qmp.call("block-stream", arguments, CHANGE).await?;
                 }
@@ -281,7 +288,10 @@ impl QemuFabric {
             let qmp = vm.qmp().await?;
             let guest = vm.guest().await?;
             let devices = qmp.call("query-block", json!({}), QUICK).await?;
-            let jobs = qmp.call("query-block-jobs", json!({}), QUICK).await?;
+            let mut jobs = qmp.call("query-block-jobs", json!({}), QUICK).await?;
+            if !pending(&jobs).is_empty() {
+                jobs = streams_end(&qmp, &vm.disks, &jobs).await?;
+            }
             let nodes = blocks::nodes(&qmp).await?;
             Ok(InstanceStatus {
                 // Of one look with the rest: it may have stopped since the first.
@@ -369,6 +379,52 @@ fn why_stopped(events: &[QmpEvent], devices: &Value) -> IoStop {
         true => devices.any(|device| device["io-status"] == "nospace"),
     };
     if is_full { IoStop::NoSpace } else { IoStop::Backing }
+}
+
+/// The streams that have read everything and wait to be told to end.
+fn pending(jobs: &Value) -> Vec<String> {
+    let jobs = jobs.as_array().into_iter().flatten();
+    let pending = jobs.filter(|job| job["status"] == "pending");
+    pending.filter_map(|job| Some(job["device"].as_str()?.to_owned())).collect()
+}
+
+/// Ends the streams that have read everything; returns the jobs that are left.
+///
+/// QEMU keeps the maps of an overlay's clusters in memory, and the end of a stream writes into its
+/// head that it leans on nothing: a kill right behind that would leave an image of zeros that
+/// passes for whole. So what was streamed is on disk first, and the new head before anybody hears
+/// of it, who may let the point go.
+async fn streams_end(qmp: &Qmp, disks: &[DiskEntry], jobs: &Value) -> Result<Value, QmpError> {
+    let ending = pending(jobs);
+    flush(qmp, disks).await?;
+    for id in &ending {
+        qmp.call("job-finalize", json!({"id": id}), CHANGE).await?;
+    }
+    let end = Instant::now() + CHANGE;
+    loop {
+        let left = qmp.call("query-block-jobs", json!({}), QUICK).await?;
+        let mut jobs = left.as_array().into_iter().flatten();
+        let ended = !jobs.any(|job| ending.iter().any(|id| job["device"] == **id));
+        if ended || Instant::now() >= end {
+            flush(qmp, disks).await?;
+            return Ok(left);
+        }
+        tokio::time::sleep(FINISH_POLL).await;
+    }
+}
+
+/// Puts everything that the disks' nodes hold in memory on disk: a reopen does that and says when
+/// it could not. Each top node keeps the node below it.
+async fn flush(qmp: &Qmp, disks: &[DiskEntry]) -> Result<(), QmpError> {
+    let nodes = blocks::nodes(qmp).await?;
+    let below = |disk: &DiskEntry| {
+        let filter = blocks::filter_node(disk.number);
+        match nodes.iter().any(|node| node.name == filter) {
+            true => (disk.number, filter),
+            false => (disk.number, format_node(disk.number)),
+        }
+    };
+    blocks::reopen_tops(qmp, disks.iter().map(below)).await
 }
 
 /// Percent of the disks' bytes that are in the overlays; 100 only when nothing is below any.

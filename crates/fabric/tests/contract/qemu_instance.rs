@@ -182,6 +182,24 @@ async fn an_instance_runs_from_its_point_and_then_holds_everything_itself() {
     assert!(!world.path("instance").exists());
 }
 
+/// QEMU keeps the maps of what it streamed in memory until somebody flushes: a guest that has not
+/// come that far does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_holds_everything_loses_nothing_by_a_kill() {
+    let (world, exports, _monitor, truth) = prepared(0).await;
+    world.fabric.instance_run(INSTANCE).await.unwrap();
+    status_until(&world, "hydration", |status| status.hydrated_percent == 100).await;
+
+    world.fabric.instance_kill(INSTANCE).await.unwrap();
+
+    drop(exports);
+    for (disk, wanted) in truth.0.iter().enumerate() {
+        let (overlay, copy) = (format!("instance/disk-{disk}.qcow2"), world.path("copy"));
+        run("qemu-img", &["convert", "-O", "raw", text(&world.path(&overlay)), text(&copy)]);
+        assert!(fs::read(&copy).unwrap() == *wanted, "disk {disk} has lost what it held");
+    }
+}
+
 /// A stream that ended within a point made QEMU 7.2 abort when the filter sat on the stream's.
 #[tokio::test(flavor = "multi_thread")]
 async fn hydration_that_ends_within_a_point_disturbs_neither() {

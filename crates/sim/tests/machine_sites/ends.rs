@@ -158,6 +158,7 @@ async fn is_its_owners(stage: &mut Stage, left: &Left) -> anyhow::Result<()> {
     let from = std::fs::metadata(&console)?.len() as usize;
     stage.sites.up_start().await?;
     stage.running_wait(Running { source: 0, target: 1 }, stage.within(20)).await?;
+    println!("it started again; its console is {}", console.display());
     let (_, seen) = console_watch_from(&console, from, stage.within(60)).await?;
     ensure!(seen.ledger.is_some_and(|ledger| ledger["ok"] == true), "the machine is bad");
     Ok(())
