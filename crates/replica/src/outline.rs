@@ -92,11 +92,11 @@ pub(crate) fn put(
     let oldest = number.saturating_sub((KEPT - 1) * CHECKPOINT_EVERY);
     let tidied: Result<(), _> = put.and_then(|_| {
         let names = folder.blobs.list(&folder.path("manifest"))?;
-        let old = names.iter().filter(|name| {
+        let mut old = names.iter().filter(|name| {
             name.strip_prefix(format::PREFIX)
                 .is_some_and(|number| number.parse::<u64>().is_ok_and(|number| number < oldest))
         });
-        old.map(|name| folder.blobs.delete(&folder.path(&format!("manifest/{name}")))).collect()
+        old.try_for_each(|name| folder.blobs.delete(&folder.path(&format!("manifest/{name}"))))
     });
     if let Err(error) = tidied {
         tracing::warn!(%error, "the outline of a checkpoint was not put");

@@ -295,7 +295,7 @@ fn a_pin_of_a_point_that_is_looked_up_holds_it() {
     let pin = found.pin(newest.id, "test", "read", now).unwrap();
 
     assert!(found.is_outlined());
-    assert_eq!(world.reader().pins().unwrap(), [pin.clone()]);
+    assert_eq!(world.reader().pins().unwrap(), std::slice::from_ref(&pin));
     let listed = |id: &PointId| world.reader().state().point(*id).is_none();
     let gone = points.iter().copied().find(listed).expect("some expired");
     let refused = found.pin(gone, "test", "read", now);
