@@ -251,7 +251,7 @@ impl WorldExports {
             let (view, export) = (Arc::clone(&view), format!("disk-{number}"));
             let backing: Backing = Arc::new(move |disk, offset, len| {
                 let read = view.read(disk, offset, len as usize);
-                read.map(bytes::Bytes::from).map_err(|error| io::Error::other(error.to_string()))
+                read.map_err(|error| io::Error::other(error.to_string()))
             });
             self.world.serve(&plan.socket, &export, backing);
             self.served().entry(plan.socket.clone()).or_default().push(export);

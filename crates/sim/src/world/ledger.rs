@@ -528,7 +528,7 @@ fn compare(reader: &ItemReader, at: Position, image: &Image) -> Result<(), Strin
     for disk in view.disks() {
         let read = view.read(disk.number, 0, disk.size as usize);
         let read = read.map_err(|error| format!("disk {} cannot be read: {error}", disk.number))?;
-        seen.insert(disk.number, Arc::new(read));
+        seen.insert(disk.number, Arc::new(read.to_vec()));
     }
     image_differs(&seen, image).map_or(Ok(()), Err)
 }
