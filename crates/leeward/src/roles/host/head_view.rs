@@ -36,7 +36,8 @@ impl HeadView {
         Ok(HeadView { view: Arc::new(View::open(reader, at)?), zero })
     }
 
-    /// The hashes of `count` extents, [`EXTENT_ABSENT`] for those that read as zero.
+    /// The hashes of `count` extents, [`EXTENT_ABSENT`] for those that read as zero and
+    /// [`EXTENT_UNREADABLE`] for those whose record is damaged: the source sends these.
     ///
     /// # Errors
     /// Those of the store.
@@ -49,9 +50,10 @@ impl HeadView {
         let this = self.clone();
         off_thread(move || {
             let extents = (0..count).map(|index| ExtentNumber(first.0.saturating_add(index)));
-            let leaf = |extent| {
-                let leaf = this.view.leaf_hash(disk, extent)?;
-                Ok(if leaf == this.zero { EXTENT_ABSENT } else { leaf })
+            let leaf = |extent| match this.view.leaf_hash(disk, extent) {
+                Ok(leaf) if leaf == this.zero => Ok(EXTENT_ABSENT),
+                Err(StoreError::Damaged { .. }) => Ok(EXTENT_UNREADABLE),
+                leaf => leaf,
             };
             extents.map(leaf).collect()
         })

@@ -187,9 +187,16 @@ fn read_some(
     if parts.is_empty() {
         return Ok(read);
     }
-    let head = match reader.newest_point().map(|point| point.position) {
-        Some(place) => Some(View::open(reader, place)?),
-        None => None,
+    let newest = reader.newest_point().map(|point| point.position);
+    let head = match newest.map(|place| View::open(reader, place)).transpose() {
+        // Its index is damaged, as the tail of a segment that is not sealed yet: no point that
+        // needs it can be opened, and nothing of it can be told apart.
+        Err(StoreError::Damaged { blob, why }) => {
+            let (bytes, part, points) = (None, None, Vec::new());
+            read.damages.push(Damage { blob, bytes, why, part, points });
+            None
+        }
+        head => head?,
     };
     for (segment, bytes) in &parts[begin..] {
         // One that is larger than anything that is saved up is read all the same.
