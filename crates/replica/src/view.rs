@@ -213,8 +213,8 @@ impl View {
     }
 
     /// Decodes an extent before it is asked for, and keeps it for as long as the view lives; at
-    /// most [`EXTENTS_AHEAD_MAX`] of them. False when there is no room, or nothing to be kept: it is
-    /// decoded already, reads as zero, or lies beyond the disk.
+    /// most [`EXTENTS_AHEAD_MAX`] of them. False when there is no room, or nothing to be kept: it
+    /// is decoded already, reads as zero, or lies beyond the disk.
     ///
     /// # Errors
     /// As [`Self::read`].

@@ -123,8 +123,8 @@ impl EnableProtection {
     }
 }
 
-/// Takes the capture off the machine of `site`; one that was left is still not to be started. A host
-/// that is away does it when it is back.
+/// Takes the capture off the machine of `site`; one that was left is still not to be started. A
+/// host that is away does it when it is back.
 pub(crate) fn release_machine(world: &mut World, site: Site) -> Step {
     if world.end(site)?.run == RunPlan::Unassigned {
         return Ok(Outcome::Done);

@@ -43,6 +43,8 @@ pub struct Ended {
     pub ok: bool,
     /// What it said on standard error.
     pub said: String,
+    /// What it wrote to standard output.
+    pub out: String,
 }
 
 impl Room {
@@ -101,6 +103,7 @@ impl Room {
         Ended {
             ok: output.status.success(),
             said: String::from_utf8_lossy(&output.stderr).into_owned(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
         }
     }
 }

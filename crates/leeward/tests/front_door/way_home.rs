@@ -435,9 +435,9 @@ async fn kept_points_say_when_they_expire_and_go_when_their_days_are_over() {
     let folder = pair.room.text("up");
     let listed = ["point", "list", MACHINE, "--vault", "front", "--folder", &folder];
     let listed = pair.room.run(&listed).await;
-    assert!(listed.ok && listed.said.contains("EXPIRES"), "{}", listed.said);
+    assert!(listed.ok && listed.out.contains("EXPIRES"), "{}{}", listed.out, listed.said);
     for (name, expires) in &kept {
-        let row = listed.said.lines().find(|line| line.contains(name.as_str())).unwrap();
+        let row = listed.out.lines().find(|line| line.contains(name.as_str())).unwrap();
         assert!(row.contains(expires), "{row} does not say {expires}");
     }
 

@@ -31,8 +31,10 @@ async fn a_machine_goes_home_to_a_host_that_never_had_it_and_the_old_one_stays_o
         let described = stage.sites.spare_folder().join("machines").join(MACHINE);
         ensure!(!described.exists(), "the other host has the machine already");
 
-        let asked = json!({"failoverDirection": "RecoveryToPrimary", "providerSpecificDetails":
-            {"leewardHost": SPARE, "dataSyncOption": "ForDownTime", "leewardWaitToComplete": false}});
+        let details = json!({"leewardHost": SPARE, "dataSyncOption": "ForDownTime",
+            "leewardWaitToComplete": false});
+        let asked = json!({"failoverDirection": "RecoveryToPrimary",
+            "providerSpecificDetails": details});
         // The config server may have heard of the host and not yet what it has.
         let job = wait_for("the other host to be known", stage.within(20), EVERY, || async {
             match stage.site.start("plannedFailover", asked.clone()).await {
