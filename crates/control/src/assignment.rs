@@ -174,11 +174,12 @@ impl Duty<'_> {
         })
     }
 
-    /// The store of such a host, while copies lie there that were given up. It takes nothing, makes
-    /// no part of the item if that is gone, and keeps its points.
+    /// The store of such a host, while copies lie there that were given up, or until its points are
+    /// deleted with all others. It takes nothing, and makes no part of the item if that is gone.
     fn left_store(&self) -> Option<TargetDuty> {
         let left: &Left = self.item.plan.left.iter().find(|left| left.host == self.host.id)?;
-        if left.given_up.is_empty() {
+        let delete = left.delete_since.is_some();
+        if left.given_up.is_empty() && !delete {
             return None;
         }
         let other_store =
@@ -191,7 +192,7 @@ impl Duty<'_> {
             fence: self.epoch(),
             receive: false,
             retention_seconds: RETENTION_FROZEN_SECONDS,
-            delete: false,
+            delete,
             other_store: Some(other_store),
             retired: left.given_up.clone(),
         })

@@ -139,6 +139,12 @@ pub(crate) struct Left {
     /// Timelines of that store whose copies were given up.
     #[serde(default)]
     pub(crate) given_up: Vec<TimelineId>,
+    /// Whether that store may hold points of the item.
+    #[serde(default)]
+    pub(crate) replica: bool,
+    /// The assignment's generation that first wanted these points deleted.
+    #[serde(default)]
+    pub(crate) delete_since: Option<u64>,
 }
 
 impl Left {

@@ -42,7 +42,7 @@ impl HostFacts {
     }
 
     /// The generation that its last observation answers.
-    fn answered(&self) -> u64 {
+    pub(crate) fn answered(&self) -> u64 {
         self.sight.observed.as_ref().map_or(0, |seen| seen.generation)
     }
 }

@@ -13,7 +13,14 @@ use leeward_model::{
     DiskNumber, ItemId, JobId, MachineState, PointChoice, Protection, Site, TestState,
 };
 use leeward_replica::storage::Seeded;
-use leeward_sim::world::{Mistakes, World, crowd::crowd, link::LinkState, simulate};
+use leeward_sim::world::{
+    Mistakes, World,
+    crowd::crowd,
+    history::{Asked, Deed},
+    ledger::HostPlace,
+    link::LinkState,
+    simulate,
+};
 use std::time::Duration;
 
 /// What is written as a whole, in bytes.
@@ -507,6 +514,45 @@ fn who_goes_out_anew_gets_another_name_while_the_one_that_was_left_holds_it() {
         let before = world.machines(Site::Recovery).machine_state(&former).await;
         assert_eq!(before.unwrap(), MachineState::Off);
         world.settle().await;
+        world.ledger.violations()
+    });
+
+    assert_eq!(violations, Vec::<String>::new());
+}
+
+/// Protection that ends without its points leaves none on a host either that was left for another
+/// one long ago.
+#[test]
+fn an_end_without_points_leaves_none_on_a_host_that_was_left_for_another() {
+    let violations = simulate(async {
+        let random = &mut Seeded::new(105);
+        let mut world = committed_at_recovery(None, random).await;
+        world.reprotect_wholly(random).await;
+        planned(&mut world).await;
+        commit(&mut world).await;
+        world.reprotect_wholly(random).await;
+        planned(&mut world).await;
+        commit(&mut world).await;
+        let (control, item) = parts(&world);
+        assert!(world.disk_of(HostPlace::First).and_then(|disk| disk.item(item)).is_some());
+        world.spare_join().await;
+        // It is refused until the new host was heard.
+        while matches!(state(&world).await, Protection::Committed { .. }) {
+            world.enact(Deed::Ask(Asked::ReprotectElsewhere), random).await;
+            world.wait(200).await;
+        }
+        protected(&mut world).await;
+
+        world.ledger.may_delete();
+        let reason = DisableReason::Normal;
+        let ended = control.item_disable(item, KeepPoints::Delete, reason).await;
+        done(&mut world, ended).await;
+
+        world.ledger.replica_ended();
+        for place in [HostPlace::First, HostPlace::Spare, HostPlace::Recovery] {
+            let left = world.disk_of(place).and_then(|disk| disk.item(item));
+            assert!(left.is_none(), "points are left at {place:?}");
+        }
         world.ledger.violations()
     });
 

@@ -8,7 +8,7 @@ use crate::jobs::kinds::{
     Chosen, CompleteMigration, DisableProtection, LeftBehind, PlannedFailover, Reprotect,
 };
 use crate::jobs::{NewJob, Request, Scenario, reprotect};
-use crate::plan::{End, Left, RunPlan, other};
+use crate::plan::{End, Left, RunPlan, TargetRun, other};
 use crate::store::{self, Conn, items::ItemRow, jobs::Lane};
 use crate::world::{HostFacts, World};
 use crate::{Control, ControlError, ErrorKind, items::record::Running};
@@ -297,10 +297,20 @@ fn move_end(world: &mut World, site: Site, host: HostFacts) -> Result<()> {
         end.stale = true;
         end.run = end.rest();
     }
-    let End { host: was, machine, stale, half, given_up, .. } = former;
-    if stale || half.is_some() || !given_up.is_empty() {
-        let off = off || !stale;
-        plan.left.push(Left { host: was, machine, site, off, half, given_up });
+    let End { host: was, machine, stale, half, given_up, replica, .. } = former;
+    let replica = replica != TargetRun::Unassigned;
+    if stale || half.is_some() || !given_up.is_empty() || replica {
+        let (off, delete_since) = (off || !stale, None);
+        plan.left.push(Left {
+            host: was,
+            machine,
+            site,
+            off,
+            half,
+            given_up,
+            replica,
+            delete_since,
+        });
     }
     plan.instances.retain(|plan| plan.site != site);
     *plan.end_mut(site) = end;

@@ -123,7 +123,7 @@ impl DisableProtection {
                 return Ok(outcome);
             }
         }
-        Ok(Outcome::Done)
+        delete_left(world)
     }
 
     fn record(&mut self, world: &mut World, _: &Moment) -> Step {
@@ -143,4 +143,26 @@ pub(super) fn release_left(world: &mut World) -> Step {
         return Ok(Outcome::Skipped("no machine is known to be off there".to_owned()));
     }
     release_machine(world, left)
+}
+
+/// Deletes the points on hosts that were ends once and were left for others.
+fn delete_left(world: &mut World) -> Step {
+    let generations: Vec<_> = world.left.iter().map(|host| (host.id, host.generation)).collect();
+    for left in world.item_mut()?.plan.left.iter_mut().filter(|left| left.replica) {
+        let known = generations.iter().find(|(host, _)| *host == left.host);
+        if let (None, Some((_, generation))) = (left.delete_since, known) {
+            left.delete_since = Some(generation + 1);
+        }
+    }
+    let item = world.item()?;
+    for left in item.plan.left.iter().filter(|left| left.replica) {
+        let Some(host) = world.left.iter().find(|host| host.id == left.host) else { continue };
+        let seen = host.sight.item(item.id).and_then(|seen| seen.target.as_ref());
+        let answered = left.delete_since.is_some_and(|since| host.answered() >= since);
+        let gone = host.sight.connected && answered && seen.is_none_or(|seen| seen.deleted);
+        if !gone {
+            return pending(format!("host {}, which was left, to delete its points", host.name));
+        }
+    }
+    Ok(Outcome::Done)
 }
