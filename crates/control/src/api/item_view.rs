@@ -13,7 +13,7 @@ use crate::{
     },
     jobs::Scenario,
 };
-use leeward_model::{Code, Direction, Protection, Site, SourceState, TestState};
+use leeward_model::{Code, Direction, JobId, Protection, Site, SourceState, TestState, UnixMillis};
 use leeward_wire::message::NewestPoint;
 use serde_json::{Value, json};
 
@@ -339,8 +339,9 @@ fn details(ids: &Ids, item: &ItemView) -> Value {
     body
 }
 
-fn current_scenario(ids: &Ids, item: &ItemView) -> Value {
-    match item.running.or(item.running_test) {
+/// What is being done with an item or a plan: the scenario, its job and since when.
+pub(super) fn current_scenario(ids: &Ids, running: Option<(Scenario, JobId, UnixMillis)>) -> Value {
+    match running {
         Some((scenario, job, began)) => json!({
             "scenarioName": format!("{scenario:?}"),
             "jobId": ids.job(job),
@@ -401,7 +402,7 @@ pub(super) fn view(ids: &Ids, item: &ItemView) -> Value {
             "policyFriendlyName": item.policy_name,
             "lastSuccessfulFailoverTime": time_or_null(item.last_failover),
             "lastSuccessfulTestFailoverTime": time_or_null(item.last_test),
-            "currentScenario": current_scenario(ids, item),
+            "currentScenario": current_scenario(ids, item.running.or(item.running_test)),
             "failoverRecoveryPointId": failover_point(ids, item),
             "eventCorrelationId": item.id,
             "leewardDirection": direction::word(item.state.direction),

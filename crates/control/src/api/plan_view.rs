@@ -2,8 +2,8 @@
 
 use super::{
     direction::word,
-    ids::{Ids, resource, time, time_or_null},
-    item_view::INSTANCE_TYPE,
+    ids::{Ids, resource, time_or_null},
+    item_view::{INSTANCE_TYPE, current_scenario},
     jobs::{friendly, state},
 };
 use crate::{
@@ -56,18 +56,7 @@ fn group(ids: &Ids, plan: &PlanView, group: &Group) -> Value {
 /// A plan.
 pub(super) fn view(ids: &Ids, plan: &PlanView) -> Value {
     let groups: Vec<_> = plan.groups.iter().map(|one| group(ids, plan, one)).collect();
-    let current = match plan.running {
-        Some((scenario, job, began)) => json!({
-            "scenarioName": format!("{scenario:?}"),
-            "jobId": ids.job(job),
-            "startTime": time(began),
-        }),
-        None => json!({
-            "scenarioName": "None",
-            "jobId": ids.below("replicationJobs", "None"),
-            "startTime": null,
-        }),
-    };
+    let current = current_scenario(ids, plan.running);
     let status = plan.last_state.map_or(("None", "None"), state);
     resource(
         &ids.plan(&plan.name),

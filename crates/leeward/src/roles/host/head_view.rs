@@ -47,17 +47,7 @@ impl HeadView {
         first: ExtentNumber,
         count: u32,
     ) -> Result<Vec<ExtentHash>, StoreError> {
-        let this = self.clone();
-        off_thread(move || {
-            let extents = (0..count).map(|index| ExtentNumber(first.0.saturating_add(index)));
-            let leaf = |extent| match this.view.leaf_hash(disk, extent) {
-                Ok(leaf) if leaf == this.zero => Ok(EXTENT_ABSENT),
-                Err(StoreError::Damaged { .. }) => Ok(EXTENT_UNREADABLE),
-                leaf => leaf,
-            };
-            extents.map(leaf).collect()
-        })
-        .await
+        self.hashes((disk, first), count, View::leaf_hash).await
     }
 
     /// As [`Self::leaves`], taken anew of what is stored: [`EXTENT_UNREADABLE`] for what cannot be
@@ -71,10 +61,19 @@ impl HeadView {
         first: ExtentNumber,
         count: u32,
     ) -> Result<Vec<ExtentHash>, StoreError> {
+        self.hashes((disk, first), count, View::reread_hash).await
+    }
+
+    async fn hashes(
+        &self,
+        (disk, first): (DiskNumber, ExtentNumber),
+        count: u32,
+        hash: fn(&View, DiskNumber, ExtentNumber) -> Result<ExtentHash, StoreError>,
+    ) -> Result<Vec<ExtentHash>, StoreError> {
         let this = self.clone();
         off_thread(move || {
             let extents = (0..count).map(|index| ExtentNumber(first.0.saturating_add(index)));
-            let leaf = |extent| match this.view.reread_hash(disk, extent) {
+            let leaf = |extent| match hash(&this.view, disk, extent) {
                 Ok(leaf) if leaf == this.zero => Ok(EXTENT_ABSENT),
                 Err(StoreError::Damaged { .. }) => Ok(EXTENT_UNREADABLE),
                 leaf => leaf,
