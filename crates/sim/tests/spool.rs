@@ -12,6 +12,9 @@ const ROOMY: u64 = 1 << 30;
 /// Points come every 2 s.
 const INTERVAL_MS: u64 = 2_000;
 const AWAY_MS: u64 = 20_000;
+/// Writes that a full store may refuse in that time: a session every 2 s, each with a segment, its
+/// records, and the manifest's hint; and the keeping of the replica every 5 s.
+const REFUSALS_MAX: u64 = 60;
 
 /// A protected machine at rest, on hosts with so much room for what waits.
 async fn begun(spool_bytes: u64, random: &mut Seeded) -> World {
@@ -150,6 +153,41 @@ fn a_full_spool_is_told_and_costs_points_and_nothing_else() {
 
         assert!(!told(&world).await, "it is over");
         assert!(cut_within(&world, back + 5_000, u64::MAX) >= 3, "{:?}", cuts(&world));
+        rests_well(world).await;
+    });
+}
+
+/// F-015, LW-0401: a store without space is said to be without space until it takes data again,
+/// and is asked at a pace that costs nothing; meanwhile points are cut, and wait.
+#[test]
+fn a_full_store_is_told_without_a_break_and_asked_seldom_while_points_wait() {
+    simulate(async {
+        let random = &mut Seeded::new(18);
+        let mut world = begun(ROOMY, random).await;
+        let disk = world.disk(Site::Recovery).clone();
+        let told = async |world: &World| {
+            let health = world.view().await.map(|view| view.health).unwrap_or_default();
+            health.iter().any(|error| error.problem.code == Code::STORE_NO_SPACE.code)
+        };
+        let (before, refused) = (world.time.ms(), disk.refusals());
+        disk.set_full(true);
+        world.write(random);
+        world.until("somebody is told", 500, told).await;
+        while world.time.ms() < before + AWAY_MS {
+            world.write(random);
+            world.wait(100).await;
+            assert!(told(&world).await, "it is said no more at {} ms", world.time.ms());
+        }
+        let after = world.time.ms();
+        let refused = disk.refusals() - refused;
+        assert!(refused <= REFUSALS_MAX, "{refused} writes were refused in {AWAY_MS} ms");
+
+        disk.set_full(false);
+        busy(&mut world, random, 15_000).await;
+
+        assert!(!told(&world).await, "it is over");
+        let waited = cut_within(&world, before, after);
+        assert!(waited as u64 >= AWAY_MS / INTERVAL_MS - 3, "{waited} points: {:?}", cuts(&world));
         rests_well(world).await;
     });
 }

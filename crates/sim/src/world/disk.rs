@@ -18,7 +18,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -29,7 +29,7 @@ const CUT_STATES: usize = 6;
 #[derive(Clone, Default)]
 pub struct SiteDisk {
     now: Arc<Mutex<CrashDisk>>,
-    full: Arc<AtomicBool>,
+    space: Arc<Space>,
     segments: Segments,
 }
 
@@ -51,13 +51,18 @@ impl SiteDisk {
 
     /// As [`Self::now`], and nothing more can be written while the disk is full.
     pub fn process(&self) -> Arc<dyn BlobStore> {
-        let (full, segments) = (Arc::clone(&self.full), self.segments.clone());
-        Arc::new(ProcessDisk { inner: self.now(), full, segments })
+        let (space, segments) = (Arc::clone(&self.space), self.segments.clone());
+        Arc::new(ProcessDisk { inner: self.now(), space, segments })
     }
 
     /// Lets the disk be full, or gives it space again.
     pub fn set_full(&self, full: bool) {
-        self.full.store(full, Ordering::Relaxed);
+        self.space.full.store(full, Ordering::Relaxed);
+    }
+
+    /// How often something could not be written so far because the disk was full.
+    pub fn refusals(&self) -> u64 {
+        self.space.refusals.load(Ordering::Relaxed)
     }
 
     /// The process that writes it is killed.
@@ -120,27 +125,37 @@ impl BlobStore for SiteDisk {
 /// The disk as one process has it.
 struct ProcessDisk {
     inner: CrashDisk,
-    full: Arc<AtomicBool>,
+    space: Arc<Space>,
     segments: Segments,
 }
 
-fn check_space(full: &AtomicBool, name: &str) -> Result<(), StorageError> {
-    if !full.load(Ordering::Relaxed) {
-        return Ok(());
+/// Whether there is any.
+#[derive(Default)]
+struct Space {
+    full: AtomicBool,
+    refusals: AtomicU64,
+}
+
+impl Space {
+    fn check(&self, name: &str) -> Result<(), StorageError> {
+        if !self.full.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+        let source = io::Error::from(io::ErrorKind::StorageFull);
+        Err(StorageError::Io { action: "write", name: name.to_owned(), source })
     }
-    let source = io::Error::from(io::ErrorKind::StorageFull);
-    Err(StorageError::Io { action: "write", name: name.to_owned(), source })
 }
 
 impl BlobStore for ProcessDisk {
     fn create_new(&self, name: &str) -> Result<Box<dyn Appender>, StorageError> {
-        check_space(&self.full, name)?;
-        let (inner, full) = (self.inner.create_new(name)?, Arc::clone(&self.full));
+        self.space.check(name)?;
+        let (inner, space) = (self.inner.create_new(name)?, Arc::clone(&self.space));
         let (name, segments) = (name.to_owned(), self.segments.clone());
-        Ok(Box::new(ProcessAppender { inner, full, segments, name, end: 0, poisoned: false }))
+        Ok(Box::new(ProcessAppender { inner, space, segments, name, end: 0, poisoned: false }))
     }
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<Put, StorageError> {
-        check_space(&self.full, name)?;
+        self.space.check(name)?;
         self.inner.put_new(name, bytes)
     }
     fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {
@@ -162,7 +177,7 @@ impl BlobStore for ProcessDisk {
         self.inner.lock(name)
     }
     fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
-        match self.full.load(Ordering::Relaxed) {
+        match self.space.full.load(Ordering::Relaxed) {
             true => Ok(Some(0)),
             false => Ok(Some(SPACE_BYTES)),
         }
@@ -171,7 +186,7 @@ impl BlobStore for ProcessDisk {
 
 struct ProcessAppender {
     inner: Box<dyn Appender>,
-    full: Arc<AtomicBool>,
+    space: Arc<Space>,
     segments: Segments,
     name: String,
     /// Where the next bytes go.
@@ -184,7 +199,7 @@ impl Appender for ProcessAppender {
         if self.poisoned {
             return Err(StorageError::Poisoned { name: self.name.clone() });
         }
-        let space = check_space(&self.full, &self.name);
+        let space = self.space.check(&self.name);
         self.poisoned = space.is_err();
         space?;
         self.end += bytes.len() as u64;

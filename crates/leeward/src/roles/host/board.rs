@@ -1,6 +1,6 @@
 //! What this host sees, gathered from its workers and sent whole to the config server.
 
-use leeward_model::{InstanceId, ItemId, TimelineId};
+use leeward_model::{InstanceId, ItemId, Problem, TimelineId};
 use leeward_wire::message::{
     CapturePhase, InstanceObserved, ItemObserved, SourceObserved, TargetObserved,
 };
@@ -55,6 +55,24 @@ impl Board {
         if entry.target != before {
             self.changed.notify_one();
         }
+    }
+
+    /// Shows what is wrong with the item's replica, until [`Self::target_mended`] names it.
+    pub fn target_fails(&self, item: ItemId, problem: Problem) {
+        self.target(item, |seen| {
+            if let Some(seen) = seen {
+                seen.problem = Some(problem);
+            }
+        });
+    }
+
+    /// What was shown of the item's replica in these words is over; anything else stays.
+    pub fn target_mended(&self, item: ItemId, what: &str) {
+        self.target(item, |seen| {
+            if let Some(seen) = seen {
+                seen.problem.take_if(|shown| shown.what == what);
+            }
+        });
     }
 
     /// Sets or removes what is seen of one machine made from a point.

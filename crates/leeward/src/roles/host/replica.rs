@@ -29,23 +29,20 @@ impl Host {
     pub async fn replica_changed(&self, item: ItemId) {
         let Some(store) = &self.store else { return };
         let branch = self.target_duty(item).map(|duty| duty.branch);
+        let unread = format!("the replica of item {item} cannot be read");
         match store.figures(item, branch).await {
-            Ok(figures) => self.board.target(item, |seen| {
-                if let Some(seen) = seen {
-                    (seen.fence, seen.newest) = (figures.fence, figures.newest);
-                    seen.durable = figures.durable;
-                    (seen.stored_bytes, seen.points) = (figures.stored_bytes, figures.points);
-                    seen.served = figures.served;
-                }
-            }),
-            Err(error) => {
-                let problem = error.problem(format!("the replica of item {item} cannot be read"));
+            Ok(figures) => {
                 self.board.target(item, |seen| {
                     if let Some(seen) = seen {
-                        seen.problem = Some(problem);
+                        (seen.fence, seen.newest) = (figures.fence, figures.newest);
+                        seen.durable = figures.durable;
+                        (seen.stored_bytes, seen.points) = (figures.stored_bytes, figures.points);
+                        seen.served = figures.served;
                     }
                 });
+                self.board.target_mended(item, &unread);
             }
+            Err(error) => self.board.target_fails(item, error.problem(unread)),
         }
     }
 }
@@ -74,13 +71,10 @@ pub async fn run(
         if outcome.is_ok() && !target.delete {
             outcome = retire(&host, &store, item, &target, &mut ended).await;
         }
-        if let Err(error) = outcome {
-            let problem = error.problem(format!("the replica of item {item} could not be kept"));
-            host.board.target(item, |seen| {
-                if let Some(seen) = seen {
-                    seen.problem = Some(problem);
-                }
-            });
+        let unkept = format!("the replica of item {item} could not be kept");
+        match outcome {
+            Ok(()) => host.board.target_mended(item, &unkept),
+            Err(error) => host.board.target_fails(item, error.problem(unkept)),
         }
         if expired.elapsed() >= EXPIRE_EVERY && !target.delete {
             expired = Instant::now();

@@ -30,7 +30,7 @@ use super::{
 use audit::AuditRun;
 use copy::Basis;
 use idle::Fence;
-use ladder::{Failure, Pace};
+use ladder::{Barren, Failure, Pace};
 use leeward_capture::{
     Attached, CaptureError, ChangeSource, DiskFolder, HashError, HashFiles, LiveRead, PassError,
     Retry,
@@ -101,6 +101,17 @@ impl SourceError {
             | SourceError::Files(_)
             | SourceError::Problem(_)
             | SourceError::Changed => false,
+        }
+    }
+
+    /// Whether points may wait for a store that this happened to: it cannot be reached, or has no
+    /// space or a disk that fails.
+    fn lets_wait(&self) -> bool {
+        match self {
+            SourceError::Link(LinkError::Refused(problem)) => {
+                [Code::STORE_NO_SPACE, Code::STORE_IO].iter().any(|code| code.code == problem.code)
+            }
+            error => error.is_of_link(),
         }
     }
 
@@ -208,6 +219,7 @@ pub struct SourceWorker {
     comparing: bool,
     /// When failed attempts are made again.
     pace: Pace,
+    barren: Barren,
     /// How much the audit may read, and when it did last.
     audit: AuditRun,
 }
@@ -252,6 +264,7 @@ pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option
         needed: None,
         comparing: false,
         pace: Pace::default(),
+        barren: Barren::default(),
         audit: AuditRun::default(),
     };
     let mut before = None;

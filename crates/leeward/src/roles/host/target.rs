@@ -90,12 +90,7 @@ pub async fn serve<R, W>(
     let problem = problem_of(&error, item);
     tracing::warn!(%item, code = %problem.code, cause = %problem.cause, "{}", problem.what);
     if let TargetError::Store(StoreError::Storage(_)) = &error {
-        let shown = problem.clone();
-        host.board.target(item, |seen| {
-            if let Some(seen) = seen {
-                seen.problem = Some(shown);
-            }
-        });
+        host.board.target_fails(item, problem.clone());
     }
     // The source is told if it still listens; either way it comes again.
     let _ = writer.message(&DataMessage::Refused(problem)).await;
@@ -106,10 +101,14 @@ fn refuse(code: Code, why: &str) -> TargetError {
     TargetError::Refused(Box::new(code.because("the source's session was refused", why)))
 }
 
+fn pauses(item: ItemId) -> String {
+    format!("replication of item {item} pauses")
+}
+
 fn problem_of(error: &TargetError, item: ItemId) -> Problem {
     match error {
         TargetError::Refused(problem) => (**problem).clone(),
-        TargetError::Store(error) => error.problem(format!("replication of item {item} pauses")),
+        TargetError::Store(error) => error.problem(pauses(item)),
         TargetError::Session(error) => Code::BAD_REQUEST
             .because(format!("the session of item {item} was ended"), error.to_string()),
         TargetError::Credit(error) => Code::BAD_REQUEST
@@ -122,9 +121,6 @@ pub fn connected(board: &Board, item: ItemId, now: bool) {
     board.target(item, |seen| {
         if let Some(seen) = seen {
             seen.connected = now;
-            if now {
-                seen.problem = None;
-            }
         }
     });
 }
@@ -266,6 +262,8 @@ impl Session<'_> {
                     None
                 };
                 self.host.replica_changed(item).await;
+                // Only this proves that the store works again; a session does not.
+                self.host.board.target_mended(item, &pauses(item));
                 let committed = Committed { lsn: commit.lsn, point };
                 writer.message(&DataMessage::Committed(committed)).await?;
             }

@@ -101,6 +101,8 @@ pub(super) struct Ahead {
     bandwidth: Bandwidth,
     map_only: Option<MapOnly>,
     sent: Arc<AtomicU64>,
+    /// How long it is until the first session is tried.
+    pause: Duration,
 }
 
 impl Ahead {
@@ -159,6 +161,10 @@ impl SourceWorker {
         tracing::info!(item = %self.item, ?why, "points wait in the spool");
         let side = Side::Rests(Some(Box::new(link)).filter(|_| why == Why::Slow));
         let (made, map_only, sent) = (0, None, Arc::default());
+        let pause = match why {
+            Why::Away => self.barren.lost(),
+            Why::Slow => Duration::ZERO,
+        };
         self.ahead = Some(Ahead {
             source,
             hashes,
@@ -174,6 +180,7 @@ impl SourceWorker {
             bandwidth: work.duty.bandwidth.clone(),
             map_only,
             sent,
+            pause,
         });
         true
     }
@@ -255,6 +262,7 @@ impl SourceWorker {
                 hashes: Arc::clone(ahead.hashes.hashes()),
                 owner: ahead.owner.clone(),
                 sent: Arc::clone(&ahead.sent),
+                pause: std::mem::take(&mut ahead.pause),
             };
             ahead.side = Side::Runs(Box::pin(forward.run(link)));
         }
@@ -275,7 +283,9 @@ impl SourceWorker {
         let open = Open { link, source, hashes, spec, key, goes, mapped, reread_for, last_cut };
         self.open = Some(open);
         self.show(|seen| {
-            (seen.phase, seen.problem, seen.spool) = (CapturePhase::Delta, None, None);
+            (seen.phase, seen.spool) = (CapturePhase::Delta, None);
+            // What was wrong with the store is over with the next point.
+            seen.problem.take_if(|problem| problem.code == Code::SPOOL_FULL.code);
         });
     }
 
@@ -296,12 +306,11 @@ impl SourceWorker {
                 Why::Away => CapturePhase::Paused,
                 Why::Slow => CapturePhase::Delta,
             };
-            let was_full =
-                |problem: &&mut leeward_model::Problem| problem.code == Code::SPOOL_FULL.code;
-            if full.is_some() {
-                seen.problem = full;
-            } else if seen.problem.as_mut().filter(was_full).is_some() {
-                seen.problem = None;
+            match full {
+                Some(_) => seen.problem = full,
+                None => {
+                    seen.problem.take_if(|problem| problem.code == Code::SPOOL_FULL.code);
+                }
             }
         });
     }
@@ -391,6 +400,7 @@ impl SourceWorker {
                 key_version: open.link.key_version(),
             },
             sent: Arc::default(),
+            pause: Duration::ZERO,
         };
         let sent = tokio::select! {
             sent = forward.all(&mut open.link) => sent,

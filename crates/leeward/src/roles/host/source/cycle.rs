@@ -5,6 +5,7 @@ use super::{
     ahead::Why,
     audit::Frozen,
     copy::{Uncommitted, applied, changed, seal},
+    ladder::Barren,
 };
 use crate::roles::host::Host;
 use leeward_capture::{Cut, CutEnd, PassInput, PassKind, Retry};
@@ -94,6 +95,7 @@ impl SourceWorker {
             self.caught_up(work)?;
             self.comparing = false;
             self.pace.succeeded();
+            self.barren = Barren::default();
             let last = self.open.as_ref().and_then(|open| open.last_cut);
             let slow = interval.max(SLOW_MIN);
             if last.is_some_and(|last| last.elapsed() > slow)
@@ -119,7 +121,7 @@ impl SourceWorker {
 
     /// Goes on without the store when it was lost, and if that is possible.
     async fn lost(&mut self, work: &SourceWork, error: SourceError) -> Result<(), SourceError> {
-        if error.is_of_link() && self.go_ahead(work, Why::Away).await {
+        if error.lets_wait() && self.go_ahead(work, Why::Away).await {
             let problem = error.problem(&self.host, work);
             self.show(|seen| seen.problem = Some(problem));
             return Ok(());

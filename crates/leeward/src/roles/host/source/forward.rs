@@ -21,6 +21,7 @@ use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
+use std::time::Duration;
 
 /// What is forwarded, and where to.
 #[derive(Clone)]
@@ -32,6 +33,8 @@ pub(super) struct Forward {
     pub(super) owner: SpoolOwner,
     /// Bytes of blocks that were sent, before compression.
     pub(super) sent: Arc<AtomicU64>,
+    /// How long it waits before it opens a session of its own.
+    pub(super) pause: Duration,
 }
 
 /// How forwarding ended.
@@ -58,31 +61,28 @@ pub(super) enum Stop {
 impl Forward {
     /// Forwards until nothing waits, over `link` or over sessions of its own.
     pub(super) async fn run(self, mut link: Option<DataLink>) -> Forwarded {
+        let mut pause = self.pause;
         loop {
             let opened = match link.take() {
                 Some(link) => Ok(link),
-                None => DataLink::open(&self.host, &self.work, self.work.duty.branch).await,
+                None => {
+                    tokio::time::sleep(pause).await;
+                    DataLink::open(&self.host, &self.work, self.work.duty.branch).await
+                }
             };
+            pause = RETRY;
             let outcome = match opened {
-                Ok(mut link) => match self.all_shown(&mut link).await {
+                Ok(mut link) => match self.all(&mut link).await {
                     Ok(()) => return Forwarded::Drained(Box::new(link)),
                     Err(stop) => stop,
                 },
                 Err(error) => Stop::Link(error),
             };
             match outcome {
-                Stop::Link(error) => {
-                    self.show_away(&error);
-                    tokio::time::sleep(RETRY).await;
-                }
+                Stop::Link(error) => self.show_away(&error),
                 other => return Forwarded::Unusable(other.to_string()),
             }
         }
-    }
-
-    async fn all_shown(&self, link: &mut DataLink) -> Result<(), Stop> {
-        self.show(None);
-        self.all(link).await
     }
 
     fn show_away(&self, error: &LinkError) {
@@ -205,6 +205,8 @@ impl Forward {
         let spool = Arc::clone(&self.spool);
         files(move || spool.asks(asked)).await?;
         link.commit(commit).await?;
+        // Not before: a session alone does not prove that the store takes anything.
+        self.show(None);
         let hashes = Arc::clone(&self.hashes);
         hashing(move || hashes.commit(asked.at)).await?;
         let spool = Arc::clone(&self.spool);

@@ -13,6 +13,11 @@ const SETTLING: Duration = Duration::from_secs(10);
 /// How often a store that is dialled is looked for during a pause for the link's sake.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 
+/// Pauses after a second and further sessions that brought nothing: the first, and the longest, by
+/// which a store that has space again is found.
+const BARREN_FIRST: Duration = Duration::from_secs(2);
+const BARREN_MAX: Duration = Duration::from_secs(10);
+
 /// How long to wait after how many failures in a row (F-156).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ladder {
@@ -30,6 +35,26 @@ impl Ladder {
     /// Begins anew after a success.
     pub fn reset(&mut self) {
         self.failures = 0;
+    }
+}
+
+/// Sessions in a row that ended before anything was committed: a store that takes sessions and
+/// refuses data, because it has no space, is not asked many times a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Barren {
+    sessions: u32,
+}
+
+impl Barren {
+    /// Notes the loss of a session; returns the pause before the next one. After one that was of
+    /// use there is none: most breaks are short.
+    pub fn lost(&mut self) -> Duration {
+        let pause = match self.sessions {
+            0 => Duration::ZERO,
+            more => BARREN_FIRST.saturating_mul(1 << (more - 1).min(8)).min(BARREN_MAX),
+        };
+        self.sessions = self.sessions.saturating_add(1);
+        pause
     }
 }
 
