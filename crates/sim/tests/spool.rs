@@ -14,7 +14,7 @@ const INTERVAL_MS: u64 = 2_000;
 const AWAY_MS: u64 = 20_000;
 /// Writes that a full store may refuse in that time: a session every 2 s, each with a segment, its
 /// records, and the manifest's hint; and the keeping of the replica every 5 s.
-const REFUSALS_MAX: u64 = 60;
+const REFUSALS_MAX: u64 = 30;
 
 /// A protected machine at rest, on hosts with so much room for what waits.
 async fn begun(spool_bytes: u64, random: &mut Seeded) -> World {
