@@ -52,23 +52,29 @@ fn key() -> VaultKey {
     }
 }
 
+/// A vault whose primary site's host has joined and shows these machines, ready for protection.
+async fn fleet_joined(folder: &tempfile::TempDir, machines: &[&str]) -> (Fleet, VaultId, HostId) {
+    let mut fleet = Fleet::new(&folder.path().join("control.sqlite")).await;
+    let control = fleet.control.clone();
+    let vault = control.vault_put(&key(), VaultSpec::default()).await.unwrap().id;
+    control.fabric_put(vault, "site-a", serde_json::Value::Null).await.unwrap();
+    let ttl = Duration::from_secs(3600);
+    let key = control.registration_key_create(vault, "site-a", ttl, "ab12").await.unwrap();
+    let join = JoinRequest { name: "kvm-a".to_owned(), data_address: None };
+    let source = control.registration_key_redeem(&key, join).await.unwrap().host;
+    fleet.hosts.push(ScriptedHost::new(source, "kvm-a", machines));
+    fleet.step().await;
+    control.policy_put(vault, "gold", PolicySpec::default()).await.unwrap();
+    let mapping = MappingSpec { policy: "gold".to_owned(), ..MappingSpec::default() };
+    control.mapping_put(vault, "site-a", "a-to-recovery", mapping).await.unwrap();
+    (fleet, vault, source)
+}
+
 impl Pair {
     /// The hosts have joined and the machine is found; nothing is protected.
     async fn joined() -> Pair {
         let folder = tempfile::tempdir().unwrap();
-        let mut fleet = Fleet::new(&folder.path().join("control.sqlite")).await;
-        let control = fleet.control.clone();
-        let vault = control.vault_put(&key(), VaultSpec::default()).await.unwrap().id;
-        control.fabric_put(vault, "site-a", serde_json::Value::Null).await.unwrap();
-        let ttl = Duration::from_secs(3600);
-        let key = control.registration_key_create(vault, "site-a", ttl, "ab12").await.unwrap();
-        let join = JoinRequest { name: "kvm-a".to_owned(), data_address: None };
-        let source = control.registration_key_redeem(&key, join).await.unwrap().host;
-        fleet.hosts.push(ScriptedHost::new(source, "kvm-a", &["web01", "db01"]));
-        fleet.step().await;
-        control.policy_put(vault, "gold", PolicySpec::default()).await.unwrap();
-        let mapping = MappingSpec { policy: "gold".to_owned(), ..MappingSpec::default() };
-        control.mapping_put(vault, "site-a", "a-to-recovery", mapping).await.unwrap();
+        let (fleet, vault, source) = fleet_joined(&folder, &["web01", "db01"]).await;
         Pair { folder, fleet, vault, source, item: ItemId::from_u128(0) }
     }
 

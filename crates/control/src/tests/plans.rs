@@ -49,19 +49,8 @@ fn person(name: &str) -> ManualAction {
 impl Three {
     async fn protected() -> Three {
         let folder = tempfile::tempdir().unwrap();
-        let mut fleet = Fleet::new(&folder.path().join("control.sqlite")).await;
+        let (fleet, vault, source) = fleet_joined(&folder, &NAMES).await;
         let control = fleet.control.clone();
-        let vault = control.vault_put(&key(), VaultSpec::default()).await.unwrap().id;
-        control.fabric_put(vault, "site-a", serde_json::Value::Null).await.unwrap();
-        let ttl = Duration::from_secs(3600);
-        let key = control.registration_key_create(vault, "site-a", ttl, "ab12").await.unwrap();
-        let join = JoinRequest { name: "kvm-a".to_owned(), data_address: None };
-        let source = control.registration_key_redeem(&key, join).await.unwrap().host;
-        fleet.hosts.push(ScriptedHost::new(source, "kvm-a", &NAMES));
-        fleet.step().await;
-        control.policy_put(vault, "gold", PolicySpec::default()).await.unwrap();
-        let mapping = MappingSpec { policy: "gold".to_owned(), ..MappingSpec::default() };
-        control.mapping_put(vault, "site-a", "a-to-recovery", mapping).await.unwrap();
         let mut items = Vec::new();
         for name in NAMES {
             let (policy, machine) = ("gold".to_owned(), name.to_owned());

@@ -18,14 +18,9 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use tokio::time::Instant;
 
 /// The bitmap that names everything the guest wrote since its first instruction.
 pub(super) const SINCE_FAILOVER: &str = "lw-since-failover";
-
-/// Pause between two looks at whether a stream has ended.
-const FINISH_POLL: Duration = Duration::from_millis(10);
 
 fn stream_job(disk: DiskNumber) -> String {
     format!("lw-hydrate-{disk}")
@@ -398,19 +393,20 @@ async fn streams_end(qmp: &Qmp, disks: &[DiskEntry], jobs: &Value) -> Result<Val
     let ending = pending(jobs);
     flush(qmp, disks).await?;
     for id in &ending {
+        let before = qmp.events_now();
         qmp.call("job-finalize", json!({"id": id}), CHANGE).await?;
-    }
-    let end = Instant::now() + CHANGE;
-    loop {
-        let left = qmp.call("query-block-jobs", json!({}), QUICK).await?;
-        let mut jobs = left.as_array().into_iter().flatten();
-        let ended = !jobs.any(|job| ending.iter().any(|id| job["device"] == **id));
-        if ended || Instant::now() >= end {
-            flush(qmp, disks).await?;
-            return Ok(left);
+        let is_gone = |event: &QmpEvent| {
+            let (name, status) = (event.name.as_str(), &event.data["status"]);
+            name == "JOB_STATUS_CHANGE" && event.data["id"] == **id && status == "null"
+        };
+        match qmp.wait_event(&format!("the end of {id}"), before, is_gone, CHANGE).await {
+            // Whether it has ended is told by the list below.
+            Ok(_) | Err(QmpError::NoEvent { .. }) => {}
+            Err(error) => return Err(error),
         }
-        tokio::time::sleep(FINISH_POLL).await;
     }
+    flush(qmp, disks).await?;
+    qmp.call("query-block-jobs", json!({}), QUICK).await
 }
 
 /// Puts everything that the disks' nodes hold in memory on disk: a reopen does that and says when

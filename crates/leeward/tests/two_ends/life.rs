@@ -207,13 +207,6 @@ async fn a_final_point_that_was_lost_is_taken_from_the_disks_of_the_machine_that
             _ => None,
         }
     };
-    let off = |job| SourceRun::ShutDown {
-        job,
-        timeout_ms: 60_000,
-        power_off: false,
-        copy: false,
-        needs_point: false,
-    };
     // Nobody takes its last data.
     home.assign(2, None, None);
     away.assign(2, Some(duty(branch(21, None), HOME, off(JOB))), None);
@@ -245,18 +238,22 @@ fn shut_down(by: JobId) -> impl Fn(&Host) -> Option<Option<PointId>> {
     }
 }
 
-/// F-086: an earlier job had it off and has its final point. Its owner ran it since, and this host
-/// never heard that it lives here: that point is not taken for the last data.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_that_an_earlier_job_had_off_is_compared_for_the_next_one() {
-    let (home, away) = replicating().await;
-    let off = |job| SourceRun::ShutDown {
+/// The guest is asked to shut down, and its last data are wished for.
+fn off(job: JobId) -> SourceRun {
+    SourceRun::ShutDown {
         job,
         timeout_ms: 60_000,
         power_off: false,
         copy: false,
         needs_point: false,
-    };
+    }
+}
+
+/// F-086: an earlier job had it off and has its final point. Its owner ran it since, and this host
+/// never heard that it lives here: that point is not taken for the last data.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_an_earlier_job_had_off_is_compared_for_the_next_one() {
+    let (home, away) = replicating().await;
     away.assign(2, Some(duty(branch(21, None), HOME, off(JOB))), None);
     let former = away.seen(shut_down(JOB)).await.unwrap();
     away.machines.machine_start(NAME).await.unwrap();
@@ -281,13 +278,6 @@ async fn a_machine_that_an_earlier_job_had_off_is_compared_for_the_next_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shutdown_is_forgotten_once_the_machine_is_replicated_again() {
     let (_home, away) = replicating().await;
-    let off = |job| SourceRun::ShutDown {
-        job,
-        timeout_ms: 60_000,
-        power_off: false,
-        copy: false,
-        needs_point: false,
-    };
     away.assign(2, Some(duty(branch(21, None), HOME, off(JOB))), None);
     assert!(away.seen(shut_down(JOB)).await.is_some());
     let run = SourceRun::Replicate { permit: None, start: None };
@@ -313,18 +303,35 @@ async fn a_shutdown_is_forgotten_once_the_machine_is_replicated_again() {
     assert_eq!(problem, None, "it was not read");
 }
 
+/// Decision 16: a machine that was left is fenced at once when its host hears of it, also while the
+/// source waits for a store that gives no answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fence_does_not_wait_for_a_store_that_does_not_answer() {
+    let away = end(AWAY, Site::Recovery);
+    away.way.hangs.store(true, Ordering::Relaxed);
+    away.machines.disks(&machine()).unwrap().write(DISK, 0, &old_disk());
+    away.machines.machine_start(NAME).await.unwrap();
+    let run = SourceRun::Replicate { permit: None, start: None };
+    let address = Some("home:1".to_owned());
+    let goes = SourceDuty { target_address: address, ..duty(branch(21, None), HOME, run) };
+    away.assign(1, Some(goes.clone()), None);
+    tokio::time::timeout(PATIENCE, away.way.waited.notified()).await.expect("it is dialled");
+
+    away.assign(2, Some(SourceDuty { run: SourceRun::Fenced, ..goes }), None);
+
+    let fenced = |host: &Host| {
+        let seen = host.board.source_seen(ITEM)?;
+        (seen.phase == CapturePhase::Fenced).then_some(seen.machine)
+    };
+    assert_eq!(away.seen(fenced).await, MachineState::Off);
+    assert_eq!(away.state().await, MachineState::Off);
+}
+
 /// Decision 16: whatever was known of a machine, one that ran until it was fenced has written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_is_found_running_is_noted_each_time_also_after_its_final_point() {
     let (_home, away) = replicating().await;
-    let off = SourceRun::ShutDown {
-        job: JOB,
-        timeout_ms: 60_000,
-        power_off: false,
-        copy: false,
-        needs_point: false,
-    };
-    away.assign(2, Some(duty(branch(21, None), HOME, off)), None);
+    away.assign(2, Some(duty(branch(21, None), HOME, off(JOB))), None);
     assert!(away.seen(shut_down(JOB)).await.is_some());
     away.assign(3, Some(duty(branch(21, None), HOME, SourceRun::Fenced)), None);
     let fenced = |host: &Host| {

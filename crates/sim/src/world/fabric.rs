@@ -111,9 +111,12 @@ impl WatchedFabric {
         ledger.moved(*site);
         // Where it is live it may be started anew, whatever the other site does unasked.
         let may = matches!(what, MachineRef::Instance(_)) || ledger.live_at() == Some(*site);
-        let excused = may && !ledger.is_sure(other(*site), ms);
+        let sure_from = ledger.sure_from_ms(other(*site));
+        let excused = may && ms < sure_from;
         if now > 1 && !excused {
-            ledger.violated(format!("I4: {what} was started beside another at {ms} ms"));
+            ledger.violated(format!(
+                "I4: {what} was started beside another at {ms} ms, known from {sure_from} ms on"
+            ));
         }
         ledger.lives_at(*site);
     }

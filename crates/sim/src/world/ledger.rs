@@ -320,9 +320,9 @@ impl Ledger {
         known.unsure_until_ms = known.unsure_until_ms.max(ms);
     }
 
-    /// Whether it can be known at `ms` what runs at `site`.
-    pub fn is_sure(&self, site: Site, ms: u64) -> bool {
-        self.state().site(site).unsure_until_ms <= ms
+    /// From when on it can be known what runs at `site`, in milliseconds of the world's time.
+    pub fn sure_from_ms(&self, site: Site) -> u64 {
+        self.state().site(site).unsure_until_ms
     }
 
     /// The site where a machine was started last.

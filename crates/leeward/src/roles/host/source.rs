@@ -279,7 +279,14 @@ pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option
             before = Some(now.clone());
         }
         worker.begin(&now);
-        let outcome = worker.act(&now, &mut work).await;
+        let fenced = ordered_off(work.clone(), &now.duty.run);
+        let outcome = tokio::select! {
+            outcome = worker.act(&now, &mut work) => outcome,
+            () = fenced => {
+                tracing::info!(%item, "what was going on is dropped: the machine is to be off");
+                Err(SourceError::Changed)
+            }
+        };
         let pause = match outcome {
             Ok(pause) => pause,
             Err(SourceError::Changed) => continue,
@@ -295,6 +302,22 @@ pub async fn run(host: Arc<Host>, item: ItemId, mut work: watch::Receiver<Option
                 }
             }
         }
+    }
+}
+
+/// Whether the machine is to be off, and stay off.
+fn fences(run: &SourceRun) -> bool {
+    matches!(run, SourceRun::Fenced | SourceRun::Seed { .. } | SourceRun::Leave)
+}
+
+/// Returns when the duty becomes one that wants the machine off at once, if `now` is not one.
+/// Whatever goes on then is dropped where it stands, as if the process had ended: it may wait for
+/// a store, and a second machine may run meanwhile.
+async fn ordered_off(mut work: watch::Receiver<Option<SourceWork>>, now: &SourceRun) {
+    let ordered =
+        |work: &Option<SourceWork>| work.as_ref().is_some_and(|work| fences(&work.duty.run));
+    if fences(now) || work.wait_for(ordered).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -343,11 +366,7 @@ impl SourceWorker {
             seen.divergent.clone_from(&state.divergent);
             // What was said of a former fence is no answer to the next: the machine may be started
             // in between.
-            let fences = matches!(
-                work.duty.run,
-                SourceRun::Fenced | SourceRun::Seed { .. } | SourceRun::Leave
-            );
-            if seen.phase == CapturePhase::Fenced && !fences {
+            if seen.phase == CapturePhase::Fenced && !fences(&work.duty.run) {
                 seen.phase = CapturePhase::Idle;
             }
             if let Some((job, _)) = &seen.shutdown
