@@ -1,5 +1,5 @@
-//! `leeward store undelete`: a store in a bucket with versions, as it was before somebody deleted or
-//! overwrote its objects. Needs no key of the store, and takes nothing away.
+//! `leeward store undelete`: a store in a bucket with versions, as it was before somebody deleted
+//! or overwrote its objects. Needs no key of the store, and takes nothing away.
 
 use super::{
     Failure,

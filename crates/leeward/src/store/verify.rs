@@ -51,7 +51,7 @@ pub(super) fn run(options: &VerifyOptions, output: Output) -> Result<(), Failure
         objects.push(object(item, &audit));
     }
     if options.item.is_none() {
-        damages += deleted(place, output, &mut objects);
+        damages += deleted(place, damages, output, &mut objects);
     }
     if output == Output::Json {
         print_json(&objects.into());
@@ -65,8 +65,14 @@ pub(super) fn run(options: &VerifyOptions, output: Output) -> Result<(), Failure
     }
 }
 
-/// What somebody deleted whom no writer of a store would, as far as a bucket tells; how much.
-fn deleted(place: &PlaceOptions, output: Output, objects: &mut Vec<Value>) -> usize {
+/// What was deleted that no writer of a store deletes, as far as a bucket tells; how much. Says how
+/// that, and what is damaged otherwise, can come back.
+fn deleted(
+    place: &PlaceOptions,
+    damages: usize,
+    output: Output,
+    objects: &mut Vec<Value>,
+) -> usize {
     let losses = match place.history() {
         Some(Ok(history)) => Losses::of(&history),
         // Not every server keeps versions, and not every key may ask for them.
@@ -84,8 +90,10 @@ fn deleted(place: &PlaceOptions, output: Output, objects: &mut Vec<Value>) -> us
     for (name, at) in &losses.manifests {
         words += &format!("{name}: deleted at {}, and newer than what is there\n", time_text(*at));
     }
-    if losses.is_loss() {
-        words += &format!("`leeward store undelete {}` can bring it back\n", place.store);
+    if losses.is_loss() || damages > 0 {
+        let store = &place.store;
+        words +=
+            &format!("`leeward store undelete {store}` shows what the bucket still has of it\n");
     }
     if output == Output::Table {
         print(&words);

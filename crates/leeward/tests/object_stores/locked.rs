@@ -2,6 +2,7 @@
 //! them, and what somebody with the bucket's keys hides or covers is found and comes back.
 
 use super::*;
+use aws_lc_rs::digest;
 
 const STORE: &str = "s3://locked/some/where";
 /// Somebody with the keys of the bucket's owner; moto looks for no more than that.
@@ -213,6 +214,7 @@ fn newest_manifests_that_were_hidden_and_bytes_that_were_covered_are_named_and_c
     assert!(covered.starts_with("HTTP/1.1 200"), "{covered}");
     let said = String::from_utf8(desk.run(&["verify", STORE]).stdout).unwrap();
     assert!(said.contains(segment.rsplit('/').next().unwrap()), "{said}");
+    assert!(said.contains("leeward store undelete s3://locked/some/where"), "{said}");
 
     let shown = desk.good(&["undelete", STORE, "--as-of", &time]);
     assert!(shown.contains("overwritten at") && shown.contains("2 objects"), "{shown}");
@@ -220,4 +222,139 @@ fn newest_manifests_that_were_hidden_and_bytes_that_were_covered_are_named_and_c
 
     desk.good(&["verify", STORE]);
     assert!(desk.restore(point(&second), "1.raw", &[]) == last);
+}
+
+/// What somebody on the way sees: passes everything on, and keeps what was asked.
+struct Listener {
+    port: u16,
+    asked: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Listener {
+    /// Listens before the server at `to`.
+    fn before(to: u16) -> Listener {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let kept = asked.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", to)));
+                let server = server.unwrap();
+                let number = {
+                    let mut kept = kept.lock().unwrap();
+                    kept.push(Vec::new());
+                    kept.len() - 1
+                };
+                let (mut back, mut to_client) =
+                    (server.try_clone().unwrap(), client.try_clone().unwrap());
+                thread::spawn(move || std::io::copy(&mut back, &mut to_client));
+                let kept = kept.clone();
+                thread::spawn(move || pass_on(client, server, &kept, number));
+            }
+        });
+        Listener { port, asked }
+    }
+
+    /// The heads of all requests so far, in lines.
+    fn heads(&self) -> Vec<Vec<String>> {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().flat_map(|connection| heads(connection)).collect()
+    }
+}
+
+fn pass_on(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    kept: &Mutex<Vec<Vec<u8>>>,
+    number: usize,
+) {
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(read @ 1..) = client.read(&mut buffer) {
+        kept.lock().unwrap()[number].extend_from_slice(&buffer[..read]);
+        if server.write_all(&buffer[..read]).is_err() {
+            return;
+        }
+    }
+    let _ = server.shutdown(std::net::Shutdown::Write);
+}
+
+/// The heads of requests that came one after another.
+fn heads(mut bytes: &[u8]) -> Vec<Vec<String>> {
+    let mut heads = Vec::new();
+    while let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        let head: Vec<String> = head.lines().map(str::to_owned).collect();
+        let len: usize = header(&head, "content-length").parse().unwrap_or(0);
+        bytes = bytes.get(end + 4 + len..).unwrap_or_default();
+        heads.push(head);
+    }
+    heads
+}
+
+fn header<'a>(head: &'a [String], name: &str) -> &'a str {
+    let pairs = head.iter().filter_map(|line| line.split_once(':'));
+    let mut found = pairs.filter(|(key, _)| key.eq_ignore_ascii_case(name));
+    found.next().map_or("", |(_, value)| value.trim())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether a request is signed as S3 wants it (signature version 4), by the desk's secret.
+fn is_signed(head: &[String]) -> bool {
+    let part = |name: &str| {
+        let (_, rest) = header(head, "authorization").split_once(name).unwrap();
+        rest.split(',').next().unwrap().trim().to_owned()
+    };
+    let (credential, names) = (part("Credential="), part("SignedHeaders="));
+    let (_, scope) = credential.split_once('/').unwrap();
+    let mut first = head[0].split(' ');
+    let (method, target) = (first.next().unwrap(), first.next().unwrap());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut query: Vec<&str> = query.split('&').collect();
+    query.sort_unstable();
+    let headers = names.split(';').map(|name| format!("{name}:{}\n", header(head, name)));
+    let (headers, query) = (headers.collect::<String>(), query.join("&"));
+    let body = header(head, "x-amz-content-sha256");
+    let asked = format!("{method}\n{path}\n{query}\n{headers}\n{names}\n{body}");
+    let hash = hex(digest::digest(&digest::SHA256, asked.as_bytes()).as_ref());
+    let text = format!("AWS4-HMAC-SHA256\n{}\n{scope}\n{hash}", header(head, "x-amz-date"));
+    let sign = |key: &[u8], text: &str| {
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
+    };
+    let secret = b"AWS4a-secret-that-nobody-logs".to_vec();
+    let key = scope.split('/').fold(secret, |key, part| sign(&key, part));
+    part("Signature=") == hex(&sign(&key, &text))
+}
+
+/// What S3 asks of a put into such a bucket, whole objects and parts: a checksum, signed with the
+/// rest. It is not sent to a server that did not ask for it.
+#[test]
+fn what_is_put_into_a_locked_bucket_has_a_checksum_under_a_good_signature() {
+    let (mut desk, server) = desk("COMPLIANCE");
+    let listener = Listener::before(server.port);
+    desk.s3(&format!("http://127.0.0.1:{}", listener.port));
+    desk.good(&["init", STORE]);
+    desk.capture(&[]);
+
+    let heads = listener.heads();
+    let puts = heads.iter().filter(|head| head[0].starts_with("PUT "));
+    let (with, without): (Vec<_>, Vec<_>) =
+        puts.partition(|head| !header(head, "content-md5").is_empty());
+    assert!(with.iter().any(|head| head[0].contains("partNumber=")), "no object has parts");
+    assert!(without.len() < 4 && without.iter().all(|head| is_signed(head)), "{without:#?}");
+    for head in with {
+        let sum = STANDARD.decode(header(head, "content-md5")).unwrap();
+        let signed = header(head, "authorization").contains("content-md5;");
+        assert!(sum.len() == 16 && signed && is_signed(head), "{head:#?}");
+    }
+
+    assert!(ask(server.port, "PUT /plain HTTP/1.1", "").starts_with("HTTP/1.1 200"));
+    desk.good(&["init", "s3://plain/store"]);
+    let heads = listener.heads();
+    let plain: Vec<_> = heads.iter().filter(|head| head[0].starts_with("PUT /plain")).collect();
+    assert!(plain.len() > 2);
+    assert!(plain.iter().all(|head| header(head, "content-md5").is_empty()), "nobody asked");
 }

@@ -1,4 +1,4 @@
-//! `Content-MD5` for buckets that want it: those with object lock take no object without a checksum.
+//! `Content-MD5` for buckets that want it: those with object lock take nothing without a checksum.
 //!
 //! The library sends none. Here it is added below the library, once a server has asked for it, and
 //! the request is signed anew, because S3 wants that header signed. It proves nothing to us: what
