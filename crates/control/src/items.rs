@@ -109,6 +109,20 @@ pub struct PlannedSpec {
 pub struct ReprotectSpec {
     /// Id or name of the host to go to; none means the one that was left (F-111).
     pub host: Option<String>,
+    /// What the comparison goes by with what the other site's store has.
+    #[serde(default)]
+    pub trust: ResyncTrust,
+}
+
+/// What a comparison that was asked for goes by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResyncTrust {
+    /// The hashes that both ends keep of what was replicated.
+    #[default]
+    Hashes,
+    /// Nothing: the store reads and hashes anew all that it holds of the item's line.
+    Nothing,
 }
 
 /// What is wanted of the machine at a site.

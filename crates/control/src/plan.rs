@@ -1,6 +1,6 @@
 //! What is wanted of the hosts for one item: stored with the item, turned into assignments.
 
-use crate::items::LiveAt;
+use crate::items::{LiveAt, ResyncTrust};
 use leeward_model::{
     Branch, Epoch, HostId, InstanceId, JobId, PointId, Position, Site, TimelineId, UnixMillis,
 };
@@ -46,17 +46,6 @@ pub(crate) struct Plan {
     /// What operators were told of last.
     #[serde(default)]
     pub(crate) told: Told,
-}
-
-/// What a resync that was asked for goes by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum ResyncTrust {
-    /// The hashes that both ends keep of what was replicated.
-    #[default]
-    Hashes,
-    /// Nothing: the store reads and hashes anew all that it holds of the item's line.
-    Nothing,
 }
 
 /// Is what operators were told of, so that each is told once.

@@ -23,6 +23,7 @@ mod serve;
 mod show;
 mod shred;
 mod source;
+mod undelete;
 mod verify;
 
 use crate::cli::Output;
@@ -88,6 +89,9 @@ pub enum StoreVerb {
     Unpin(pin::UnpinOptions),
     /// Lets points go by age and by thinning, and frees what only they needed.
     Prune(prune::PruneOptions),
+    /// Brings back what was deleted or overwritten in a bucket that keeps versions (object lock);
+    /// without --yes-undelete it only shows it.
+    Undelete(undelete::UndeleteOptions),
 }
 
 /// What a verb says that does not end well.
@@ -112,6 +116,7 @@ pub async fn run(verb: StoreVerb, output: Output) -> ExitCode {
         StoreVerb::Pin(options) => blocking(move || pin::pin(&options, output)).await,
         StoreVerb::Unpin(options) => blocking(move || pin::unpin(&options, output)).await,
         StoreVerb::Prune(options) => blocking(move || prune::run(&options, output)).await,
+        StoreVerb::Undelete(options) => blocking(move || undelete::run(&options, output)).await,
     };
     finish(done)
 }

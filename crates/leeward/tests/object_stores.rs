@@ -22,6 +22,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[path = "object_stores/locked.rs"]
+mod locked;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_leeward");
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Long enough for a segment that is put in several parts.

@@ -23,6 +23,7 @@ mod key_blobs;
 mod keyring;
 mod kits;
 mod layers;
+mod losses;
 pub mod manifest;
 mod manifest_log;
 #[cfg(feature = "testing")]
@@ -58,6 +59,7 @@ pub use item::{ItemStore, PointReceipt};
 pub use kept::{KeptFile, KeptRecord};
 pub use keyring::{ItemKeys, KeyOwner, RecipientKind, RecipientSecret};
 pub use kits::KitTest;
+pub use losses::{Losses, deletions, lost_since};
 pub use manifest::PointRecord;
 pub use pins::{Pin, Unpinned};
 pub use point_reader::PointReader;

@@ -63,20 +63,26 @@ pub(crate) fn taken_off(folder: &ItemFolder) -> Result<Vec<Unpinned>, StoreError
     Ok(all)
 }
 
+/// Pins a point; returns once the pin is durable and `listed`, asked after that, still has the
+/// point. Collection lists pins after removals are durable: one of the two sees the other.
 pub(crate) fn put(
     folder: &ItemFolder,
-    point: (PointId, Position),
-    who: &str,
-    why: &str,
+    (point, position): (PointId, Position),
+    (who, why): (&str, &str),
     created: UnixMillis,
+    listed: impl FnOnce() -> Result<(), StoreError>,
 ) -> Result<Pin, StoreError> {
-    let (point, position) = point;
     let id = draw_uuid(folder.random.as_ref());
     let pin = Pin { id, point, position, who: who.into(), why: why.into(), created };
     match folder.put_note(&format!("pins/{id}"), &pin)? {
-        Put::Created => Ok(pin),
-        Put::Exists => Err(StoreError::refused("a pin", "its id was drawn before")),
+        Put::Created => {}
+        Put::Exists => return Err(StoreError::refused("a pin", "its id was drawn before")),
     }
+    if let Err(error) = listed() {
+        delete(folder, id)?;
+        return Err(error);
+    }
+    Ok(pin)
 }
 
 pub(crate) fn delete(folder: &ItemFolder, pin: Uuid) -> Result<(), StoreError> {

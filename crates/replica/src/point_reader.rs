@@ -151,17 +151,11 @@ impl PointReader {
             return reader.pin(point, who, why, now);
         }
         let listed = self.point(point)?.ok_or(StoreError::NoPoint { point })?;
-        let pin = pins::put(&self.folder, (point, listed.position), who, why, now)?;
-        // Collection lists pins after removals are durable: one of the two sees the other.
-        let listed = Known::open(&self.folder).and_then(|known| {
-            self.known = known;
-            self.point(point)?.ok_or(StoreError::NoPoint { point })
-        });
-        if let Err(error) = listed {
-            pins::delete(&self.folder, pin.id)?;
-            return Err(error);
-        }
-        Ok(pin)
+        let folder = self.folder.clone();
+        pins::put(&folder, (point, listed.position), (who, why), now, || {
+            self.known = Known::open(&folder)?;
+            self.point(point)?.map(drop).ok_or(StoreError::NoPoint { point })
+        })
     }
 
     /// Takes a pin off; an unknown one is fine.

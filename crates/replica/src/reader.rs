@@ -189,14 +189,11 @@ impl ItemReader {
         now: UnixMillis,
     ) -> Result<Pin, StoreError> {
         self.refresh()?;
-        let position = self.position_of(point)?;
-        let pin = pins::put(&self.folder, (point, position), who, why, now)?;
-        let listed = self.refresh().and_then(|()| self.position_of(point));
-        if let Err(error) = listed {
-            pins::delete(&self.folder, pin.id)?;
-            return Err(error);
-        }
-        Ok(pin)
+        let (folder, position) = (self.folder.clone(), self.position_of(point)?);
+        pins::put(&folder, (point, position), (who, why), now, || {
+            self.refresh()?;
+            self.position_of(point).map(drop)
+        })
     }
 
     /// Takes a pin off; an unknown one is fine.

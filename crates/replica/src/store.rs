@@ -17,9 +17,9 @@ use leeward_wire::keys::HashKey;
 use std::{io, sync::Arc};
 use uuid::Uuid;
 
-const LOCK: &str = "store.lock";
+pub(crate) const LOCK: &str = "store.lock";
 /// Held by whoever puts keys, beside the owner's lock or without it.
-const KEYS_LOCK: &str = "keys.lock";
+pub(crate) const KEYS_LOCK: &str = "keys.lock";
 /// So often the identity is read again when it was replaced while a store was being opened.
 const OPENS_MAX: usize = 4;
 

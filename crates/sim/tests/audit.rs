@@ -2,7 +2,10 @@
 //! what changed by itself is found, told and repaired; where nothing did, nothing is found. And
 //! what somebody does with a store by hand is seen by the store's owner.
 
-use leeward_control::jobs::RunState;
+use leeward_control::{
+    items::{PlannedSpec, ReprotectSpec, ResyncTrust},
+    jobs::RunState,
+};
 use leeward_model::{Code, DiskNumber, EXTENT_BYTES, ExtentNumber, ItemId, Protection, Site};
 use leeward_replica::{
     ItemReader, Served, ServedAs, ServingProcess, View,
@@ -207,6 +210,46 @@ fn a_resync_that_trusts_nothing_finds_what_a_resync_by_hashes_cannot() {
         assert_eq!(newest(&world), Some(content(&world)));
         assert!(world.view().await.expect("it is protected").audit.is_none(), "audits are off");
     });
+}
+
+/// Fails over to the other site without losing anything, and stays there.
+async fn move_over(world: &mut World) {
+    let (control, item) = (world.control(), item(world));
+    let moved = control.item_planned_failover(item, PlannedSpec::default()).await;
+    let moved = world.finish(moved.expect("it is protected")).await;
+    assert_eq!(moved.state, RunState::Succeeded);
+    let job = control.item_commit(item).await.expect("it is failed over");
+    assert_eq!(world.finish(job).await.state, RunState::Succeeded);
+}
+
+/// `--verify=full` of a reprotect: after a whole circle the recovery site's store still has what it
+/// had, and some of it has rotted. Its hashes say otherwise; reading it tells.
+#[test]
+fn a_reprotect_that_trusts_nothing_has_what_rotted_in_the_old_replica_sent_again() {
+    for (trust, readable) in [(ResyncTrust::Hashes, false), (ResyncTrust::Nothing, true)] {
+        let same = simulate(async {
+            let random = &mut Seeded::new(43);
+            let mut world = protected(Mistakes { no_audit: true, ..Mistakes::default() }).await;
+            sealed(&mut world).await;
+            move_over(&mut world).await;
+            world.reprotect_wholly(random).await;
+            move_over(&mut world).await;
+            rot(&world, 3);
+            assert_eq!(newest(&world), None, "nothing is damaged");
+
+            let spec = ReprotectSpec { trust, ..ReprotectSpec::default() };
+            let job = world.control().item_reprotect(item(&world), spec).await;
+            let job = world.finish(job.expect("it is committed")).await;
+            assert_eq!(job.state, RunState::Succeeded);
+            let is = async |world: &World| {
+                let view = world.view().await.expect("it is protected");
+                view.state.protection == Protection::Protected
+            };
+            world.until("the other direction is protected", STEPS_MAX, is).await;
+            newest_is_same(&world)
+        });
+        assert_eq!(same, readable, "{trust:?}");
+    }
 }
 
 /// Somebody begins to serve the newest point for writing, beside the server.

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     ControlError,
     fabrics::HostView,
-    items::{DisableReason, ItemView, PlannedSpec, ReprotectSpec, SyncOption},
+    items::{DisableReason, ItemView, PlannedSpec, ReprotectSpec, ResyncTrust, SyncOption},
 };
 use leeward_model::{Direction, PointChoice, Protection};
 
@@ -205,7 +205,26 @@ pub(super) async fn reprotect(
     check_reverse(properties, item)?;
     let details = properties.object("providerSpecificDetails")?;
     let host = host(below, properties, details, item).await?;
-    Ok(ReprotectSpec { host: host.map(|host| host.name) })
+    let trust = trust(properties, details)?;
+    Ok(ReprotectSpec { host: host.map(|host| host.name), trust })
+}
+
+/// What a comparison goes by: `leewardVerify`.
+///
+/// # Errors
+/// BadRequest naming the field.
+pub(super) fn trust(
+    properties: Fields<'_>,
+    details: Fields<'_>,
+) -> Result<ResyncTrust, ControlError> {
+    match either(properties, details, "leewardVerify")? {
+        None | Some("hashes") => Ok(ResyncTrust::Hashes),
+        Some("full") => Ok(ResyncTrust::Nothing),
+        Some(word) => {
+            let what = format!("leewardVerify {word} is not one of hashes, full");
+            Err(ControlError::bad_request(what))
+        }
+    }
 }
 
 /// The host that a request names by name, id or path. The item's own machine, which some clients

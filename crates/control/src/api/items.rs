@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     ControlError, ErrorKind,
-    items::{EnableSpec, ItemView, KeepPoints, Shutdown},
+    items::{EnableSpec, ItemView, KeepPoints, ResyncTrust, Shutdown},
 };
 use leeward_model::{Code, JobId, PointChoice};
 use serde_json::Value;
@@ -146,13 +146,9 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
             control.item_change_point(item.id, point).await
         }
         Op::ItemCommit => control.item_commit(item.id).await,
-        Op::ItemResync => match properties.text("leewardVerify")? {
-            None | Some("hashes") => control.item_resync(item.id).await,
-            Some("full") => control.item_resync_full(item.id).await,
-            Some(word) => {
-                let what = format!("leewardVerify {word} is not one of hashes, full");
-                Err(ControlError::bad_request(what))
-            }
+        Op::ItemResync => match direction::trust(properties, details)? {
+            ResyncTrust::Hashes => control.item_resync(item.id).await,
+            ResyncTrust::Nothing => control.item_resync_full(item.id).await,
         },
         Op::ItemPlannedFailover => {
             let spec = direction::planned(below, properties, item).await?;

@@ -1,6 +1,6 @@
 //! Starts operations on items: each is one transaction that checks, notes and makes the job.
 
-use super::{EnableSpec, Shutdown, Started};
+use super::{EnableSpec, ResyncTrust, Shutdown, Started};
 use crate::error::Result;
 use crate::fabrics::fabric_row;
 use crate::jobs::kinds::{
@@ -8,7 +8,7 @@ use crate::jobs::kinds::{
     Replaced, Resync, TestFailover, WayBack,
 };
 use crate::jobs::{NewJob, Request, Scenario, reprotect};
-use crate::plan::{End, Plan, ResyncTrust, other};
+use crate::plan::{End, Plan, other};
 use crate::policies::policy_row;
 use crate::store::{self, Conn, hosts::HostRow, items::ItemRow, jobs::Lane};
 use crate::vaults::check_name;

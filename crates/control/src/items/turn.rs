@@ -96,7 +96,7 @@ impl Control {
             None => None,
         };
         self.item_change(id, |world, running| {
-            let memory = turn(world, running, to, false)?;
+            let memory = Reprotect { trust: spec.trust, ..turn(world, running, to, false)? };
             let (job, request) = (memory.job, Request::Reprotect { spec });
             let new = NewJob::asked(job, Lane::Reverse, Scenario::ReverseReplication, request);
             start(world, new, &memory)

@@ -5,6 +5,7 @@ use super::enable_protection::need_hosts;
 use super::finalize_reprotect::FinalizeReprotect;
 use super::{NewJob, Scenario};
 use crate::events::Severity;
+use crate::items::ResyncTrust;
 use crate::plan::{Half, HalfOf, RunPlan, TargetRun, other};
 use crate::store::jobs::Lane;
 use crate::world::{Step, World, pending};
@@ -31,6 +32,9 @@ pub(crate) struct Reprotect {
     /// Whether everything is sent, without a comparison with the old disks (F-109).
     #[serde(default)]
     pub(crate) full: bool,
+    /// What the comparison goes by with what the target's store has.
+    #[serde(default)]
+    pub(crate) trust: ResyncTrust,
     /// What an earlier reprotect has brought into the target's store before it was given up.
     #[serde(default)]
     pub(crate) goes_on: Option<GoesOn>,
@@ -83,7 +87,8 @@ pub(crate) fn new_job(world: &mut World, job: JobId, machine: InstanceId) -> Rep
         item.plan.end_mut(other(active)).given_up.clear();
     }
     let (seed, timeline) = (world.new_id(), world.new_id());
-    Reprotect { job, machine, seed, timeline, parent: None, full: false, goes_on: None }
+    let (parent, goes_on, trust) = (None, None, ResyncTrust::default());
+    Reprotect { job, machine, seed, timeline, parent, full: false, trust, goes_on }
 }
 
 /// Goes on with the other direction after a failover, because the policy says so (F-084).
@@ -275,6 +280,10 @@ impl Reprotect {
         let (from, to) = (world.source_site(), world.target_site());
         let epoch = world.state()?.epoch;
         let plan = &mut world.item_mut()?.plan;
+        // Once: this step is looked at until the host has begun.
+        if self.trust == ResyncTrust::Nothing && plan.branch.timeline != self.timeline {
+            plan.resync_asked(self.trust);
+        }
         plan.branch = Branch { timeline: self.timeline, parent: self.parent, epoch };
         plan.fenced_at = None;
         plan.one_way = false;

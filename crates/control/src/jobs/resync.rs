@@ -1,7 +1,8 @@
 //! Resynchronize: asks for a comparison of the whole machine and shows how it goes.
 
 use super::{NewJob, Scenario};
-use crate::plan::{ResyncTrust, RunPlan};
+use crate::items::ResyncTrust;
+use crate::plan::RunPlan;
 use crate::store::jobs::Lane;
 use crate::world::{Step, World, pending};
 use leeward_durable::{Forward, Job, Moment, Outcome, Phase, Reversible, nothing};

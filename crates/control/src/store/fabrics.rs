@@ -1,6 +1,6 @@
 //! Rows of fabrics and of the mappings between their containers.
 
-use super::{Conn, StoreResult, parse_all, query, text};
+use super::{Conn, StoreResult, found, parse_all, query, text};
 use crate::fabrics::FabricKind;
 use leeward_model::{FabricId, VaultId};
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ pub(crate) async fn find(
 ) -> StoreResult<Option<FabricRow>> {
     let sql = "SELECT body FROM fabrics WHERE vault = ? AND name = ?";
     let rows = sqlx::query_scalar(sql).bind(vault.to_string()).bind(name).fetch_all(conn).await;
-    Ok(parse_all(LOAD, &query(LOAD, rows)?)?.pop())
+    found(LOAD, rows)
 }
 
 /// Removes a fabric without items and mappings, with its machines and its hosts' membership.
@@ -105,5 +105,5 @@ pub(crate) async fn mapping_remove(
 pub(crate) async fn by_id(conn: &mut Conn, fabric: FabricId) -> StoreResult<Option<FabricRow>> {
     let sql = "SELECT body FROM fabrics WHERE id = ?";
     let rows = sqlx::query_scalar(sql).bind(fabric.to_string()).fetch_all(conn).await;
-    Ok(parse_all(LOAD, &query(LOAD, rows)?)?.pop())
+    found(LOAD, rows)
 }

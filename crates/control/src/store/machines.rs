@@ -1,6 +1,6 @@
 //! Rows of machines found on hosts, and what is remembered of the newest points.
 
-use super::{Conn, StoreResult, parse, parse_all, query, text};
+use super::{Conn, StoreResult, found, parse, parse_all, query, text};
 use leeward_model::{FabricId, HostId, ItemId, MachineSpec};
 use leeward_wire::message::NewestPoint;
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ pub(crate) async fn of_fabric(conn: &mut Conn, fabric: FabricId) -> StoreResult<
 pub(crate) async fn find(conn: &mut Conn, id: Uuid) -> StoreResult<Option<MachineRow>> {
     let sql = "SELECT body FROM machines WHERE id = ?";
     let rows = sqlx::query_scalar(sql).bind(id.to_string()).fetch_all(conn).await;
-    Ok(parse_all(LOAD, &query(LOAD, rows)?)?.pop())
+    found(LOAD, rows)
 }
 
 /// Removes machines that are gone from their host, unless an item protects them.

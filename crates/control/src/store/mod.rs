@@ -211,6 +211,14 @@ fn parse_all<T: DeserializeOwned>(what: &'static str, texts: &[String]) -> Store
     texts.iter().map(|text| parse(what, text)).collect()
 }
 
+/// The one row that was asked for, if it is there.
+fn found<T: DeserializeOwned>(
+    what: &'static str,
+    texts: Result<Vec<String>, sqlx::Error>,
+) -> StoreResult<Option<T>> {
+    Ok(parse_all(what, &query(what, texts)?)?.pop())
+}
+
 fn text<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("rows have only string keys and plain values")
 }

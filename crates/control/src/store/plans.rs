@@ -1,6 +1,6 @@
 //! Rows of recovery plans. What may stand in them is decided in `plans`.
 
-use super::{Conn, StoreResult, parse_all, query, text};
+use super::{Conn, StoreResult, found, parse_all, query, text};
 use crate::plans::Group;
 use leeward_model::{FabricId, ItemId, VaultId};
 use serde::{Deserialize, Serialize};
@@ -49,13 +49,13 @@ pub(crate) async fn find(
 ) -> StoreResult<Option<PlanRow>> {
     let sql = "SELECT body FROM plans WHERE vault = ? AND name = ?";
     let rows = sqlx::query_scalar(sql).bind(vault.to_string()).bind(name).fetch_all(conn).await;
-    Ok(parse_all(LOAD, &query(LOAD, rows)?)?.pop())
+    found(LOAD, rows)
 }
 
 pub(crate) async fn by_id(conn: &mut Conn, plan: Uuid) -> StoreResult<Option<PlanRow>> {
     let sql = "SELECT body FROM plans WHERE id = ?";
     let rows = sqlx::query_scalar(sql).bind(plan.to_string()).fetch_all(conn).await;
-    Ok(parse_all(LOAD, &query(LOAD, rows)?)?.pop())
+    found(LOAD, rows)
 }
 
 /// A vault's plans by name.

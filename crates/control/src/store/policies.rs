@@ -1,6 +1,6 @@
 //! Rows of policies.
 
-use super::{Conn, StoreResult, parse_all, query, text};
+use super::{Conn, StoreResult, found, parse_all, query, text};
 use crate::policies::PolicySpec;
 use leeward_model::VaultId;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ pub(crate) async fn find(
 ) -> StoreResult<Option<PolicyRow>> {
     let sql = "SELECT body FROM policies WHERE vault = ? AND name = ?";
     let rows = sqlx::query_scalar(sql).bind(vault.to_string()).bind(name).fetch_all(conn).await;
-    Ok(parse_all(LOAD, &query(LOAD, rows)?)?.pop())
+    found(LOAD, rows)
 }
 
 pub(crate) async fn list(conn: &mut Conn, vault: VaultId) -> StoreResult<Vec<PolicyRow>> {

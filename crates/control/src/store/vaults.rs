@@ -1,6 +1,6 @@
 //! Rows of vaults.
 
-use super::{Conn, StoreResult, parse_all, query, text};
+use super::{Conn, StoreResult, found, parse_all, query, text};
 use crate::vaults::{VaultKey, VaultSpec};
 use leeward_model::{FabricId, VaultId};
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ pub(crate) async fn find(conn: &mut Conn, key: &VaultKey) -> StoreResult<Option<
         .bind(&key.name)
         .fetch_all(conn)
         .await;
-    Ok(parse_all(LOAD, &query(LOAD, rows)?)?.pop())
+    found(LOAD, rows)
 }
 
 pub(crate) async fn list(conn: &mut Conn, subscription: &str) -> StoreResult<Vec<VaultRow>> {

@@ -178,7 +178,7 @@ async fn a_half_made_copy_on_a_host_that_was_left_goes_once_that_on_the_other_ho
     let (source, item, control) = (pair.source, pair.item, pair.fleet.control.clone());
     pair.another_host().await;
     pair.fleet.host(TARGET).copy_steps = 40;
-    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()) };
+    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()), ..ReprotectSpec::default() };
     let job = control.item_reprotect(item, spec).await.unwrap();
     pair.until("it copies", |view| view.copy.is_some()).await;
     for _ in 0..4 {
@@ -201,7 +201,7 @@ async fn a_half_made_copy_on_a_host_that_was_left_goes_after_the_days_of_kept_po
     let (source, item, control) = (pair.source, pair.item, pair.fleet.control.clone());
     pair.another_host().await;
     pair.fleet.host(TARGET).copy_steps = 1000;
-    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()) };
+    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()), ..ReprotectSpec::default() };
     let job = control.item_reprotect(item, spec).await.unwrap();
     pair.until("it copies", |view| view.copy.is_some()).await;
     pair.is_given_up(job).await;

@@ -115,7 +115,7 @@ async fn what_does_not_fit_a_planned_failover_is_refused() {
 async fn a_reprotect_before_the_commit_or_to_a_wrong_host_is_refused() {
     let mut pair = Pair::failed_over().await;
     let control = pair.fleet.control.clone();
-    let to = |host: &str| ReprotectSpec { host: Some(host.to_owned()) };
+    let to = |host: &str| ReprotectSpec { host: Some(host.to_owned()), ..ReprotectSpec::default() };
 
     let early = control.item_reprotect(pair.item, ReprotectSpec::default()).await.unwrap_err();
     assert!(early.problem.what.contains("commit"));
@@ -214,7 +214,7 @@ async fn a_reprotect_to_another_host_makes_the_machine_there_and_fences_the_old_
     let mut pair = Pair::committed().await;
     let control = pair.fleet.control.clone();
     let other = pair.another_host().await;
-    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()) };
+    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()), ..ReprotectSpec::default() };
     let job = control.item_reprotect(pair.item, spec).await.unwrap();
     pair.succeeds(job).await;
     pair.is_protected().await;

@@ -107,7 +107,7 @@ async fn a_machine_on_a_host_that_was_left_for_another_is_waited_for_as_well() {
     pair.commit().await;
     pair.another_host().await;
     let control = pair.fleet.control.clone();
-    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()) };
+    let spec = ReprotectSpec { host: Some("kvm-b".to_owned()), ..ReprotectSpec::default() };
     let job = control.item_reprotect(pair.item, spec).await.unwrap();
     pair.succeeds(job).await;
     pair.is_protected().await;

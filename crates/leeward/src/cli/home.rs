@@ -3,7 +3,7 @@
 
 use super::{
     CliError, follow,
-    items::{Named, act, choice, wait_protected},
+    items::{Named, Verify, act, choice, wait_protected},
     session::{Session, escape, last_segment, text},
     table::bytes,
 };
@@ -205,13 +205,14 @@ pub(super) async fn reprotect(
     session: &Session,
     item: &Named,
     host: Option<&str>,
+    verify: Verify,
 ) -> Result<(), CliError> {
     let found = item.find(session).await?;
     let id = text(&found["id"]);
-    let details = match host {
-        Some(host) => json!({ "leewardHost": host }),
-        None => json!({}),
-    };
+    let mut details = verify.fields();
+    if let Some(host) = host {
+        details["leewardHost"] = json!(host);
+    }
     // The direction is left out: only one is possible, and the server knows it.
     let body = json!({ "properties": { "providerSpecificDetails": details } });
     let reply = session.client.post(&format!("{id}/reProtect"), &body).await?;

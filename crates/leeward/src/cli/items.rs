@@ -133,6 +133,9 @@ pub enum ItemVerb {
         /// Another host to replicate to, by name; it must have joined a site.
         #[arg(long)]
         host: Option<String>,
+        /// What source and target are compared by.
+        #[arg(long, value_enum, default_value_t)]
+        verify: Verify,
     },
 }
 
@@ -207,18 +210,15 @@ pub(super) async fn run(session: &Session, verb: ItemVerb) -> Result<(), CliErro
         ItemVerb::Commit(item) => plain(session, &item, "failoverCommit").await,
         ItemVerb::Resync { item, verify } => {
             let found = item.find(session).await?;
-            let properties = match verify {
-                Verify::Hashes => json!({}),
-                Verify::Full => json!({ "leewardVerify": "full" }),
-            };
+            let properties = verify.fields();
             act(session, &found, "repairReplication", properties, "repairReplication").await
         }
         ItemVerb::PlannedFailover(planned) => home::planned_failover(session, &planned).await,
         ItemVerb::CompleteFailover { item, comment } => {
             home::complete_failover(session, &item, comment.as_deref()).await
         }
-        ItemVerb::Reprotect { item, host } => {
-            home::reprotect(session, &item, host.as_deref()).await
+        ItemVerb::Reprotect { item, host, verify } => {
+            home::reprotect(session, &item, host.as_deref(), verify).await
         }
     }
 }
@@ -231,6 +231,16 @@ pub enum Verify {
     Hashes,
     /// Nothing that was hashed before.
     Full,
+}
+
+impl Verify {
+    /// The fields of a request that say it.
+    pub(super) fn fields(self) -> Value {
+        match self {
+            Verify::Hashes => json!({}),
+            Verify::Full => json!({ "leewardVerify": "full" }),
+        }
+    }
 }
 
 /// A verb that says nothing but its name.

@@ -16,7 +16,7 @@ const CHARACTERS_MIN: usize = 12;
 const BYTES_MAX: u64 = 4096;
 
 /// Where the passphrase is.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct PassphraseOptions {
     /// File with the kit's passphrase, its first line; `-` is standard input. Without it the
     /// terminal is asked.

@@ -215,6 +215,7 @@ impl StorePlace {
         let secret = match Store::exists(blobs.as_ref()).map_err(fail)? {
             true => None,
             false => {
+                self.options.check_not_deleted().map_err(|problem| *problem)?;
                 let store = uuid::Uuid::new_v4();
                 let identity = StoreIdentity { store, owner, generation: 1 };
                 let random = &SystemRandom;

@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{cli::Output, folder::write_secret};
 use leeward_model::Code;
-use leeward_replica::{RecipientSecret, Store, StoreIdentity, SystemRandom, storage::BlobStore};
+use leeward_replica::{
+    RecipientSecret, Store, StoreIdentity, SystemRandom,
+    storage::{BlobStore, LockProof},
+};
 use serde_json::json;
 use std::{
     io,
@@ -52,10 +55,10 @@ pub(super) fn run(options: &InitOptions, output: Output) -> Result<(), Failure> 
     let key_file = key_file(options, &found, identity.store, &what())?;
     check_empty_folder(options, &found, &what())?;
     let lock = options.object_lock.then(|| place.prove_lock()).transpose()?;
-    if let Some(lock) = &lock {
-        tracing::info!(object = lock.object, until = lock.until, "could not be deleted: good");
-    }
     let blobs = place.writing(&found)?;
+    if !options.beside_other_files {
+        place.check_not_deleted()?;
+    }
     check_empty_bucket(options, &found, blobs.as_ref(), &what())?;
     let secret = make(&place, blobs.as_ref(), identity, key_file.as_deref())?;
     write_secret(&recovery, format!("{}\n", secret.to_text()).as_bytes()).map_err(|error| {
@@ -67,14 +70,18 @@ pub(super) fn run(options: &InitOptions, output: Output) -> Result<(), Failure> 
     match output {
         Output::Json => print_json(&json!({
             "store": identity.store, "folder": options.store, "recoveryKeyFile": recovery,
-            "keyFile": key_file,
+            "keyFile": key_file, "immutableUntil": lock.as_ref().map(|lock| &lock.until),
         })),
         Output::Table => {
             let key = key_file.map_or_else(String::new, |file| {
                 format!("its key is in {}, not in the bucket: keep a copy\n", file.display())
             });
+            let lock = lock.map_or_else(String::new, |lock| {
+                let LockProof { object, until } = lock;
+                format!("{object} could not be deleted, as nothing can that is put now: {until}\n")
+            });
             print(&format!(
-                "store {} is ready in {}\n{key}\
+                "store {} is ready in {}\n{key}{lock}\
                  the recovery key is in {}: move it to a safe place\n",
                 identity.store,
                 options.store,

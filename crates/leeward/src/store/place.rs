@@ -3,11 +3,14 @@
 //! A folder holds its key file itself. A bucket never does: whoever can read it must not be able
 //! to unlock it, so its key file lies in a folder of the user's.
 
-use super::{Failure, problem};
-use leeward_model::Code;
+use super::{Failure, problem, time_text};
+use leeward_model::{Code, Problem};
 use leeward_replica::{
-    RecipientSecret, Store, StoreError, SystemRandom, Unlock,
-    storage::{BlobStore, LocalStore, LockError, LockProof, ObjectBlobs, ObjectPlace, Takeover},
+    Losses, RecipientSecret, Store, StoreError, SystemRandom, Unlock,
+    storage::{
+        AskError, BlobStore, History, Keeps, LocalStore, LockError, LockProof, ObjectBlobs,
+        ObjectPlace, Takeover,
+    },
 };
 use std::{
     io::Read as _,
@@ -121,10 +124,68 @@ impl PlaceOptions {
                 | LockError::NoVersions
                 | LockError::NoRetention { .. }
                 | LockError::Deleted { .. } => Code::NOT_SUPPORTED,
-                LockError::Failed { .. } => Code::STORE_IO,
+                LockError::Asked(_) => Code::STORE_IO,
             };
             problem(code, what(), error)
         })
+    }
+
+    /// What a bucket still has of deleted objects; none for what is not asked for that.
+    pub(crate) fn history(&self) -> Option<Result<History, AskError>> {
+        match self.place() {
+            Ok(Place::Objects(place)) => match place.history() {
+                Err(AskError::NotS3) => None,
+                asked => Some(asked),
+            },
+            Ok(Place::Folder(_)) | Err(_) => None,
+        }
+    }
+
+    /// Says that the store was deleted, when that is so and the bucket still has it: nothing may
+    /// take its place unseen.
+    ///
+    /// # Errors
+    /// `STORE_DAMAGED`, with how to bring it back.
+    pub(crate) fn check_not_deleted(&self) -> Result<(), Failure> {
+        let history = match self.history() {
+            Some(Ok(history)) => history,
+            // Keys that may not ask, and servers that keep no versions.
+            Some(Err(error)) => {
+                tracing::debug!(%error, "nobody knows whether a store was deleted here");
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
+        let Some(at) = Losses::of(&history).store else { return Ok(()) };
+        let at = time_text(at);
+        Err(Box::new(Problem {
+            code: Code::STORE_DAMAGED.code.into(),
+            what: format!("the store in {} was deleted at {at}", self.store),
+            cause: "somebody with the right to delete in the bucket did it".into(),
+            now: "the bucket keeps versions and still has what was deleted".into(),
+            todo: format!(
+                "keep the intruder out, then look at `leeward store undelete {}`: it brings the \
+                 store back as it was at a time before that",
+                self.store
+            ),
+        }))
+    }
+
+    /// What becomes of what was deleted just now, when the bucket keeps it.
+    pub(crate) fn kept_words(&self) -> Option<String> {
+        let Ok(Place::Objects(place)) = self.place() else { return None };
+        let hidden = "the bucket hides what was deleted and keeps it";
+        match place.keeps() {
+            Ok(Keeps::Nothing) | Err(AskError::NotS3) => None,
+            Ok(Keeps::Versions) => {
+                Some(format!("{hidden} as old versions until those are deleted"))
+            }
+            Ok(Keeps::Locked { mode, days }) => Some(format!(
+                "{hidden} for {days} days from when it was put (object lock, {mode}): its room \
+                 comes back after that, when your lifecycle rule deletes old versions"
+            )),
+            Err(error) => Some(format!("whether the bucket keeps what was deleted: {error}")),
+        }
     }
 
     /// The place, for reading.
@@ -195,6 +256,14 @@ impl PlaceOptions {
     }
 
     fn opened(&self, secret: Option<RecipientSecret>) -> Result<(Store, Unlock), Failure> {
+        let opened = self.opened_there(secret);
+        if opened.as_ref().is_err_and(|failure| failure.code == Code::STORE_FOREIGN.code) {
+            self.check_not_deleted()?;
+        }
+        opened
+    }
+
+    fn opened_there(&self, secret: Option<RecipientSecret>) -> Result<(Store, Unlock), Failure> {
         let place = self.place()?;
         let blobs = self.reading(&place)?;
         let unlock = match secret {

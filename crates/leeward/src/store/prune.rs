@@ -90,9 +90,16 @@ pub(super) fn run(options: &PruneOptions, output: Output) -> Result<(), Failure>
         };
         objects.push(done.map_err(fail)?);
     }
+    let kept = if options.dry_run { None } else { place.kept_words() };
     match output {
-        Output::Json => print_json(&objects.into()),
-        Output::Table => objects.iter().for_each(|object| print(&text(object))),
+        Output::Json => {
+            objects.iter_mut().for_each(|object| object["bucketKeeps"] = json!(kept));
+            print_json(&objects.into());
+        }
+        Output::Table => {
+            objects.iter().for_each(|object| print(&text(object)));
+            kept.iter().for_each(|kept| print(&format!("{kept}\n")));
+        }
     }
     Ok(())
 }

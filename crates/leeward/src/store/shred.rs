@@ -68,11 +68,13 @@ fn show(
     destroyed: &Destroyed,
     output: Output,
 ) {
+    // Its keys too: until then the item is out of reach, and not destroyed.
+    let kept = options.place.kept_words();
     if output == Output::Json {
         print_json(&json!({
             "item": item, "name": options.item, "points": points,
             "wrappedKeys": destroyed.keys, "blobs": destroyed.blobs, "bytes": destroyed.bytes,
-            "mayAlsoBeIn": ELSEWHERE,
+            "mayAlsoBeIn": ELSEWHERE, "bucketKeeps": kept,
         }));
         return;
     }
@@ -87,6 +89,9 @@ fn show(
     );
     for place in ELSEWHERE {
         text += &format!("  - {place}\n");
+    }
+    if let Some(kept) = kept {
+        text += &format!("  - old versions, its keys too: {kept}\n");
     }
     text += "a process that serves it now has its keys in memory until it ends\n";
     print(&text);

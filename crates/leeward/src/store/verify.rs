@@ -1,10 +1,10 @@
 //! `leeward store verify`: proves every byte, and names those that are bad.
 
-use super::{Failure, find, place::PlaceOptions, print, print_json, problem};
+use super::{Failure, find, place::PlaceOptions, print, print_json, problem, time_text};
 use crate::cli::{Output, table::bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use leeward_model::{Code, ItemId};
-use leeward_replica::{Audit, Damage, StoreError};
+use leeward_replica::{Audit, Damage, Losses, StoreError};
 use serde_json::{Value, json};
 
 /// What to prove.
@@ -50,6 +50,9 @@ pub(super) fn run(options: &VerifyOptions, output: Output) -> Result<(), Failure
         }
         objects.push(object(item, &audit));
     }
+    if options.item.is_none() {
+        damages += deleted(place, damages, output, &mut objects);
+    }
     if output == Output::Json {
         print_json(&objects.into());
     }
@@ -60,6 +63,45 @@ pub(super) fn run(options: &VerifyOptions, output: Output) -> Result<(), Failure
             Err(problem(Code::STORE_DAMAGED, what, Code::STORE_DAMAGED.cause))
         }
     }
+}
+
+/// What was deleted that no writer of a store deletes, as far as a bucket tells; how much. Says how
+/// that, and what is damaged otherwise, can come back.
+fn deleted(
+    place: &PlaceOptions,
+    damages: usize,
+    output: Output,
+    objects: &mut Vec<Value>,
+) -> usize {
+    let losses = match place.history() {
+        Some(Ok(history)) => Losses::of(&history),
+        // Not every server keeps versions, and not every key may ask for them.
+        Some(Err(error)) => {
+            tracing::debug!(%error, "nobody knows what was deleted");
+            return 0;
+        }
+        None => return 0,
+    };
+    let mut words = String::new();
+    for (item, at) in &losses.items {
+        let at = time_text(*at);
+        words += &format!("{item}: deleted as a whole at {at}: by `shred`, or by somebody else\n");
+    }
+    for (name, at) in &losses.manifests {
+        words += &format!("{name}: deleted at {}, and newer than what is there\n", time_text(*at));
+    }
+    if losses.is_loss() || damages > 0 {
+        let store = &place.store;
+        words +=
+            &format!("`leeward store undelete {store}` shows what the bucket still has of it\n");
+    }
+    if output == Output::Table {
+        print(&words);
+    }
+    for (name, at) in &losses.manifests {
+        objects.push(json!({"good": false, "deleted": name, "deletedAt": time_text(*at)}));
+    }
+    losses.manifests.len()
 }
 
 fn closed(blob: String, why: String) -> Audit {

@@ -21,7 +21,8 @@ pub use local::LocalStore;
 #[cfg(feature = "testing")]
 pub use object::Backing;
 pub use object::{
-    ConnectError, LeaseTimes, LockError, LockProof, ObjectBlobs, ObjectPlace, Takeover,
+    AskError, ConnectError, History, Keeps, LeaseTimes, LockError, LockProof, Lost, ObjectBlobs,
+    ObjectPlace, Takeover,
 };
 #[cfg(feature = "testing")]
 pub use room::RoomStore;

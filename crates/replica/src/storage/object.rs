@@ -5,19 +5,24 @@
 //! enforces create-if-absent. What the environment says about servers and keys is `connect`'s.
 
 mod appender;
+mod asked;
 mod connect;
+mod content_md5;
 mod engine;
 mod lease;
 mod lock_proof;
 mod pages;
 mod requests;
 mod retry;
+mod versions;
 
+pub use asked::AskError;
 pub use connect::{ConnectError, ObjectPlace};
 pub use lease::{LeaseTimes, Takeover};
-pub use lock_proof::{LockError, LockProof};
+pub use lock_proof::{Keeps, LockError, LockProof};
 #[cfg(feature = "testing")]
 pub use requests::Backing;
+pub use versions::{History, Lost};
 
 use super::{Appender, BlobStore, Put, StorageError, StoreLock, check_name};
 use appender::{ObjectAppender, PARTS, Writing, ended, part_name};

@@ -56,6 +56,37 @@ fn a_generation_is_put_once_and_the_highest_counts() {
     assert_eq!(damaged.code(), Code::STORE_DAMAGED);
 }
 
+/// E17: the power is cut at every step of taking a store over. The new server's note is there whole
+/// or not at all, and stays once it was put; the same server that comes again is the second one
+/// and no third.
+#[test]
+fn a_generation_that_a_power_cut_interrupts_is_there_or_not() {
+    let disk = CrashDisk::new();
+    init(&disk);
+    let store = open_writer(Arc::new(disk.clone()), 1).unwrap();
+    store.generation_put(&generation(1)).unwrap();
+    let begin = disk.steps();
+    assert_eq!(store.generation_put(&generation(2)).unwrap(), Put::Created);
+    let end = disk.steps();
+    let (mut random, mut seen) = (Seeded::new(17), [0, 0]);
+
+    for step in begin..=end {
+        for cut in disk.after_power_cut(step, 16, &mut random) {
+            let found = Store::claimed_generation(&cut).unwrap().unwrap();
+            assert!(found == generation(1) || found == generation(2), "step {step}: {found:?}");
+            assert!(step < end || found == generation(2), "what was put is gone");
+            seen[found.number as usize - 1] += 1;
+
+            let again = open_writer(Arc::new(cut.clone()), 2).unwrap();
+            let put = again.generation_put(&generation(2)).unwrap();
+            let expected = if found.number == 1 { Put::Created } else { Put::Exists };
+            assert_eq!(put, expected, "step {step}");
+            assert_eq!(Store::claimed_generation(&cut).unwrap(), Some(generation(2)));
+        }
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+}
+
 /// Sealed for the key file and the recovery key, and for nobody else; a few are kept.
 #[test]
 fn a_configuration_opens_with_either_key_and_old_ones_go() {

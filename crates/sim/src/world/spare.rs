@@ -46,7 +46,7 @@ impl World {
         }
         self.spare_start();
         let host = NAMES[usize::from(!self.is_swapped)].to_owned();
-        let spec = ReprotectSpec { host: Some(host) };
+        let spec = ReprotectSpec { host: Some(host), ..ReprotectSpec::default() };
         let started = self.ask(async move { control.item_reprotect(item, spec).await });
         let Ok(job) = started.await else { return };
         self.hosts_swap();

@@ -302,6 +302,9 @@ async fn what_cannot_be_asked_of_an_item_is_refused_with_its_class() {
         ),
         ("reProtect", json!({}), 409, "LW-0105"),
         ("reProtect", details(json!({"masterTargetId": "nobody"})), 404, "LW-0103"),
+        ("reProtect", details(json!({"leewardVerify": "maybe"})), 400, "LW-0101"),
+        ("reProtect", details(json!({"leewardVerify": "full"})), 409, "LW-0105"),
+        ("repairReplication", json!({"leewardVerify": "maybe"}), 400, "LW-0101"),
         ("remove", json!({"disableProtectionReason": "Boredom"}), 400, "LW-0101"),
         ("remove", json!({"disableProtectionReason": "MigrationComplete"}), 409, "LW-0105"),
     ] {

@@ -28,6 +28,9 @@ use std::{
 
 /// Says that an adoption is under way in this folder.
 const MARK: &str = "adoption.unfinished";
+/// The database, and its name until it is whole.
+const DATABASE: &str = "control.db";
+const DATABASE_HALF: &str = "control.db.adopting";
 /// An owner that wrote within this time, in milliseconds, may still be there.
 const OWNER_SILENT_MS: i64 = 5 * 60 * 1_000;
 
@@ -60,18 +63,21 @@ pub struct AdoptOptions {
     pub force_takeover: bool,
 }
 
-/// Refuses a folder in which an adoption was begun and not finished.
+/// Refuses a folder in which an adoption was begun and not finished. The database is the last that
+/// is made: beside it the mark is what a crash left.
 ///
 /// # Errors
-/// `ADOPTION_UNFINISHED`.
+/// `ADOPTION_UNFINISHED`; `STORE_IO`.
 pub fn check_finished(data: &Path) -> Result<(), Problem> {
-    match data.join(MARK).exists() {
-        false => Ok(()),
-        true => {
-            let what = format!("the adoption in {} was not finished", data.display());
-            Err(Code::ADOPTION_UNFINISHED.problem(what))
-        }
+    let mark = data.join(MARK);
+    if !mark.exists() {
+        return Ok(());
     }
+    if data.join(DATABASE).exists() {
+        return std::fs::remove_file(mark).map_err(|error| file_fail(&error));
+    }
+    let what = format!("the adoption in {} was not finished", data.display());
+    Err(Code::ADOPTION_UNFINISHED.problem(what))
 }
 
 fn file_fail(error: &std::io::Error) -> Problem {
@@ -97,17 +103,50 @@ impl AdoptOptions {
     }
 }
 
+/// Is asked before each write of an adoption, by what it writes; an error ends the adoption there,
+/// as a crash would.
+type Before<'a> = &'a dyn Fn(&str) -> std::io::Result<()>;
+
+/// Where an adoption writes.
+#[derive(Clone, Copy)]
+struct Writing<'a> {
+    data: &'a Path,
+    place: &'a StorePlace,
+    before: Before<'a>,
+}
+
+impl Writing<'_> {
+    fn next(&self, what: &str) -> Result<(), Problem> {
+        (self.before)(what).map_err(|error| file_fail(&error))
+    }
+
+    /// A secret file of the folder, whole or not there.
+    fn file(&self, name: &str, bytes: &[u8]) -> Result<(), Problem> {
+        self.next(name)?;
+        folder::write_secret(&self.data.join(name), bytes).map_err(|error| file_fail(&error))
+    }
+}
+
 /// Adopts the store, unless this folder has done so already. `reached` is where other sites reach
 /// this server.
 ///
 /// # Errors
 /// What is in the way; then nothing was taken over, and the same command may be repeated.
 pub fn run(data: &Path, options: &AdoptOptions, reached: &str) -> anyhow::Result<()> {
+    run_watched(data, options, reached, &|_| Ok(()))
+}
+
+fn run_watched(
+    data: &Path,
+    options: &AdoptOptions,
+    reached: &str,
+    before: Before<'_>,
+) -> anyhow::Result<()> {
     let Some(text) = &options.adopt else { return Ok(check_finished(data)?) };
     let mut place = StorePlace::named(data, text)?;
-    if data.join("control.db").exists() {
+    if data.join(DATABASE).exists() {
         if StorePlace::of(data, None)?.name() == place.name() {
-            return Ok(());
+            return Ok(check_finished(data)?);
         }
         let what = format!("the store in {} was not adopted", place.name());
         let cause = format!("{} has a config server's database already", data.display());
@@ -118,10 +157,12 @@ pub fn run(data: &Path, options: &AdoptOptions, reached: &str) -> anyhow::Result
     }
     let own = charge::own(data)?;
     let (store, configuration, newest) = open(&place, options, own.as_ref())?;
-    std::fs::write(data.join(MARK), b"").map_err(|error| file_fail(&error))?;
+    let writing = Writing { data, place: &place, before };
+    writing.file(MARK, b"")?;
     let own = own.filter(|own| newest.as_ref() == Some(own));
     let next = newest.map_or(0, |newest| newest.number) + 1;
-    let adopted = take(data, &place, store, &configuration, (own, next, reached))?;
+    let adopted = take(writing, store, &configuration, (own, next, reached))?;
+    writing.next("the end of the mark")?;
     std::fs::remove_file(data.join(MARK)).map_err(|error| file_fail(&error))?;
     println!(
         "adopted {}: {} protected items, {} jobs go on",
@@ -209,37 +250,38 @@ fn check_silent(
 
 /// Becomes the store's config server: from the generation on the former one is not in charge.
 fn take(
-    data: &Path,
-    place: &StorePlace,
+    writing: Writing<'_>,
     mut store: Store,
     configuration: &Configuration,
     (own, number, reached): (Option<Generation>, u64, &str),
 ) -> anyhow::Result<Adopted> {
     let fail = |error: StoreError| error.problem("the adoption could not be finished");
-    let file = |name: &str, text: &str| {
-        folder::write_secret(&data.join(name), text.as_bytes()).map_err(|error| file_fail(&error))
-    };
+    let Writing { data, place, .. } = writing;
+    writing.next("the store's key")?;
     key_keep(&mut store, place)?;
+    writing.next("the store's place")?;
     place.keep(data)?;
-    file("ca.pem", &configuration.ca_pem)?;
-    file("ca.key", &configuration.ca_key_pem)?;
+    writing.file("ca.pem", configuration.ca_pem.as_bytes())?;
+    writing.file("ca.key", configuration.ca_key_pem.as_bytes())?;
     let permit = crate::trust::permits::unhex(&configuration.permit_key);
     let permit = permit.ok_or_else(|| {
         Code::STORE_DAMAGED.problem("the key of start permits in the configuration is misspelt")
     })?;
-    folder::write_secret(&data.join("permit.key"), &permit).map_err(|error| file_fail(&error))?;
+    writing.file("permit.key", &permit)?;
     if let Some(text) = &configuration.break_glass {
-        file(super::break_glass::FILE, text)?;
+        writing.file(super::break_glass::FILE, text.as_bytes())?;
     }
     let host = HostId::from(store.identity().owner);
-    file("host.id", &format!("{host}\n"))?;
+    writing.file("host.id", format!("{host}\n").as_bytes())?;
     let authority = Authority::open_or_create(data)?.fingerprint()?;
     let by = site::machine_name();
     let own = match own {
         Some(own) => own,
         None => {
             let own = charge::generation(number, &by, authority, reached);
+            writing.next("its own generation")?;
             charge::own_keep(data, &own)?;
+            writing.next("the store's generation")?;
             if store.generation_put(&own).map_err(fail)? == Put::Exists {
                 let what = format!("the store in {} was just adopted by another", place.name());
                 return Err(Code::SUPERSEDED.problem(what).into());
@@ -254,7 +296,7 @@ fn take(
         at: own.at,
         fences: fences(&store)?,
     };
-    database(data, configuration, &adoption)
+    database(writing, configuration, &adoption)
 }
 
 /// Makes sure that the store opens without the recovery key at the next start.
@@ -286,14 +328,16 @@ fn fences(store: &Store) -> Result<BTreeMap<leeward_model::ItemId, leeward_model
 }
 
 fn database(
-    data: &Path,
+    writing: Writing<'_>,
     configuration: &Configuration,
     adoption: &Adoption,
 ) -> anyhow::Result<Adopted> {
-    let half = data.join("control.db.adopting");
+    let data = writing.data;
+    let half = data.join(DATABASE_HALF);
+    writing.next("the database")?;
     for suffix in ["", "-wal", "-shm"] {
         // Of an adoption that a crash ended.
-        let _ = std::fs::remove_file(data.join(format!("control.db.adopting{suffix}")));
+        let _ = std::fs::remove_file(data.join(format!("{DATABASE_HALF}{suffix}")));
     }
     let bytes = configuration.control.as_bytes();
     let made = tokio::runtime::Handle::current()
@@ -304,7 +348,8 @@ fn database(
         Code::STORE_DAMAGED.because(what, cause.unwrap_or_default())
     })?;
     std::fs::File::open(&half)?.sync_all()?;
-    std::fs::rename(&half, data.join("control.db")).map_err(|error| file_fail(&error))?;
+    writing.next("the database's name")?;
+    std::fs::rename(&half, data.join(DATABASE)).map_err(|error| file_fail(&error))?;
     std::fs::File::open(data)?.sync_all()?;
     Ok(adopted)
 }
@@ -314,7 +359,7 @@ fn database(
 /// # Errors
 /// `ADOPTION_UNFINISHED`, when there is a configuration in the store and no database beside it.
 pub fn check_database(data: &Path, store: &Store, place: &StorePlace) -> Result<(), Problem> {
-    if data.join("control.db").exists() {
+    if data.join(DATABASE).exists() {
         return Ok(());
     }
     let fail = |error: StoreError| error.problem("the store's configuration could not be read");
@@ -333,3 +378,6 @@ pub fn check_database(data: &Path, store: &Store, place: &StorePlace) -> Result<
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

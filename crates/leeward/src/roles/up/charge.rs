@@ -125,7 +125,8 @@ pub fn superseded(own: Option<&Generation>, newest: Option<Generation>) -> Optio
 /// Puts this site's generation into its store: the first one, or one that a crash left out.
 ///
 /// # Errors
-/// `SUPERSEDED` when another config server came first; those of the store.
+/// `SUPERSEDED` when another config server came first; `STORE_FOREIGN` for a store from before this
+/// server took it over; those of the store.
 pub fn begin(
     data: &Path,
     store: &Store,
@@ -148,13 +149,29 @@ pub fn begin(
     if newest.as_ref() == Some(&own) {
         return Ok(own);
     }
-    if newest.as_ref().is_none_or(|newest| newest.number < own.number)
-        && store.generation_put(&own).map_err(fail)? == Put::Created
-    {
+    // Nobody starts before the store has the generation, and a store does not lose one; a new
+    // store in the place of one that is gone has none.
+    if let Some(newest) = newest.as_ref().filter(|newest| newest.number < own.number) {
+        return Err(older(place, &own, newest).into());
+    }
+    if newest.is_none() && store.generation_put(&own).map_err(fail)? == Put::Created {
         return Ok(own);
     }
     let what = format!("the replica store in {} belongs to another config server", place.name());
     Err(Code::SUPERSEDED.problem(what).into())
+}
+
+fn older(place: &StorePlace, own: &Generation, newest: &Generation) -> Problem {
+    let what = format!("the replica store in {} was not opened", place.name());
+    let cause = format!(
+        "it is as it was before this config server took it over (generation {}, this one has \
+         {}): an older copy was put in its place",
+        newest.number, own.number
+    );
+    let todo = "put the store itself back; if this copy is all there is, adopt it in a new folder \
+                with --adopt, and never start this one again"
+        .to_owned();
+    Problem { todo, ..Code::STORE_FOREIGN.because(what, cause) }
 }
 
 /// Keeps the configuration in the site's own store.

@@ -1,7 +1,7 @@
 //! Which bucket or container a store is in, and how it is reached: the name comes from the command
 //! line, keys and servers only from the environment. Sends nothing itself.
 
-use super::requests::Backing;
+use super::{content_md5::Md5Connector, requests::Backing};
 use object_store::{
     ClientOptions, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
@@ -129,7 +129,10 @@ impl ObjectPlace {
         let endpoint = endpoint.or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
         let clear = clear_text(endpoint.as_deref(), "AWS_ALLOW_HTTP")?;
         let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
+        let region = region.unwrap_or_else(|| "us-east-1".to_owned());
+        let connector = Md5Connector::new(region.clone());
         let built = builder
+            .with_http_connector(connector.clone())
             .with_bucket_name(&self.bucket)
             .with_client_options(client(clear))
             .with_retry(once())
@@ -138,8 +141,9 @@ impl ObjectPlace {
             .build();
         let environment =
             |error: object_store::Error| ConnectError::Environment { why: error.to_string() };
-        let region = region.unwrap_or_else(|| "us-east-1".to_owned());
-        Ok((built.map_err(environment)?, region, clear))
+        let built = built.map_err(environment)?;
+        connector.sign_with(built.credentials().clone());
+        Ok((built, region, clear))
     }
 
     fn azure(&self) -> Result<Arc<dyn Backing>, ConnectError> {

@@ -1,18 +1,14 @@
-//! Whether a bucket keeps what it was given, proved by its owner's own failed deletion.
+//! Whether a bucket keeps what it was given, proved by its owner's own failed deletion; and what a
+//! bucket says of how long it keeps things, which proves nothing.
 //!
-//! The bucket itself sets the retention of every object (a default retention in compliance mode):
-//! nothing here does. Requests for one version of an object are made and signed with the library's
-//! own parts, because it has no call for them.
+//! The bucket itself sets the retention of every object (a default retention): nothing here does.
 
-use super::{connect::ObjectPlace, engine::Engine, engine::Pace};
-use object_store::{
-    ClientOptions, ObjectStore as _, PutMode, PutPayload,
-    aws::{AmazonS3, AwsAuthorizer},
-    client::{HttpConnector as _, HttpRequest, HttpRequestBody, ReqwestConnector},
-    path::Path,
-    signer::Signer as _,
+use super::{
+    asked::{AskError, Bucket, failed, run},
+    connect::ObjectPlace,
 };
-use std::time::Duration;
+use object_store::{ObjectStore as _, PutMode, PutPayload};
+use serde::Deserialize;
 use uuid::Uuid;
 
 /// Header with the retention's mode.
@@ -21,8 +17,8 @@ const MODE: &str = "x-amz-object-lock-mode";
 const UNTIL: &str = "x-amz-object-lock-retain-until-date";
 /// The mode in which not even the bucket's owner can delete.
 const COMPLIANCE: &str = "COMPLIANCE";
-/// Every request's limit.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Asks for a deletion that the other mode allows to whoever has the right to it.
+const BYPASS: (&str, &str) = ("x-amz-bypass-governance-retention", "true");
 
 /// What was proved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +33,10 @@ pub struct LockProof {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Only S3 has it here.
-    #[error("object lock is supported for s3:// only: Azure's immutability policies are not yet")]
+    #[error(
+        "object lock is supported for s3:// only: an immutability policy of Azure was not looked \
+         for and is not used"
+    )]
     NotSupported,
     /// The bucket has no versions, so it cannot have object lock.
     #[error("the bucket keeps no versions: object lock was not enabled when it was made")]
@@ -49,110 +48,133 @@ pub enum LockError {
         mode: String,
     },
     /// The deletion worked.
-    #[error("the bucket let a version be deleted that it had promised to keep until {until}")]
+    #[error(
+        "the bucket let a version be deleted that it had promised to keep until {until}, in the \
+         mode {mode}: who has these keys can delete the store{}",
+        if mode == COMPLIANCE { "" } else { "; only compliance mode keeps it from them" }
+    )]
     Deleted {
         /// What it had promised.
         until: String,
+        /// In which mode.
+        mode: String,
     },
     /// A request failed.
-    #[error("could not {action}: {why}")]
-    Failed {
-        /// What was tried.
-        action: &'static str,
-        /// Why.
-        why: String,
+    #[error(transparent)]
+    Asked(AskError),
+}
+
+impl From<AskError> for LockError {
+    fn from(error: AskError) -> LockError {
+        match error {
+            AskError::NotS3 => LockError::NotSupported,
+            error @ (AskError::Connect(_) | AskError::Failed { .. }) => LockError::Asked(error),
+        }
+    }
+}
+
+/// For how long a bucket says that it keeps what is deleted or put in another's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// It does not.
+    Nothing,
+    /// As old versions, until somebody deletes those.
+    Versions,
+    /// As old versions that are locked for so long after they were put.
+    Locked {
+        /// `COMPLIANCE` or `GOVERNANCE`.
+        mode: String,
+        /// Days.
+        days: u64,
     },
 }
 
-fn failed(action: &'static str, why: impl ToString) -> LockError {
-    LockError::Failed { action, why: why.to_string() }
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct LockConfiguration {
+    rule: Option<LockRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct LockRule {
+    default_retention: Retained,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Retained {
+    mode: String,
+    days: Option<u64>,
+    years: Option<u64>,
 }
 
 impl ObjectPlace {
-    /// Puts a small object, asks how long it is kept, and tries to delete that very version: only
-    /// a refusal proves that nobody can. Leaves the object, `lock-probe-UUID`.
+    /// Puts a small object, asks how long it is kept, and tries to delete that very version, with
+    /// every right that there is: only a refusal proves that nobody can. Leaves the object,
+    /// `lock-probe-UUID`.
     ///
     /// # Errors
     /// See [`LockError`].
     pub fn prove_lock(&self) -> Result<LockProof, LockError> {
-        let found = self.s3_client().map_err(|error| failed("reach the bucket", error))?;
-        let Some((s3, region, clear)) = found else { return Err(LockError::NotSupported) };
-        let options = ClientOptions::new().with_allow_http(clear).with_timeout(LIMIT);
         let name = format!("lock-probe-{}", Uuid::new_v4());
-        let (object, key) = (format!("{self}/{name}"), format!("{}/{name}", self.prefix()));
-        let engine = Engine::start(Pace::Real).map_err(|error| failed("start a request", error))?;
-        let proved = engine.run(async move {
-            let probe = Probe { s3, region, options, key: Path::from(key) };
-            probe.prove().await
-        });
-        let until = proved.unwrap_or_else(|| Err(failed("prove the lock", "its task ended")))?;
-        Ok(LockProof { object, until })
+        let object = format!("{self}/{name}");
+        let proved =
+            run(self, "prove the lock", |bucket| async move { Ok(prove(&bucket, &name).await) });
+        Ok(LockProof { object, until: proved?? })
+    }
+
+    /// What the bucket says of what is deleted in it.
+    ///
+    /// # Errors
+    /// See [`AskError`]; some servers and some keys cannot ask.
+    pub fn keeps(&self) -> Result<Keeps, AskError> {
+        run(self, "ask how long the bucket keeps what is deleted", |bucket| async move {
+            keeps(&bucket).await
+        })
     }
 }
 
-struct Probe {
-    s3: AmazonS3,
-    region: String,
-    options: ClientOptions,
-    key: Path,
+async fn prove(bucket: &Bucket, name: &str) -> Result<String, LockError> {
+    let payload = PutPayload::from_static(b"nobody can delete this before its time");
+    let put = bucket.s3.put_opts(&bucket.key(name), payload, PutMode::Create.into()).await;
+    let put = put.map_err(|error| failed("put a probe", error))?;
+    let version = put.version.ok_or(LockError::NoVersions)?;
+    let query = [("versionId", version.as_str())];
+    let seen = bucket.ask("look at the probe", "HEAD", name, &query, &[]).await?;
+    let (mode, until) = (seen.header(MODE).to_owned(), seen.header(UNTIL).to_owned());
+    seen.good("look at the probe")?;
+    let action = "try to delete the probe";
+    // Also without a promise: a probe that nothing keeps is not left behind.
+    let deleted = bucket.ask(action, "DELETE", name, &query, &[BYPASS]).await?;
+    if until.is_empty() {
+        return Err(LockError::NoRetention { mode });
+    }
+    match deleted.status {
+        403 if mode == COMPLIANCE => Ok(until),
+        // Another key may have the right that this one has not.
+        403 => Err(LockError::NoRetention { mode }),
+        200..=299 => Err(LockError::Deleted { until, mode }),
+        status => Err(failed(action, format!("status {status}, not a refusal")).into()),
+    }
 }
 
-/// What a server answered of one version.
-struct Said {
-    status: u16,
-    mode: String,
-    until: String,
-}
-
-impl Probe {
-    async fn prove(&self) -> Result<String, LockError> {
-        let payload = PutPayload::from_static(b"nobody can delete this before its time");
-        let put = self.s3.put_opts(&self.key, payload, PutMode::Create.into()).await;
-        let put = put.map_err(|error| failed("put a probe", error))?;
-        let version = put.version.ok_or(LockError::NoVersions)?;
-        let seen = self.ask("HEAD", "look at the probe", &version).await?;
-        if seen.status != 200 {
-            return Err(failed("look at the probe", format!("status {}", seen.status)));
+async fn keeps(bucket: &Bucket) -> Result<Keeps, AskError> {
+    let action = "ask for the bucket's object lock";
+    let lock = bucket.ask(action, "GET", "", &[("object-lock", "")], &[]).await?;
+    // 404 without one; servers that do not know the question have no lock either.
+    if ![404, 501].contains(&lock.status) {
+        let body = lock.good(action)?;
+        let read = quick_xml::de::from_reader(body.as_ref());
+        let read: LockConfiguration = read.map_err(|error| failed(action, error))?;
+        if let Some(LockRule { default_retention: Retained { mode, days, years } }) = read.rule {
+            let days = days.unwrap_or(0) + 365 * years.unwrap_or(0);
+            return Ok(Keeps::Locked { mode, days });
         }
-        let promised = seen.mode == COMPLIANCE && !seen.until.is_empty();
-        // Also without a promise: a probe that nothing keeps is not left behind.
-        let deleted = self.ask("DELETE", "try to delete the probe", &version).await?;
-        match (promised, deleted.status) {
-            (false, _) => Err(LockError::NoRetention { mode: seen.mode }),
-            (true, 403) => Ok(seen.until),
-            (true, 200..=299) => Err(LockError::Deleted { until: seen.until }),
-            (true, status) => {
-                Err(failed("try to delete the probe", format!("status {status}, not a refusal")))
-            }
-        }
     }
-
-    /// A request for one version of the probe.
-    async fn ask(
-        &self,
-        method: &str,
-        action: &'static str,
-        version: &str,
-    ) -> Result<Said, LockError> {
-        let mut request = HttpRequest::new(HttpRequestBody::empty());
-        *request.method_mut() = method.parse().map_err(|error| failed(action, error))?;
-        let url = self.s3.signed_url(request.method().clone(), &self.key, LIMIT).await;
-        let mut url = url.map_err(|error| failed(action, error))?;
-        url.set_query(None);
-        url.query_pairs_mut().append_pair("versionId", version);
-        *request.uri_mut() = url.as_str().parse().map_err(|error| failed(action, error))?;
-        let credential = self.s3.credentials().get_credential().await;
-        let credential = credential.map_err(|error| failed(action, error))?;
-        AwsAuthorizer::new(&credential, "s3", &self.region)
-            .try_authorize(&mut request, None)
-            .map_err(|error| failed(action, error))?;
-        let client = ReqwestConnector::default().connect(&self.options);
-        let client = client.map_err(|error| failed(action, error))?;
-        let answer = client.execute(request).await.map_err(|error| failed(action, error))?;
-        let header = |name: &str| {
-            let value = answer.headers().get(name).and_then(|value| value.to_str().ok());
-            value.unwrap_or_default().to_owned()
-        };
-        Ok(Said { status: answer.status().as_u16(), mode: header(MODE), until: header(UNTIL) })
-    }
+    let action = "ask whether the bucket keeps versions";
+    let versions = bucket.ask(action, "GET", "", &[("versioning", "")], &[]).await?;
+    let versions = versions.good(action)?;
+    let kept = String::from_utf8_lossy(&versions).contains("<Status>Enabled</Status>");
+    Ok(if kept { Keeps::Versions } else { Keeps::Nothing })
 }
