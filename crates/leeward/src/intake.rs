@@ -35,6 +35,8 @@ struct Shared {
     memory: Pool,
     seats: Mutex<BTreeMap<u64, Arc<Asked>>>,
     next: AtomicU64,
+    /// Bytes of records in all seats, and being made durable.
+    held: AtomicU64,
 }
 
 /// How a session is asked for what it holds.
@@ -53,8 +55,13 @@ impl Shared {
 impl Intake {
     /// Takes of `memory`, in bytes, what sessions hold beyond their own.
     pub fn new(memory: Pool) -> Intake {
-        let (seats, next) = (Mutex::default(), AtomicU64::new(0));
-        Intake(Arc::new(Shared { memory, seats, next }))
+        let (seats, next, held) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
+        Intake(Arc::new(Shared { memory, seats, next, held }))
+    }
+
+    /// Bytes of records that all sessions hold now.
+    pub fn bytes(&self) -> u64 {
+        self.0.held.load(Ordering::Relaxed)
     }
 
     /// The seat of a new session.
@@ -82,6 +89,7 @@ pub struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        drop(self.take());
         self.shared.seats().remove(&self.number);
     }
 }
@@ -104,6 +112,7 @@ impl Seat {
             }
         }
         self.bytes = after;
+        self.shared.held.fetch_add(record.len() as u64, Ordering::Relaxed);
         self.records.push(record);
         Ok(())
     }
@@ -120,9 +129,10 @@ impl Seat {
 
     /// Hands out what it holds, to be made durable.
     pub fn take(&mut self) -> Held {
-        self.bytes = 0;
-        let records = std::mem::take(&mut self.records);
-        Held { records, _beyond: std::mem::take(&mut self.beyond) }
+        let (shared, bytes) = (Arc::clone(&self.shared), std::mem::take(&mut self.bytes));
+        let (records, beyond) =
+            (std::mem::take(&mut self.records), std::mem::take(&mut self.beyond));
+        Held { records, shared, bytes, _beyond: beyond }
     }
 
     /// Waits until others need what this session holds beyond its share. Safe to drop.
@@ -151,7 +161,15 @@ impl Seat {
 pub struct Held {
     /// The records, in order.
     pub records: Vec<Bytes>,
+    shared: Arc<Shared>,
+    bytes: u64,
     _beyond: Vec<Taken>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
@@ -242,9 +260,9 @@ mod tests {
         fill(&mut seat);
         let held = seat.take();
         drop(seat);
-        assert!(intake.0.memory.free() < MEMORY);
+        assert!(intake.0.memory.free() < MEMORY && intake.bytes() > 7 << 20);
         drop(held);
-        assert_eq!(intake.0.memory.free(), MEMORY);
+        assert_eq!((intake.0.memory.free(), intake.bytes()), (MEMORY, 0));
     }
 
     /// Whatever sessions do: the bound holds, an empty seat takes every record, and every one gets
@@ -272,6 +290,7 @@ mod tests {
             }
             let held: u64 = seats.iter().map(Seat::bytes).sum();
             assert!(held <= (4 << 20) + 12 * SESSION_BYTES_OWN, "{held} bytes are held");
+            assert_eq!(intake.bytes(), held);
         }
         drop(seats);
         assert_eq!(intake.0.memory.free(), 4 << 20);
