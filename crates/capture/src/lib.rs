@@ -10,6 +10,7 @@ mod hash_file;
 mod pass;
 mod pending;
 mod record;
+mod share;
 mod source;
 mod workers;
 
@@ -29,11 +30,12 @@ pub use pass::{
     ProgressCallback,
 };
 pub use record::{Hasher, RECORD_BYTES, Record};
+pub use share::{Pool, Share, Taken};
 pub use source::{
     Attached, BlockingRead, ByteRange, CaptureError, ChangeSource, Cut, CutEnd, DiskReader,
     LiveRead, Retry,
 };
-pub use workers::{BATCHES_MAX, BATCHES_OWN, Lane, Workers};
+pub use workers::{BATCH_BYTES, BATCHES_OWN, Lane, MEMORY_BYTES, Workers};
 
 #[cfg(any(test, feature = "testing"))]
 pub use crash_folder::CrashFolder;

@@ -10,7 +10,7 @@ use crate::{
     hash_file::HashError,
     record::{Difference, Hasher, Record, compare, kept_blocks, still_differing},
     source::{BlockingRead, CaptureError, DiskReader},
-    workers::{BATCHES_OWN, BatchRoom, Lane, Workers},
+    workers::{BatchRoom, BatchRooms, Lane, Workers},
 };
 use bytes::Bytes;
 use leeward_model::{BlockMask, Change, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentNumber};
@@ -23,10 +23,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::JoinHandle,
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 const EXTENT: usize = EXTENT_BYTES as usize;
@@ -207,7 +204,7 @@ impl<T: Send + 'static> Pass<T> {
         let ready = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&ready);
         tokio::spawn(async move {
-            let lane = input.workers.lane();
+            let (lane, rooms) = (input.workers.lane(), input.workers.batch_rooms());
             let running = Running {
                 input,
                 lane,
@@ -216,7 +213,7 @@ impl<T: Send + 'static> Pass<T> {
                 finish,
                 ready: counted,
                 progress: PassProgress::default(),
-                own: Arc::new(Semaphore::new(BATCHES_OWN)),
+                rooms,
                 in_flight: InFlight(VecDeque::with_capacity(BATCHES_UNDER_WAY)),
             };
             let last = tokio::select! {
@@ -299,8 +296,8 @@ struct Running<T> {
     progress: PassProgress,
     /// Its place among the passes that take turns.
     lane: Lane,
-    /// Batches that it may have under way whatever other passes have.
-    own: Arc<Semaphore>,
+    /// The batches that it may have under way.
+    rooms: BatchRooms,
     in_flight: InFlight<T>,
 }
 
@@ -357,17 +354,14 @@ impl<T: Send + 'static> Running<T> {
     async fn room(&mut self) -> Result<BatchRoom, PassError> {
         loop {
             let under_way = self.in_flight.0.len();
-            let own = || Arc::clone(&self.own).try_acquire_owned().ok().map(BatchRoom::new);
-            let more = || self.input.workers.batch_room();
             if under_way < BATCHES_UNDER_WAY
-                && let Some(room) = own().or_else(more)
+                && let Some(room) = self.rooms.take()
             {
                 return Ok(room);
             }
             if under_way == 0 {
                 // All of its own wait for the consumer.
-                let own = Arc::clone(&self.own).acquire_owned().await;
-                return own.map(BatchRoom::new).map_err(|_| PassError::Stopped);
+                return self.rooms.own().await.ok_or(PassError::Stopped);
             }
             self.collect().await?;
         }

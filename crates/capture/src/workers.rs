@@ -1,10 +1,11 @@
 //! The processors and the memory that passes of one process share: how many threads hash and pack
 //! at once, and how many batches may be under way. Does not know what the work is.
 //!
-//! Bound of the memory, whatever the number of passes: [`BATCHES_MAX`] batches of at most 1 MiB,
-//! [`BATCHES_OWN`] more for every pass and one in the hands of its consumer, and 2 MiB of buffers
-//! for every worker.
+//! Bound of the memory, whatever the number of passes: [`MEMORY_BYTES`], or what was set, for the
+//! batches of all of them; [`BATCHES_OWN`] more for every pass and one in the hands of its consumer;
+//! and 2 MiB of buffers for every worker. A pass that stands still keeps no more than its share.
 
+use crate::share::{Pool, Share, Taken};
 use std::{
     collections::{BTreeMap, VecDeque},
     num::NonZeroUsize,
@@ -15,12 +16,14 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Batches of 1 MiB that all passes of a process may have under way together, beyond their own:
-/// 64 MiB, a quarter of what a process may take. At the limit a pass goes on with its own.
-pub const BATCHES_MAX: usize = 64;
-/// Batches that every pass may have under way whatever the others have: one is read while one is
-/// taken, so no pass ever stands still for want of room.
-pub const BATCHES_OWN: usize = 2;
+/// Most bytes of a batch.
+pub const BATCH_BYTES: u64 = 1 << 20;
+/// Memory that all passes of a process, and whoever else takes of it, have together, beyond what is
+/// their own, when nothing else was set: a quarter of what a process may take.
+pub const MEMORY_BYTES: u64 = 64 << 20;
+/// Batches that every pass may have under way whatever the others have: it is read while the one
+/// before it is in the consumer's hands, so no pass ever stands still for want of room.
+pub const BATCHES_OWN: usize = 1;
 
 /// See the module. Clones share.
 #[derive(Clone, Debug)]
@@ -31,7 +34,7 @@ struct Shared {
     count: usize,
     turns: Mutex<Turns>,
     lanes: AtomicU64,
-    batches: Arc<Semaphore>,
+    memory: Pool,
     waiting: AtomicUsize,
 }
 
@@ -114,12 +117,31 @@ impl Shared {
 /// Leave for a batch; taken back when dropped.
 #[derive(Debug)]
 pub(crate) struct BatchRoom {
-    _permit: OwnedSemaphorePermit,
+    _own: Option<OwnedSemaphorePermit>,
+    _shared: Option<Taken>,
 }
 
-impl BatchRoom {
-    pub(crate) fn new(permit: OwnedSemaphorePermit) -> BatchRoom {
-        BatchRoom { _permit: permit }
+/// Leave for the batches of one pass: its own, and its share of the memory of all.
+#[derive(Debug)]
+pub(crate) struct BatchRooms {
+    own: Arc<Semaphore>,
+    shared: Arc<Share>,
+}
+
+impl BatchRooms {
+    /// Room for one more batch, if there is; the pass's own comes first.
+    pub(crate) fn take(&self) -> Option<BatchRoom> {
+        if let Ok(own) = Arc::clone(&self.own).try_acquire_owned() {
+            return Some(BatchRoom { _own: Some(own), _shared: None });
+        }
+        let shared = self.shared.take(BATCH_BYTES)?;
+        Some(BatchRoom { _own: None, _shared: Some(shared) })
+    }
+
+    /// Waits for the pass's own room.
+    pub(crate) async fn own(&self) -> Option<BatchRoom> {
+        let own = Arc::clone(&self.own).acquire_owned().await.ok()?;
+        Some(BatchRoom { _own: Some(own), _shared: None })
     }
 }
 
@@ -135,6 +157,11 @@ impl Drop for Waiting<'_> {
 impl Workers {
     /// So many threads at once; `None` takes one for every processor.
     pub fn new(count: Option<NonZeroUsize>) -> Workers {
+        Workers::with_memory(count, MEMORY_BYTES)
+    }
+
+    /// As [`Self::new`], with so many bytes of memory in place of [`MEMORY_BYTES`].
+    pub fn with_memory(count: Option<NonZeroUsize>, bytes: u64) -> Workers {
         let count = count.or_else(|| std::thread::available_parallelism().ok());
         let count = count.map_or(1, NonZeroUsize::get);
         Workers(Arc::new(Shared {
@@ -145,7 +172,7 @@ impl Workers {
                 order: VecDeque::new(),
             }),
             lanes: AtomicU64::new(0),
-            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
+            memory: Pool::new(bytes),
             waiting: AtomicUsize::new(0),
         }))
     }
@@ -194,9 +221,14 @@ impl Workers {
         tokio::task::spawn_blocking(run).await.ok()
     }
 
-    /// Room for one more batch, if there is.
-    pub(crate) fn batch_room(&self) -> Option<BatchRoom> {
-        Arc::clone(&self.0.batches).try_acquire_owned().ok().map(BatchRoom::new)
+    /// The memory that the passes share, in bytes; others may take of it as well.
+    pub fn memory(&self) -> &Pool {
+        &self.0.memory
+    }
+
+    /// Room for the batches of somebody new.
+    pub(crate) fn batch_rooms(&self) -> BatchRooms {
+        BatchRooms { own: Arc::new(Semaphore::new(BATCHES_OWN)), shared: self.memory().share() }
     }
 }
 
@@ -290,12 +322,37 @@ mod tests {
         });
     }
 
+    /// Batches of 1 MiB that all passes together have room for: 64 MiB.
+    const BATCHES_MAX: usize = 64;
+
     #[test]
     fn room_for_batches_ends_and_comes_back() {
         let workers = Workers::new(NonZeroUsize::new(1));
-        let taken: Vec<_> = std::iter::from_fn(|| workers.batch_room()).collect();
+        let mut passes = Vec::new();
+        let mut taken = Vec::new();
+        for _ in 0..2 * BATCHES_MAX {
+            let rooms = workers.batch_rooms();
+            let own: Vec<_> = (0..BATCHES_OWN).map(|_| rooms.take().unwrap()).collect();
+            taken.extend(std::iter::from_fn(|| rooms.take()));
+            passes.push((rooms, own));
+        }
         assert_eq!(taken.len(), BATCHES_MAX);
         drop(taken);
-        assert!(workers.batch_room().is_some());
+        assert!(passes[0].0.take().is_some());
+    }
+
+    /// F-046: a pass whose consumer stands still holds what it has; the next one still gets more
+    /// than its own.
+    #[test]
+    fn a_pass_that_nobody_takes_from_keeps_no_more_than_its_share() {
+        let workers = Workers::new(NonZeroUsize::new(1));
+        let still = workers.batch_rooms();
+        let held: Vec<_> = std::iter::from_fn(|| still.take()).collect();
+        assert_eq!(held.len(), BATCHES_OWN + BATCHES_MAX / 2);
+
+        let next = workers.batch_rooms();
+        let taken: Vec<_> = std::iter::from_fn(|| next.take()).collect();
+
+        assert_eq!(taken.len(), BATCHES_OWN + BATCHES_MAX / 4);
     }
 }

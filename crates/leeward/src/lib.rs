@@ -6,6 +6,7 @@ pub mod cli;
 pub mod client;
 pub mod export;
 pub mod folder;
+pub mod intake;
 pub mod kit;
 pub mod roles;
 pub mod sealing;

@@ -3,7 +3,8 @@
 //! the one owner of a segment, in order.
 
 use leeward_capture::{
-    Found, Hasher, Pass, PassDepth, PassFinish, PassInput, ProgressCallback, Record, Workers,
+    Found, Hasher, MEMORY_BYTES, Pass, PassDepth, PassFinish, PassInput, ProgressCallback, Record,
+    Workers,
 };
 use leeward_model::{DiskNumber, ExtentHash, ExtentNumber};
 use leeward_wire::{
@@ -23,12 +24,16 @@ pub struct Sealing {
     pub compression: Compression,
 }
 
-/// How much of the processors sealing may take, for the command line.
-#[derive(Clone, Debug, Default, clap::Args)]
+/// How much of the processors and of the memory sealing may take, for the command line.
+#[derive(Clone, Debug, clap::Args)]
 pub struct SealingOptions {
     /// Threads that hash and compress at once [default: one a processor].
     #[arg(long, value_name = "N")]
     workers: Option<NonZeroUsize>,
+    /// Memory that data under way take together, from machines and to the replica store, beyond 2
+    /// MiB for each machine that is read and 1 MiB for each that is received.
+    #[arg(long, value_name = "BYTES", default_value_t = MEMORY_BYTES)]
+    buffer_bytes: u64,
     /// How hard data are compressed: raw, -7, -5, 1 or 3 (Zstandard's levels), or adaptive, which
     /// goes down when the processors are the limit and up when the link is. What does not shrink
     /// by 5 % is always stored raw.
@@ -40,7 +45,15 @@ impl SealingOptions {
     /// What was asked for, or `compression`.
     pub fn or(&self, compression: Compression) -> Sealing {
         let compression = self.compression.unwrap_or(compression);
-        Sealing { workers: Workers::new(self.workers), compression }
+        let workers = Workers::with_memory(self.workers, self.buffer_bytes);
+        Sealing { workers, compression }
+    }
+}
+
+impl Default for SealingOptions {
+    /// As the command line without any of them.
+    fn default() -> SealingOptions {
+        SealingOptions { workers: None, buffer_bytes: MEMORY_BYTES, compression: None }
     }
 }
 

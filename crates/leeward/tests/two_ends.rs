@@ -12,6 +12,8 @@ mod keys;
 mod last_data;
 #[path = "two_ends/life.rs"]
 mod life;
+#[path = "two_ends/many_sessions.rs"]
+mod many_sessions;
 #[path = "two_ends/rotation.rs"]
 mod rotation;
 

@@ -70,7 +70,9 @@ pub use repair::{CopyOf, DamagedSegment, GoodRecords, RepairPlan};
 pub use retention::{Expired, Expiring, Retention};
 pub use served::{ServeEnded, Served, ServedAs, ServingProcess};
 pub use store::{Destroyed, Store, Unlock};
-pub use thinning::{Candidate, Thinning, ThinningError, ThinningStep, Worth, thinned_out};
+pub use thinning::{
+    Candidate, CutClock, CutTime, Thinning, ThinningError, ThinningStep, Worth, thinned_out,
+};
 pub use transfer::{Exported, Imported, TransferProgress};
 pub use upkeep::Upkeep;
 pub use view::{EXTENTS_AHEAD_MAX, ReadCounts, Run, RunKind, View};

@@ -9,7 +9,7 @@ use crate::{
     collect::Walk,
     evidence, kept,
     manifest::Change,
-    thinning::{Candidate, Thinning, Worth, thinned_out},
+    thinning::{Candidate, CutClock, CutTime, Thinning, Worth, thinned_out},
 };
 use leeward_model::{
     PointId, PointKind, PointOrigin, SegmentId, TimelineId, UnixMillis, Verification,
@@ -269,8 +269,10 @@ impl ItemReader {
             |point: &&PointRecord| matches!(tested.get(&point.id), Some(Verification::Verified(_)));
         let newest = points.last().map(|point| point.id);
         let verified = points.iter().rev().find(is_verified).map(|point| point.id);
+        let mut boots = BTreeMap::new();
         let candidate = |point: &PointRecord| Candidate {
             id: point.id,
+            cut: cut_time(point, &mut boots),
             received_at: point.received_at,
             worth: worth(point, &tested),
             exempt: pinned.contains(&point.id)
@@ -281,6 +283,17 @@ impl ItemReader {
         let candidates: Vec<Candidate> = left.map(candidate).collect();
         Ok(thinned_out(&candidates, now, thinning))
     }
+}
+
+/// When a point was cut, by a clock that is not its source's; `boots` numbers those of the server.
+fn cut_time(point: &PointRecord, boots: &mut BTreeMap<String, u32>) -> CutTime {
+    let Some(stamp) = &point.cut_server else {
+        return CutTime { clock: CutClock::Store, at_ms: point.received_at.0 };
+    };
+    let next = boots.len() as u32;
+    let boot = *boots.entry(stamp.boot.clone()).or_insert(next);
+    let at_ms = i64::try_from(stamp.ms).unwrap_or(i64::MAX);
+    CutTime { clock: CutClock::Server(boot), at_ms }
 }
 
 fn worth(point: &PointRecord, tested: &BTreeMap<PointId, Verification>) -> Worth {

@@ -2,9 +2,12 @@
 //! hour, one a day. Pure; what goes by age alone, and what is never let go, is `retention`'s.
 //!
 //! The rules:
-//! 1. Time is cut into slots of each step's width, counted from 1970, so that they are the same in
-//!    every run. A slot is thinned once all of it is as old as its step says; until then its points
-//!    are in the slots of the step before, or, with the first step, all stay.
+//! 1. Time is cut into slots of each step's width, counted from the begin of each clock, so that
+//!    they are the same in every run. A point is in the slot of its cut, by the clock that tells
+//!    that: points that waited for the store come together and are kept as if each had come at once.
+//!    The rest of a slot passes after the point was received; once it is then as old as the step
+//!    says, the point is in that slot, until then in one of the step before, or, with the first
+//!    step, it stays. Ages are by the store's clock alone: no other clock makes a point old.
 //! 2. Of a slot the best point stays: by [`Worth`], then the one that was received first, then the
 //!    one that was committed first.
 //! 3. Exempt points stay and fill no slot.
@@ -86,14 +89,16 @@ impl Thinning {
         Ok(Thinning { steps })
     }
 
-    /// The slot of a point that was received at this time: its width and its number.
-    fn slot(&self, received_at: UnixMillis, now: UnixMillis) -> Option<(u64, i64)> {
+    /// The slot of a point: its width, the clock that numbers it, its number.
+    fn slot(&self, point: &Candidate, now: UnixMillis) -> Option<Slot> {
         self.steps.iter().rev().find_map(|step| {
             let width = step.every_ms as i64;
-            let number = received_at.0.div_euclid(width);
-            let end = number.saturating_add(1).saturating_mul(width);
+            let number = point.cut.at_ms.div_euclid(width);
+            let rest = width - point.cut.at_ms.rem_euclid(width);
+            let end = point.received_at.0.saturating_add(rest);
             let after = i64::try_from(step.after_ms).unwrap_or(i64::MAX);
-            (end <= now.0.saturating_sub(after)).then_some((step.every_ms, number))
+            let is_old = end <= now.0.saturating_sub(after);
+            is_old.then_some((step.every_ms, point.cut.clock, number))
         })
     }
 }
@@ -121,11 +126,36 @@ pub enum Worth {
     Consistent,
 }
 
+/// The clock that tells when a point was cut: the store's own, or a boot of a config server. Points
+/// of different clocks are never in one slot, as nobody knows how far apart they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CutClock {
+    /// The store's: what it received was cut just then, as far as anybody knows.
+    Store,
+    /// The config server's time since its machine's boot, which no hand ever sets; the boots are
+    /// numbered in any order.
+    Server(u32),
+}
+
+/// When a point was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutTime {
+    /// By which clock.
+    pub clock: CutClock,
+    /// Milliseconds since that clock's begin.
+    pub at_ms: i64,
+}
+
+/// Width in milliseconds, clock, number.
+type Slot = (u64, CutClock, i64);
+
 /// A point that may be thinned out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The point.
     pub id: PointId,
+    /// When it was cut; never told by the source's own clock.
+    pub cut: CutTime,
     /// When the store had it, by the store's clock.
     pub received_at: UnixMillis,
     /// What it is worth.
@@ -136,10 +166,10 @@ pub struct Candidate {
 
 /// The points that go; `points` are in the order of their commits, and so is the result.
 pub fn thinned_out(points: &[Candidate], now: UnixMillis, plan: &Thinning) -> Vec<PointId> {
-    let mut best: BTreeMap<(u64, i64), usize> = BTreeMap::new();
+    let mut best: BTreeMap<Slot, usize> = BTreeMap::new();
     let mut slots = Vec::with_capacity(points.len());
     for (order, point) in points.iter().enumerate() {
-        let slot = plan.slot(point.received_at, now).filter(|_| !point.exempt);
+        let slot = plan.slot(point, now).filter(|_| !point.exempt);
         if let Some(slot) = slot {
             let chosen = best.entry(slot).or_insert(order);
             if is_better(point, &points[*chosen]) {
@@ -148,7 +178,7 @@ pub fn thinned_out(points: &[Candidate], now: UnixMillis, plan: &Thinning) -> Ve
         }
         slots.push(slot);
     }
-    let stays = |order: usize, slot: &Option<(u64, i64)>| {
+    let stays = |order: usize, slot: &Option<Slot>| {
         slot.as_ref().is_none_or(|slot| best.get(slot) == Some(&order))
     };
     let gone = slots.iter().enumerate().filter(|(order, slot)| !stays(*order, slot));
@@ -182,12 +212,18 @@ mod tests {
     }
 
     fn histories() -> impl Strategy<Value = Vec<Candidate>> {
-        let point = (0..600_i64, worths(), prop::bool::weighted(0.1));
+        // Most came at once; some waited, and were cut by another clock.
+        let cut = prop_oneof![
+            2 => Just((CutClock::Store, 0)),
+            1 => (0..2_u32, 0..150_i64).prop_map(|(boot, ms)| (CutClock::Server(boot), ms)),
+        ];
+        let point = ((0..600_i64, cut), worths(), prop::bool::weighted(0.1));
         prop::collection::vec(point, 0..120).prop_map(|points| {
             let numbered = points.into_iter().enumerate();
             numbered
-                .map(|(order, (at, worth, exempt))| Candidate {
+                .map(|(order, ((at, (clock, waited)), worth, exempt))| Candidate {
                     id: PointId::from_u128(order as u128 + 1),
+                    cut: CutTime { clock, at_ms: at - 50 - waited },
                     received_at: UnixMillis(at - 50),
                     worth,
                     exempt,
@@ -199,17 +235,18 @@ mod tests {
     /// The rules word by word: a point goes when another one of its slot is better.
     fn by_definition(points: &[Candidate], now: i64, plan: &Thinning) -> Vec<PointId> {
         let old = |at: i64, step: &ThinningStep| now - at >= step.after_ms as i64;
+        let begin = |of: &Candidate, step: &ThinningStep| {
+            let width = step.every_ms as i64;
+            (0..).map(|n| n * width - 240).find(|at| at + width > of.cut.at_ms)
+        };
         let goes = |point: &&Candidate| {
             let slot = |of: &Candidate| {
-                let begin = |step: &ThinningStep| {
-                    let width = step.every_ms as i64;
-                    (0..).map(|n| n * width - 60).find(|at| at + width > of.received_at.0)
-                };
                 let whole = |step: &&ThinningStep| {
-                    begin(step).is_some_and(|at| old(at + step.every_ms as i64, step))
+                    let end = begin(of, step).map(|at| at + step.every_ms as i64);
+                    end.is_some_and(|end| old(of.received_at.0 + end - of.cut.at_ms, step))
                 };
                 let step = plan.steps.iter().rfind(whole)?;
-                Some((step.every_ms, begin(step)?))
+                Some((step.every_ms, of.cut.clock, begin(of, step)?))
             };
             let order = |of: &Candidate| (of.worth, -of.received_at.0, std::cmp::Reverse(of.id));
             let beats = |other: &Candidate| {
@@ -270,6 +307,7 @@ mod tests {
         let now = 100 * DAY_MS as i64;
         let point = |order: u64| Candidate {
             id: PointId::from_u128(u128::from(order) + 1),
+            cut: CutTime { clock: CutClock::Store, at_ms: now - order as i64 * 30_000 },
             received_at: UnixMillis(now - order as i64 * 30_000),
             worth: Worth::Plain,
             exempt: false,
@@ -285,6 +323,49 @@ mod tests {
         assert!((expected - 3..=expected + 100).contains(&left), "{left} points are left");
         let none = Thinning::new(Vec::new()).unwrap();
         assert_eq!(thinned_out(&points, UnixMillis(now), &none), []);
+    }
+
+    /// Points of six hours, two a minute, that came at once.
+    fn after_an_outage(now: i64) -> Vec<Candidate> {
+        let point = |order: i64| Candidate {
+            id: PointId::from_u128(order as u128 + 1),
+            // The server's clock begins with its boot, and is nowhere near the store's.
+            cut: CutTime { clock: CutClock::Server(0), at_ms: 7_000 + order * 30_000 },
+            received_at: UnixMillis(now),
+            worth: Worth::Plain,
+            exempt: false,
+        };
+        (0..6 * 120).map(point).collect()
+    }
+
+    /// F-015, F-047: what waited for the store is thinned as if it had come at once: nothing in the
+    /// first two hours, then to one a minute, then to one an hour.
+    #[test]
+    fn points_that_came_together_are_thinned_by_when_they_were_cut() {
+        let came = 100 * DAY_MS as i64 + 17;
+        let points = after_an_outage(came);
+        let left_at = |age: u64| {
+            let now = UnixMillis(came + age as i64);
+            points.len() - thinned_out(&points, now, &Thinning::default()).len()
+        };
+        assert_eq!(left_at(2 * HOUR_MS - 1), 720);
+        assert_eq!(left_at(3 * HOUR_MS), 360);
+        assert_eq!(left_at(26 * HOUR_MS), 6);
+    }
+
+    /// Server boots have clocks of their own: one that began anew, or another server, thins nothing
+    /// of what was cut by the former one.
+    #[test]
+    fn points_of_another_clock_are_never_in_the_same_slot() {
+        let came = 100 * DAY_MS as i64;
+        let mut points = after_an_outage(came);
+        for point in &mut points[360..] {
+            point.cut =
+                CutTime { clock: CutClock::Server(1), at_ms: point.cut.at_ms - 360 * 30_000 };
+        }
+        let now = UnixMillis(came + 3 * HOUR_MS as i64);
+        let left = points.len() - thinned_out(&points, now, &Thinning::default()).len();
+        assert_eq!(left, 2 * 180);
     }
 
     #[test]

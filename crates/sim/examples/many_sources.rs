@@ -2,11 +2,15 @@
 //! and committed as points, all at once. Prints one line of JSON; see `benches/many_sources.sh`.
 //!
 //! The sources' disks are patterns that cost a copy to read, as a page cache does; store and hash
-//! files lie in the folder that is the argument. There is no network and no TLS in it.
+//! files lie in the folder that is the argument. What is sealed is held and made durable as a master
+//! target does it for as many sessions. There is no network and no TLS in it.
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use leeward::sealing::{Differing, KeyedHasher, Sealing};
+use leeward::{
+    intake::{Held, Intake, Seat},
+    sealing::{Differing, KeyedHasher, Sealing},
+};
 use leeward_capture::{
     ByteRange, CaptureError, DiskFolder, DiskReader, HashFiles, PassInput, PassKind, Workers,
 };
@@ -23,10 +27,7 @@ use leeward_wire::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -34,8 +35,6 @@ use uuid::Uuid;
 
 const DISK: DiskNumber = DiskNumber(0);
 const MIB: u64 = 1 << 20;
-/// Bytes made durable at a time: with 8 MiB, as a target has, 200 sources hold 1.1 GiB.
-const SYNC_BYTES: usize = 1 << 20;
 
 /// A disk of which everything changes from point to point: half of it words, half repeated.
 struct Pattern {
@@ -128,9 +127,8 @@ impl Source {
     async fn point(
         mut self,
         (bytes, sealing, size, round): (Arc<Vec<u8>>, Sealing, u64, u64),
-        active: Arc<AtomicU64>,
+        mut seat: Seat,
     ) -> anyhow::Result<(Source, u64)> {
-        active.fetch_add(1, Ordering::Relaxed);
         let keys = self.item.reader().keys();
         let (data, hash_key) = (keys.data.clone(), keys.hash.clone());
         let hasher = Arc::new(KeyedHasher::new(hash_key));
@@ -157,33 +155,40 @@ impl Source {
         let mut sealer = Sealer::new(&data, header.clone());
         self = blocking(self, move |source| Ok(source.item.begin_segment(&header)?)).await?;
         let mut pass = sealing.start(input, Arc::new(|_| {}));
-        let (mut waiting, mut unsynced, mut sealed) = (Vec::new(), 0, 0);
+        let mut sealed = 0;
         while let Some(batch) = pass.next().await? {
             for found in batch.found {
                 let Differing::Ready(ready) = found else { continue };
                 self.hashes.push(ready.disk, ready.extent, &ready.record)?;
                 let Some(packed) = ready.packed else { continue };
                 let record = sealer.seal_packed(sealer.next_lsn(), packed);
-                unsynced += record.len();
                 sealed += record.len() as u64;
-                waiting.push(record);
-            }
-            if unsynced >= SYNC_BYTES {
-                let records = std::mem::take(&mut waiting);
-                unsynced = 0;
-                self = blocking(self, move |source| source.append(&records)).await?;
+                self = self.keep(&mut seat, record).await?;
             }
         }
         let lsn = sealer.next_lsn();
-        waiting.push(sealer.seal_marker(lsn, &marker(size)));
-        self = blocking(self, move |source| source.commit(&waiting, lsn, size)).await?;
-        active.fetch_sub(1, Ordering::Relaxed);
+        self = self.keep(&mut seat, sealer.seal_marker(lsn, &marker(size))).await?;
+        let held = seat.take();
+        self = blocking(self, move |source| source.commit(&held, lsn, size)).await?;
         Ok((self, sealed))
     }
 
-    fn commit(&mut self, waiting: &[Bytes], lsn: Lsn, size: u64) -> anyhow::Result<()> {
+    /// Holds a record, or makes durable what is held first, as a target's session does.
+    async fn keep(mut self, seat: &mut Seat, record: Bytes) -> anyhow::Result<Source> {
+        let refused = seat.push(record).err();
+        if refused.is_some() || seat.is_full() {
+            let held = seat.take();
+            self = blocking(self, move |source| source.append(&held)).await?;
+        }
+        if let Some(record) = refused {
+            seat.push(record).map_err(|_| anyhow::anyhow!("an empty seat refused a record"))?;
+        }
+        Ok(self)
+    }
+
+    fn commit(&mut self, held: &Held, lsn: Lsn, size: u64) -> anyhow::Result<()> {
         let place = Position { timeline: self.timeline, lsn };
-        self.append(waiting)?;
+        self.append(held)?;
         self.hashes.seal(place, &[(DISK, size)])?;
         let receipt = PointReceipt {
             origin: PointOrigin::Replicated,
@@ -199,10 +204,9 @@ impl Source {
         Ok(())
     }
 
-    fn append(&mut self, records: &[Bytes]) -> anyhow::Result<()> {
-        for record in records {
-            self.item.append(record)?;
-        }
+    fn append(&mut self, held: &Held) -> anyhow::Result<()> {
+        let records: Vec<&[u8]> = held.records.iter().map(AsRef::as_ref).collect();
+        self.item.append_all(&records)?;
         self.item.sync()?;
         Ok(())
     }
@@ -247,11 +251,12 @@ async fn measure(folder: PathBuf, sources: u64, mib: u64) -> anyhow::Result<()> 
         .map_err(anyhow::Error::msg)?;
     let sealing = Sealing { workers: Workers::default(), compression };
     let before_mib = peak_mib();
-    let (begun, cpu, active) = (Instant::now(), cpu_seconds(), Arc::new(AtomicU64::new(0)));
+    let intake = Intake::new(sealing.workers.memory().clone());
+    let (begun, cpu) = (Instant::now(), cpu_seconds());
     let mut tasks = tokio::task::JoinSet::new();
     for source in made {
         let with = (Arc::clone(&bytes), sealing.clone(), size, 1);
-        tasks.spawn(source.point(with, Arc::clone(&active)));
+        tasks.spawn(source.point(with, intake.seat()));
     }
     let mut sealed = 0;
     while let Some(done) = tasks.join_next().await {

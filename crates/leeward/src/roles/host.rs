@@ -30,7 +30,7 @@ pub mod spool;
 pub mod store_audit;
 pub mod target;
 
-use crate::{audit_pace::AuditPace, folder, sealing::Sealing};
+use crate::{audit_pace::AuditPace, folder, intake::Intake, sealing::Sealing};
 use assign::Workers;
 pub use assign::assignment_load;
 pub use autostart::start_allowed;
@@ -103,6 +103,8 @@ pub struct Host {
     pub lobby: Lobby,
     /// How fast it may send.
     pub paces: pace::Paces,
+    /// What its sessions may hold of what they bring.
+    pub intake: Intake,
     tasks: Mutex<JoinSet<()>>,
     state: Mutex<State>,
 }
@@ -129,12 +131,14 @@ impl Host {
         let assignment = assignment_load(&parts.folder);
         let permit_key = std::fs::read_to_string(parts.folder.join("permit-key")).ok();
         let state = State { permit_key, ..State::default() };
+        let intake = Intake::new(parts.sealing.workers.memory().clone());
         let host = Arc::new(Host {
             parts,
             board: Board::default(),
             clock: ServerClock::default(),
             lobby: Lobby::default(),
             paces: pace::Paces::default(),
+            intake,
             tasks: Mutex::default(),
             state: Mutex::new(state),
         });

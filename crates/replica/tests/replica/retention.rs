@@ -3,8 +3,9 @@
 use crate::world::{World, kept, retention};
 use leeward_model::{Epoch, PointId, UnixMillis};
 use leeward_replica::{
-    Retention, StoreError, Thinning, ThinningStep, View, storage::BlobStore as _,
+    PointReceipt, Retention, StoreError, Thinning, ThinningStep, View, storage::BlobStore as _,
 };
+use leeward_wire::message::ServerStamp;
 
 #[test]
 fn old_points_go_and_the_newest_stays_whatever_its_age() {
@@ -277,4 +278,42 @@ fn points_are_thinned_out_and_pinned_named_and_newest_ones_stay() {
     world.check_contents().unwrap();
     let held = Retention { keep_until: Some(UnixMillis(now.0 + 1)), ..retention };
     assert_eq!(world.item().expire(now, &held).unwrap().points, []);
+}
+
+/// F-015, F-047: points that waited at the source come together, with the source's clock years off
+/// in their markers; they are thinned by the config server's stamps of their cuts.
+#[test]
+fn points_that_came_together_are_thinned_by_when_the_server_says_they_were_cut() {
+    let (_, mut world) = World::on_crash_disk(10);
+    let came = world.now;
+    for number in 0..60_u64 {
+        world.append().unwrap();
+        let point = world.append_marker().unwrap();
+        world.now = came;
+        let stamp = ServerStamp {
+            boot: "the server's".into(),
+            ms: 5_000 + number * 20_000,
+            wall: UnixMillis(0),
+        };
+        let receipt = PointReceipt { cut_server: Some(stamp), ..world.receipt() };
+        world.commit_marker(point, &receipt).unwrap();
+    }
+    let step = |after_ms, minutes: u64| ThinningStep { after_ms, every_ms: minutes * 60_000 };
+    let thinning = Thinning::new(vec![step(300_000, 1), step(3_600_000, 10)]).unwrap();
+    let retention =
+        Retention { keep_ms: 1_000_000_000, thinning: Some(thinning), keep_until: None };
+    let before = world.reader().state().points.len();
+    let mut left_after = |ms: i64| {
+        let now = UnixMillis(came + ms);
+        for point in world.item().expire(now, &retention).unwrap().points {
+            world.model.points.remove(&point);
+        }
+        world.check_contents().unwrap();
+        world.reader().state().points.len()
+    };
+
+    assert_eq!(left_after(290_000), before, "none is old enough");
+    // The world's first point and the newest one are on no slot's account.
+    assert_eq!(left_after(500_000), 20 + 2);
+    assert_eq!(left_after(3_600_000 + 700_000), 2 + 2);
 }

@@ -357,7 +357,8 @@ impl World {
         self.commit_marker(point, &receipt)
     }
 
-    fn commit_marker(
+    /// Flush and commit, of a marker that was appended.
+    pub fn commit_marker(
         &mut self,
         point: PointId,
         receipt: &PointReceipt,

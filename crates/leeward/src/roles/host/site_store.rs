@@ -1,30 +1,24 @@
 //! The host's replica store, as its async workers use it: every call runs off their threads, one
 //! at a time for each item.
 
-use super::{
-    by_hand,
-    clock::{WallClock, stamp},
-    head_view::HeadView,
-};
+mod answers;
+mod session;
+
+use super::{by_hand, clock::WallClock, head_view::HeadView};
 use leeward_model::{
-    Branch, Code, DiskEntry, DiskNumber, Epoch, Evidence, ExtentNumber, ItemId, Lsn, MachineSpec,
-    PointId, PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId, UnixMillis,
-    VaultId,
+    Branch, DiskEntry, DiskNumber, Epoch, Evidence, ExtentNumber, ItemId, MachineSpec, PointId,
+    PointInfo, PointKind, PointOrigin, Position, Problem, Site, TimelineId, UnixMillis, VaultId,
 };
 use leeward_replica::{
-    ItemReader, ItemStore, KeptFile, KeptRecord, PointReceipt, Retention, Store, StoreError,
-    TestOutcome, Thinning, View,
+    ItemReader, ItemStore, KeptFile, KeptRecord, Retention, Store, StoreError, TestOutcome,
+    Thinning, View,
 };
 use leeward_wire::{
     audit::DAMAGED_MAX,
-    data::DataWelcome,
     keys::HashKey,
-    message::{
-        Answer, KeepAs, KitState, NewestPoint, ProbeResult, Query, RETENTION_FROZEN_SECONDS,
-        ServedPoint, ServerStamp,
-    },
-    segment::SegmentHeader,
+    message::{KeepAs, KitState, NewestPoint, ProbeResult, ServedPoint},
 };
+use session::goes_on;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::PathBuf,
@@ -317,46 +311,6 @@ impl SiteStore {
         self.with(item, move |store| store.raise_fence(epoch, now)).await
     }
 
-    /// Opens the branch for writing and says where its source goes on.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn welcome(
-        self: &Arc<Self>,
-        item: ItemId,
-        branch: Branch,
-        credit_bytes: u64,
-    ) -> Result<DataWelcome, StoreError> {
-        let now = self.wall.now();
-        self.with(item, move |store| {
-            store.open_branch(branch, now)?;
-            // A data key that was made since the item was opened is the new session's.
-            store.reader_mut().refresh_keys()?;
-            let reader = store.reader();
-            let state = reader.state();
-            let durable = goes_on(store, &branch)?;
-            let head = durable.or(branch.parent);
-            let lineage = head.map(|head| state.chain(head)).unwrap_or_default();
-            let seen = |point: &&leeward_replica::PointRecord| {
-                lineage.iter().any(|part| {
-                    part.timeline == point.position.timeline && point.position.lsn <= part.lsn
-                })
-            };
-            let newest = state.points.iter().rev().find(seen);
-            let keys = reader.keys();
-            Ok(DataWelcome {
-                version: leeward_wire::message::PROTOCOL_VERSION,
-                data_key: keys.data.clone(),
-                hash_key: keys.hash.clone(),
-                key_version: keys.version,
-                durable,
-                newest_point: newest.map(|point| (point.id, point.position)),
-                credit_bytes,
-            })
-        })
-        .await
-    }
-
     /// The branch on which a host seals its own machine's disks: the one of `branch`'s timeline
     /// that is there already, or `branch` with one of `former` and its own parent as its parent:
     /// of those that are kept here the one whose timeline was opened last. Or with none.
@@ -400,75 +354,6 @@ impl SiteStore {
     ) -> Result<bool, Problem> {
         let what = "a recovery point could not be read";
         self.ask(item, what, move |store| Ok(store.reader().state().point(point).is_some())).await
-    }
-
-    /// Begins a segment.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn begin_segment(
-        self: &Arc<Self>,
-        item: ItemId,
-        header: SegmentHeader,
-    ) -> Result<(), StoreError> {
-        self.with(item, move |store| store.begin_segment(&header)).await
-    }
-
-    /// Takes records in order and makes them durable; returns the newest durable LSN.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn append(
-        self: &Arc<Self>,
-        item: ItemId,
-        records: Vec<bytes::Bytes>,
-    ) -> Result<Lsn, StoreError> {
-        self.with(item, move |store| {
-            for record in &records {
-                store.append(record)?;
-            }
-            let durable = store.sync()?;
-            Ok(durable.map_or(Lsn(0), |position| position.lsn))
-        })
-        .await
-    }
-
-    /// Commits progress.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn commit_progress(
-        self: &Arc<Self>,
-        item: ItemId,
-        at: Position,
-    ) -> Result<(), StoreError> {
-        let now = self.wall.now();
-        self.with(item, move |store| store.commit_progress(at.timeline, at.lsn, now)).await
-    }
-
-    /// Commits a recovery point.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn commit_point(
-        self: &Arc<Self>,
-        item: ItemId,
-        at: Position,
-        origin: PointOrigin,
-        cut_server: Option<ServerStamp>,
-    ) -> Result<PointId, StoreError> {
-        let received_at = self.wall.now();
-        let name = match origin {
-            PointOrigin::Replicated => None,
-            PointOrigin::BeforeChange => Some(format!("before-change-{}", stamp(received_at))),
-            PointOrigin::Divergent => Some(format!("divergent-{}", stamp(received_at))),
-        };
-        self.with(item, move |store| {
-            let receipt =
-                PointReceipt { origin, name, cut_server, received_at, clock_offset_ms: None };
-            Ok(store.commit_point(at, &receipt)?.id)
-        })
-        .await
     }
 
     /// What the timeline holds, as committed last; `held` when that is still it, because opening
@@ -647,104 +532,6 @@ impl SiteStore {
         })
         .await
     }
-
-    async fn is_absent(self: &Arc<Self>, item: ItemId, what: &str) -> Result<bool, Problem> {
-        let key = self.hash_key(item).await.map_err(|error| error.problem(what))?;
-        Ok(key.is_none())
-    }
-
-    /// Answers a question of the config server; `keeps` is how long points are kept, in seconds.
-    ///
-    /// # Errors
-    /// What the operator reads.
-    pub async fn answer(
-        self: &Arc<Self>,
-        query: Query,
-        keeps: Option<u64>,
-    ) -> Result<Answer, Problem> {
-        let site = self.site;
-        let what = "the replica store could not be asked";
-        // A part that waits for its hash key holds nothing yet.
-        match &query {
-            Query::Points { item, .. } if self.is_absent(*item, what).await? => {
-                return Ok(Answer::Points { points: Vec::new(), total: 0 });
-            }
-            Query::Point { item, .. } if self.is_absent(*item, what).await? => {
-                return Ok(Answer::Point { point: None, machine: None });
-            }
-            Query::Points { .. } | Query::Point { .. } | Query::Picture { .. } => {}
-        }
-        match query {
-            Query::Points { item, skip, limit } => {
-                let page = self.ask(item, what, move |store| {
-                    store.reader_mut().refresh()?;
-                    let mut page = store.reader().points(skip, limit, site)?;
-                    page.points.iter_mut().for_each(|point| set_expiry(store, point, keeps));
-                    Ok(page)
-                });
-                let page = page.await?;
-                Ok(Answer::Points { points: page.points, total: page.total })
-            }
-            Query::Point { item, point } => {
-                let found = self.ask(item, what, move |store| {
-                    store.reader_mut().refresh()?;
-                    let mut found = store.reader().point(point, site)?;
-                    if let Some((point, _)) = &mut found {
-                        set_expiry(store, point, keeps);
-                    }
-                    Ok(found)
-                });
-                let (point, machine) = match found.await? {
-                    Some((info, machine)) => (Some(Box::new(info)), machine.map(Box::new)),
-                    None => (None, None),
-                };
-                Ok(Answer::Point { point, machine })
-            }
-            Query::Picture { item, name } => {
-                let wanted = name.clone();
-                let picture = self.ask(item, what, move |store| store.reader().picture(&wanted));
-                let picture = picture.await?.ok_or_else(|| {
-                    Code::NOT_FOUND.problem(format!("there is no picture {name}"))
-                })?;
-                use base64::Engine as _;
-                let base64 = base64::engine::general_purpose::STANDARD.encode(picture);
-                Ok(Answer::Picture { base64 })
-            }
-        }
-    }
-}
-
-/// The place that a source of `branch` goes on from: the newest that is committed on it, or where
-/// it leaves a parent that is kept here. None when nothing of it is here, or it has ended.
-fn goes_on(store: &ItemStore, branch: &Branch) -> Result<Option<Position>, StoreError> {
-    let reader = store.reader();
-    let state = reader.state();
-    if state.retired.contains(&branch.timeline) {
-        return Ok(None);
-    }
-    let own = state.heads.get(&branch.timeline).map(|lsn| (branch.timeline, *lsn));
-    if let Some((timeline, lsn)) = own {
-        return Ok(Some(Position { timeline, lsn }));
-    }
-    // Of a seed the store may know another parent than its host was told.
-    let parent = state.branch(branch.timeline).unwrap_or(branch).parent;
-    match parent.filter(|parent| state.branch(parent.timeline).is_some()) {
-        Some(parent) if reader.is_kept(parent)? => Ok(Some(parent)),
-        Some(_) | None => Ok(None),
-    }
-}
-
-/// Says when `expire` lets the point go, if nothing changes.
-fn set_expiry(store: &ItemStore, point: &mut PointInfo, keeps: Option<u64>) {
-    let keeps = keeps.filter(|seconds| *seconds < RETENTION_FROZEN_SECONDS);
-    let newest = store.reader().newest_point().map(|newest| newest.id);
-    if newest == Some(point.id) || !point.pinned_by.is_empty() {
-        return;
-    }
-    point.expires_at = keeps.and_then(|seconds| {
-        let ms = i64::try_from(seconds.checked_mul(1000)?).ok()?;
-        Some(UnixMillis(point.received_at.0.checked_add(ms)?))
-    });
 }
 
 fn kept_record(work: KeptWork) -> KeptRecord {

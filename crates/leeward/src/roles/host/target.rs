@@ -4,7 +4,10 @@
 //! that the config server named, and nothing below the fence is taken.
 
 use super::{Host, board::Board, hash_key, head_view::HeadView, site_store::SiteStore};
-use crate::roles::session::{FrameReader, FrameWriter, SessionError};
+use crate::{
+    intake::Seat,
+    roles::session::{FrameReader, FrameWriter, SessionError},
+};
 use leeward_model::{
     Code, DiskNumber, ExtentNumber, HostId, ItemId, Lsn, PointOrigin, Position, Problem, TimelineId,
 };
@@ -19,10 +22,10 @@ use leeward_wire::{
 use std::{sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// The window of a session, in bytes of records that are not durable yet.
+/// The window of a session, in bytes of records that are not durable yet: several times what it
+/// holds before it makes that durable, so that the link does not stand still meanwhile. What is
+/// beyond that waits in the connection: nothing is read then.
 const CREDIT_BYTES: u64 = 32 << 20;
-/// Records are made durable when so many bytes of them wait; the sender has as much again.
-const SYNC_BYTES: usize = 8 << 20;
 /// A source that says nothing for so long is away: points come at least every hour, and an idle
 /// session costs nothing, so this is only against connections that hang for ever.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
@@ -52,8 +55,8 @@ struct Session<'a> {
     /// Why the session's points exist.
     origin: PointOrigin,
     window: ReceiveWindow,
-    waiting: Vec<bytes::Bytes>,
-    waiting_bytes: usize,
+    /// Records that are not durable yet.
+    seat: Seat,
     /// What the branch holds, for questions about hashes.
     view: Option<HeadView>,
 }
@@ -187,10 +190,16 @@ where
         connected(&host.board, item, true);
     }
     let window = ReceiveWindow::new(CREDIT_BYTES, base);
-    let (waiting, waiting_bytes, view) = (Vec::new(), 0, None);
-    let mut session = Session { host, store, hello, origin, window, waiting, waiting_bytes, view };
+    let (seat, view) = (host.intake.seat(), None);
+    let mut session = Session { host, store, hello, origin, window, seat, view };
     loop {
-        let message = reader.message(IDLE_TIMEOUT).await?;
+        let message = tokio::select! {
+            message = reader.message(IDLE_TIMEOUT) => message?,
+            () = session.seat.asked() => {
+                session.flush(writer).await?;
+                continue;
+            }
+        };
         // A duty that changed ends the session before anything more is taken.
         check(host, peer, &session.hello)?;
         session.take(message, writer).await?;
@@ -310,9 +319,11 @@ impl Session<'_> {
             return Err(refuse(Code::BAD_REQUEST, "a record without a valid header"));
         };
         self.window.received(header.lsn, record.len())?;
-        self.waiting_bytes += record.len();
-        self.waiting.push(record);
-        if self.waiting_bytes >= SYNC_BYTES {
+        if let Err(record) = self.seat.push(record) {
+            self.flush(writer).await?;
+            self.seat.push(record).expect("an empty seat takes every record");
+        }
+        if self.seat.is_full() {
             self.flush(writer).await?;
         }
         Ok(())
@@ -346,12 +357,10 @@ impl Session<'_> {
         &mut self,
         writer: &mut FrameWriter<W>,
     ) -> Result<(), TargetError> {
-        if self.waiting.is_empty() {
+        if self.seat.bytes() == 0 {
             return Ok(());
         }
-        let records = std::mem::take(&mut self.waiting);
-        self.waiting_bytes = 0;
-        let durable = self.store.append(self.hello.item, records).await?;
+        let durable = self.store.append(self.hello.item, self.seat.take()).await?;
         writer.message(&DataMessage::Ack(self.window.durable(durable))).await?;
         Ok(())
     }
