@@ -23,7 +23,10 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 const EXTENT: usize = EXTENT_BYTES as usize;
@@ -214,7 +217,7 @@ impl<T: Send + 'static> Pass<T> {
                 ready: counted,
                 progress: PassProgress::default(),
                 rooms,
-                in_flight: InFlight(VecDeque::with_capacity(BATCHES_UNDER_WAY)),
+                in_flight: VecDeque::with_capacity(BATCHES_UNDER_WAY),
             };
             let last = tokio::select! {
                 biased;
@@ -266,24 +269,41 @@ struct Worked<T> {
     sent_bytes: u64,
 }
 
-type Task<T> = JoinHandle<Result<Worked<T>, PassError>>;
+type Outcome<T> = Result<Worked<T>, PassError>;
+
+/// Work that was handed over.
+enum Task<T> {
+    /// To a task, which reads first.
+    Reading(JoinHandle<Outcome<T>>),
+    /// To a worker, which also reads.
+    Queued(oneshot::Receiver<Outcome<T>>),
+}
+
+impl<T> Task<T> {
+    /// Waits for its end. Dropped on the way, it can be called again.
+    async fn done(&mut self) -> Outcome<T> {
+        match self {
+            Task::Reading(task) => task.await.map_err(|_| PassError::Stopped)?,
+            Task::Queued(done) => done.await.map_err(|_| PassError::Stopped)?,
+        }
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        match self {
+            Task::Reading(task) => task.abort(),
+            // Nobody waits for it any more, by which the worker leaves it out.
+            Task::Queued(_) => {}
+        }
+    }
+}
 
 /// A piece of work under way.
 struct UnderWay<T> {
     bytes: u64,
     task: Task<T>,
     room: BatchRoom,
-}
-
-/// Reads and comparisons under way, oldest first; aborted when dropped.
-struct InFlight<T>(VecDeque<UnderWay<T>>);
-
-impl<T> Drop for InFlight<T> {
-    fn drop(&mut self) {
-        for under_way in &self.0 {
-            under_way.task.abort();
-        }
-    }
 }
 
 struct Running<T> {
@@ -298,7 +318,8 @@ struct Running<T> {
     lane: Lane,
     /// The batches that it may have under way.
     rooms: BatchRooms,
-    in_flight: InFlight<T>,
+    /// Reads and comparisons under way, oldest first; aborted when dropped.
+    in_flight: VecDeque<UnderWay<T>>,
 }
 
 impl<T: Send + 'static> Running<T> {
@@ -329,7 +350,7 @@ impl<T: Send + 'static> Running<T> {
                 }
             }
         }
-        while !self.in_flight.0.is_empty() {
+        while !self.in_flight.is_empty() {
             self.collect().await?;
         }
         Ok(self.progress)
@@ -353,7 +374,7 @@ impl<T: Send + 'static> Running<T> {
     /// Leave for one more batch: the pass's own come first.
     async fn room(&mut self) -> Result<BatchRoom, PassError> {
         loop {
-            let under_way = self.in_flight.0.len();
+            let under_way = self.in_flight.len();
             if under_way < BATCHES_UNDER_WAY
                 && let Some(room) = self.rooms.take()
             {
@@ -391,33 +412,36 @@ impl<T: Send + 'static> Running<T> {
             ready: Arc::clone(&self.ready),
             workers: workers.clone(),
         };
-        let task = tokio::spawn(async move {
-            let mut contents = Vec::new();
-            for (work, len) in works.iter().filter(|_| here.is_none()) {
-                contents.push(match len {
-                    0 => Bytes::new(),
-                    len => read(&*reader, work, *len).await?,
-                });
+        let task = match here {
+            Some(here) => {
+                let run = move || job.read_and_run(&*here, &works);
+                Task::Queued(workers.start_in(lane, run))
             }
-            let run = move || match here {
-                Some(here) => job.read_and_run(&*here, &works),
-                None => job.run(&works, &contents),
-            };
-            workers.run_in(lane, run).await.ok_or(PassError::Stopped)?
-        });
-        self.in_flight.0.push_back(UnderWay { bytes, task, room });
+            None => Task::Reading(tokio::spawn(async move {
+                let mut contents = Vec::with_capacity(works.len());
+                for (work, len) in &works {
+                    contents.push(match len {
+                        0 => Bytes::new(),
+                        len => read(&*reader, work, *len).await?,
+                    });
+                }
+                let run = move || job.run(&works, &contents);
+                workers.run_in(lane, run).await.ok_or(PassError::Stopped)?
+            })),
+        };
+        self.in_flight.push_back(UnderWay { bytes, task, room });
         Ok(())
     }
 
     /// Waits for the oldest read and passes on what it found.
     async fn collect(&mut self) -> Result<(), PassError> {
         // Stays in the queue while waited for, so that a cancelled pass aborts it as well.
-        let Some(oldest) = self.in_flight.0.front_mut() else { return Ok(()) };
-        let outcome = (&mut oldest.task).await;
-        let Some(UnderWay { bytes, room, .. }) = self.in_flight.0.pop_front() else {
+        let Some(oldest) = self.in_flight.front_mut() else { return Ok(()) };
+        let outcome = oldest.task.done().await;
+        let Some(UnderWay { bytes, room, .. }) = self.in_flight.pop_front() else {
             return Ok(());
         };
-        let Worked { made, sent_bytes } = outcome.map_err(|_| PassError::Stopped)??;
+        let Worked { made, sent_bytes } = outcome?;
         self.progress.done_bytes += bytes;
         self.progress.sent_bytes += sent_bytes;
         (self.callback)(self.progress);

@@ -15,12 +15,10 @@ pub const RECORD_BYTES: usize = 32 + 16 * BLOCKS;
 pub trait Hasher: Send + Sync {
     /// Keyed BLAKE3 of a whole extent, 64 KiB.
     fn extent(&self, bytes: &[u8]) -> ExtentHash;
-    /// Keyed 128-bit hash of one block, 4 KiB. Never all zero in practice (2^-128).
-    fn block(&self, bytes: &[u8]) -> [u8; 16];
-    /// [`Self::block`] of each of an extent's blocks; `bytes` are 64 KiB.
-    fn blocks(&self, bytes: &[u8]) -> [[u8; 16]; BLOCKS] {
-        std::array::from_fn(|block| self.block(&bytes[block * BLOCK..][..BLOCK]))
-    }
+    /// [`Self::extent`], and the keyed 128-bit hash of each of the extent's blocks: of the bytes and
+    /// of their place in the extent. Never all zero in practice (2^-128). Both cost no more than
+    /// the first.
+    fn extent_and_blocks(&self, bytes: &[u8]) -> (ExtentHash, [[u8; 16]; BLOCKS]);
 }
 
 /// One extent as the target has it.
@@ -57,11 +55,8 @@ impl Record {
         if is_zero(extent) {
             return Record::ZERO;
         }
-        Record::with_leaf(extent, hasher.extent(extent), hasher)
-    }
-
-    fn with_leaf(extent: &[u8], leaf: ExtentHash, hasher: &dyn Hasher) -> Record {
-        Record { leaf, blocks: hasher.blocks(extent) }
+        let (leaf, blocks) = hasher.extent_and_blocks(extent);
+        Record { leaf, blocks }
     }
 
     /// Whether the target reads zero there.
@@ -110,12 +105,12 @@ pub(crate) fn compare(extent: &[u8], known: &Record, hasher: &dyn Hasher) -> Opt
     if zero && known.is_zero() {
         return None;
     }
-    let hash = hasher.extent(extent);
+    let (hash, blocks) = hasher.extent_and_blocks(extent);
     if hash == known.leaf {
         return None;
     }
-    let record = if zero { Record::ZERO } else { Record::with_leaf(extent, hash, hasher) };
-    let mask = differing_blocks(extent, known, &record, hasher);
+    let record = if zero { Record::ZERO } else { Record { leaf: hash, blocks } };
+    let mask = differing_blocks(extent, known, &blocks);
     let (data, blocks_known) = (named_blocks(extent, mask), !known.blocks_unknown());
     Some(Difference { mask, data, hash, record, blocks_known })
 }
@@ -128,11 +123,9 @@ pub(crate) fn still_differing(
     hasher: &dyn Hasher,
 ) -> BlockMask {
     // A record of zeros has no hashes of its blocks; the target always has.
-    let zero_block = record.is_zero().then(|| hasher.block(&[0; BLOCK]));
-    let differs = |index: &u32| {
-        let at = *index as usize;
-        zero_block.as_ref().unwrap_or(&record.blocks[at]) != &target[at]
-    };
+    let zeros = record.is_zero().then(|| hasher.extent_and_blocks(&vec![0; EXTENT]).1);
+    let blocks = zeros.as_ref().unwrap_or(&record.blocks);
+    let differs = |index: &u32| blocks[*index as usize] != target[*index as usize];
     mask.iter().filter(differs).fold(BlockMask::NONE, BlockMask::with)
 }
 
@@ -149,25 +142,17 @@ pub(crate) fn kept_blocks(data: &Bytes, mask: BlockMask, kept: BlockMask) -> Byt
     if blocks.iter().all(|block| is_zero(block)) { Bytes::new() } else { blocks.concat().into() }
 }
 
-fn differing_blocks(
-    extent: &[u8],
-    known: &Record,
-    record: &Record,
-    hasher: &dyn Hasher,
-) -> BlockMask {
+/// Blocks of `extent`, whose hashes are `blocks`, that are not as the target has them.
+fn differing_blocks(extent: &[u8], known: &Record, blocks: &[[u8; 16]; BLOCKS]) -> BlockMask {
     let mut mask = BlockMask::NONE;
-    // A record of zeros has no hashes of its blocks.
-    let zero_block = record.is_zero().then(|| hasher.block(&[0; BLOCK]));
     for (index, block) in (0..BLOCKS_PER_EXTENT).zip(extent.chunks(BLOCK)) {
         let at = index as usize;
         let same = if known.is_zero() {
             is_zero(block)
         } else if known.blocks_unknown() {
             false
-        } else if let Some(zero_block) = &zero_block {
-            known.blocks[at] == *zero_block
         } else {
-            known.blocks[at] == record.blocks[at]
+            known.blocks[at] == blocks[at]
         };
         if !same {
             mask = mask.with(index);
@@ -204,10 +189,13 @@ impl Hasher for TestHasher {
     fn extent(&self, bytes: &[u8]) -> ExtentHash {
         ExtentHash(*blake3::keyed_hash(&[0x11; 32], bytes).as_bytes())
     }
-    fn block(&self, bytes: &[u8]) -> [u8; 16] {
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&blake3::keyed_hash(&[0x22; 32], bytes).as_bytes()[..16]);
-        hash
+    fn extent_and_blocks(&self, bytes: &[u8]) -> (ExtentHash, [[u8; 16]; BLOCKS]) {
+        let block = |index: usize| {
+            let mut hasher = blake3::Hasher::new_keyed(&[0x22; 32]);
+            hasher.update(&bytes[index * BLOCK..][..BLOCK]).update(&[index as u8]);
+            *hasher.finalize().as_bytes().first_chunk().expect("16 of 32 bytes")
+        };
+        (self.extent(bytes), std::array::from_fn(block))
     }
 }
 

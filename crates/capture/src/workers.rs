@@ -8,7 +8,9 @@
 use crate::share::{Pool, Share, Taken};
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -29,7 +31,6 @@ pub const BATCHES_OWN: usize = 1;
 #[derive(Clone, Debug)]
 pub struct Workers(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     count: usize,
     turns: Mutex<Turns>,
@@ -38,30 +39,40 @@ struct Shared {
     waiting: AtomicUsize,
 }
 
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("count", &self.count).finish_non_exhaustive()
+    }
+}
+
 /// One of those that take turns: a pass, or whoever has work besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lane(u64);
 
+/// A piece of work that waits for its turn.
+type Work = Box<dyn FnOnce() + Send>;
+
 /// Whose turn it is. Pieces of work are of about one size, so that turns are shares.
-#[derive(Debug)]
 struct Turns {
     /// Threads that nobody has.
     free: usize,
-    /// Who waits, in the order of each lane.
-    lanes: BTreeMap<Lane, VecDeque<oneshot::Sender<Processor>>>,
-    /// Lanes that have somebody waiting, in the order of their turns.
+    /// What waits, in the order of each lane. Nothing waits while a thread is free.
+    lanes: BTreeMap<Lane, VecDeque<Work>>,
+    /// Lanes that have something waiting, in the order of their turns.
     order: VecDeque<Lane>,
 }
 
-/// Leave to work; hands it on when dropped.
-#[derive(Debug)]
-struct Processor(Option<Arc<Shared>>);
-
-impl Drop for Processor {
-    fn drop(&mut self) {
-        if let Some(shared) = self.0.take() {
-            Shared::hand_on(&shared);
+impl Turns {
+    /// Takes the next work of the lane whose turn it is.
+    fn next(&mut self) -> Option<Work> {
+        let lane = self.order.pop_front()?;
+        let queue = self.lanes.get_mut(&lane)?;
+        let next = queue.pop_front();
+        match queue.is_empty() {
+            true => drop(self.lanes.remove(&lane)),
+            false => self.order.push_back(lane),
         }
+        next
     }
 }
 
@@ -69,48 +80,50 @@ impl Shared {
     fn turns(&self) -> MutexGuard<'_, Turns> {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Gives a thread that has become free to the lane whose turn it is.
-    fn hand_on(shared: &Arc<Shared>) {
-        loop {
-            let mut turns = shared.turns();
-            let Some(lane) = turns.order.pop_front() else {
-                turns.free += 1;
-                return;
-            };
-            let Some(queue) = turns.lanes.get_mut(&lane) else { continue };
-            let next = queue.pop_front();
-            match queue.is_empty() {
-                true => drop(turns.lanes.remove(&lane)),
-                false => turns.order.push_back(lane),
-            }
-            drop(turns);
-            let Some(next) = next else { continue };
-            match next.send(Processor(Some(Arc::clone(shared)))) {
-                Ok(()) => return,
-                // It does not wait any more. What it was given must not be handed on from here.
-                Err(mut given) => given.0 = None,
-            }
+/// A thread that was taken; given back when nothing waits, or when dropped.
+struct Thread(Option<Arc<Shared>>);
+
+impl Thread {
+    /// Works as long as something waits: going on by itself costs less than waking another thread.
+    fn work(mut self, first: Work) {
+        let mut next = Some(first);
+        while let Some(work) = next {
+            // A panic ends that work alone. Whoever waits for it learns it by what it dropped.
+            let _ = catch_unwind(AssertUnwindSafe(work));
+            next = self.next();
         }
     }
 
-    /// Waits for the lane's turn.
-    async fn processor(shared: &Arc<Shared>, lane: Lane) -> Option<Processor> {
-        let given = {
-            let mut turns = shared.turns();
-            if turns.free > 0 {
-                turns.free -= 1;
-                return Some(Processor(Some(Arc::clone(shared))));
+    fn next(&mut self) -> Option<Work> {
+        let shared = self.0.take()?;
+        let mut turns = shared.turns();
+        let next = turns.next();
+        match next {
+            None => turns.free += 1,
+            Some(_) => {
+                drop(turns);
+                self.0 = Some(shared);
             }
-            let (sender, given) = oneshot::channel();
-            let queue = turns.lanes.entry(lane).or_default();
-            queue.push_back(sender);
-            if queue.len() == 1 {
-                turns.order.push_back(lane);
-            }
-            given
-        };
-        given.await.ok()
+        }
+        next
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        let Some(shared) = self.0.take() else { return };
+        let mut turns = shared.turns();
+        turns.free += 1;
+        // It never began: the runtime is shutting down. The last one drops what would wait for ever.
+        let last = turns.free == shared.count;
+        let left = if last { std::mem::take(&mut turns.lanes) } else { BTreeMap::new() };
+        if last {
+            turns.order.clear();
+        }
+        drop(turns);
+        drop(left);
     }
 }
 
@@ -145,12 +158,12 @@ impl BatchRooms {
     }
 }
 
-/// Counts as waiting until dropped, so that a cancelled wait does not count for ever.
-struct Waiting<'a>(&'a AtomicUsize);
+/// Counts as waiting until dropped, so that work that is never begun does not count for ever.
+struct Waiting(Arc<Shared>);
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -208,17 +221,41 @@ impl Workers {
         lane: Lane,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
+        self.start_in(lane, work).await.ok()
+    }
+
+    /// As [`Self::run_in`], and takes its place at once, not when it is waited for. Given up, the
+    /// work is left out unless it was begun. Must be called inside a runtime.
+    pub(crate) fn start_in<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
         let shared = &self.0;
         shared.waiting.fetch_add(1, Ordering::Relaxed);
-        let waiting = Waiting(&shared.waiting);
-        let processor = Shared::processor(shared, lane).await?;
-        drop(waiting);
-        let run = move || {
-            // Given back when the work is over, also if nobody waits for it any more.
-            let _processor = processor;
-            work()
-        };
-        tokio::task::spawn_blocking(run).await.ok()
+        let waiting = Waiting(Arc::clone(shared));
+        let (sender, done) = oneshot::channel();
+        let work: Work = Box::new(move || {
+            drop(waiting);
+            if !sender.is_closed() {
+                // Whoever waited may have left meanwhile.
+                let _ = sender.send(work());
+            }
+        });
+        let mut turns = shared.turns();
+        if turns.free > 0 {
+            turns.free -= 1;
+            drop(turns);
+            let thread = Thread(Some(Arc::clone(shared)));
+            drop(tokio::task::spawn_blocking(move || thread.work(work)));
+            return done;
+        }
+        let queue = turns.lanes.entry(lane).or_default();
+        queue.push_back(work);
+        if queue.len() == 1 {
+            turns.order.push_back(lane);
+        }
+        done
     }
 
     /// The memory that the passes share, in bytes; others may take of it as well.

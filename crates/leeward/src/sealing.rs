@@ -142,10 +142,7 @@ impl Hasher for KeyedHasher {
     fn extent(&self, bytes: &[u8]) -> ExtentHash {
         hash::extent_hash(&self.0, bytes)
     }
-    fn block(&self, bytes: &[u8]) -> [u8; 16] {
-        hash::block_hash(&self.0, bytes)
-    }
-    fn blocks(&self, bytes: &[u8]) -> [[u8; 16]; 16] {
-        hash::block_hashes(&self.0, bytes)
+    fn extent_and_blocks(&self, bytes: &[u8]) -> (ExtentHash, ExtentBlockHashes) {
+        hash::extent_and_block_hashes(&self.0, bytes)
     }
 }

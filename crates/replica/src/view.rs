@@ -27,7 +27,7 @@ use leeward_model::{
 };
 use leeward_wire::{
     data::ExtentBlockHashes,
-    hash::{BLOCK_HASH_BYTES, block_hash, extent_hash, zero_extent_hash},
+    hash::{extent_and_block_hashes, extent_hash},
     record::{Codec, RECORD_HEADER_BYTES, RecordHeader, RecordKind},
 };
 use regions::Regions;
@@ -86,7 +86,7 @@ pub struct View {
     marker: Option<Marker>,
     regions: Regions,
     zero_hash: ExtentHash,
-    zero_block_hash: [u8; BLOCK_HASH_BYTES],
+    zero_block_hashes: ExtentBlockHashes,
     cache: ExtentCache,
 }
 
@@ -129,10 +129,9 @@ impl View {
             },
             None => newest_marker(&folder, &regions)?,
         };
-        let zero_hash = zero_extent_hash(&folder.keys.hash);
-        let zero_block_hash = block_hash(&folder.keys.hash, &[0; BLOCK_BYTES as usize]);
+        let (zero_hash, zero_block_hashes) = extent_and_block_hashes(&folder.keys.hash, &ZEROS);
         let cache = ExtentCache::default();
-        Ok(View { folder, position, marker, regions, zero_hash, zero_block_hash, cache })
+        Ok(View { folder, position, marker, regions, zero_hash, zero_block_hashes, cache })
     }
 
     /// The place.
@@ -326,15 +325,8 @@ impl View {
         disk: DiskNumber,
         extent: ExtentNumber,
     ) -> Result<ExtentBlockHashes, StoreError> {
-        let mut hashes = [self.zero_block_hash; BLOCKS_PER_EXTENT as usize];
-        let data = self.with_versions(disk, extent, |versions| Ok(data_blocks(versions)))?;
-        let Some(bytes) = self.extent(disk, extent)? else { return Ok(hashes) };
-        for block in data.iter() {
-            let at = block as usize * BLOCK_BYTES as usize;
-            let bytes = &bytes[at..at + BLOCK_BYTES as usize];
-            hashes[block as usize] = block_hash(&self.folder.keys.hash, bytes);
-        }
-        Ok(hashes)
+        let Some(bytes) = self.extent(disk, extent)? else { return Ok(self.zero_block_hashes) };
+        Ok(extent_and_block_hashes(&self.folder.keys.hash, &bytes).1)
     }
 
     /// The hash of every extent that is stored, as [`Self::leaf_hash`] says it, in order.

@@ -155,7 +155,7 @@ pub struct BlockHashesRequest {
     pub extents: Vec<ExtentNumber>,
 }
 
-/// The keyed hashes of an extent's 16 blocks; those of a zero block are of 4096 zeros.
+/// The keyed hashes of an extent's 16 blocks; that of a zero block is of 4096 zeros in its place.
 pub type ExtentBlockHashes = [[u8; 16]; 16];
 
 /// The answer to a [`BlockHashesRequest`], in its order, of the same state as [`Hashes`].

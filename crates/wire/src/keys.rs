@@ -16,9 +16,8 @@ const FOOTER_MAC: &[u8] = b"leeward v1 segment footer mac key";
 const MANIFEST_MAC: &[u8] = b"leeward v1 manifest mac key";
 const HINT_MAC: &[u8] = b"leeward v1 hint mac key";
 const LAYER_MAC: &[u8] = b"leeward v1 layer mac key";
-// BLAKE3 contexts of the two hashes that share an item's hash key.
+// BLAKE3 context of the hash of an extent and of its blocks, which are branches of one tree.
 const EXTENT_HASH: &str = "leeward 2026-11 v1 extent hash key";
-const BLOCK_HASH: &str = "leeward 2026-11 v1 block hash key";
 
 /// 32 secret bytes. Overwritten on drop as far as safe code can: moved copies are out of reach.
 #[derive(Clone)]
@@ -77,15 +76,13 @@ impl fmt::Debug for DataKey {
 pub struct HashKey {
     root: Secret,
     extent: Secret,
-    block: Secret,
 }
 
 impl HashKey {
     /// Wraps 32 bytes that the caller drew from the system's generator, or unwrapped.
     pub fn from_bytes(bytes: [u8; KEY_BYTES]) -> HashKey {
         let extent = Secret(blake3::derive_key(EXTENT_HASH, &bytes));
-        let block = Secret(blake3::derive_key(BLOCK_HASH, &bytes));
-        HashKey { root: Secret(bytes), extent, block }
+        HashKey { root: Secret(bytes), extent }
     }
     /// The key's bytes, for wrapping and for the session that hands it to the sealer.
     pub fn expose(&self) -> &[u8; KEY_BYTES] {
@@ -93,9 +90,6 @@ impl HashKey {
     }
     pub(crate) fn extent_key(&self) -> &[u8; KEY_BYTES] {
         &self.extent.0
-    }
-    pub(crate) fn block_key(&self) -> &[u8; KEY_BYTES] {
-        &self.block.0
     }
 }
 
@@ -205,7 +199,6 @@ mod tests {
             hint_mac_key(&key).0.0,
             layer_mac_key(&key).0.0,
             *hash.extent_key(),
-            *hash.block_key(),
         ];
 
         let distinct: std::collections::HashSet<_> = all.iter().collect();

@@ -1,14 +1,19 @@
 //! One connection: negotiation, then requests served concurrently with replies in turn.
 //!
-//! Three parties: the loop that reads requests, one task for each request, and one future that
-//! writes. Every request holds permits from before its data is read until its reply is written,
-//! so that neither requests nor unsent replies can pile up.
+//! Three parties: the loop that reads requests, one task for each request that may wait, and one
+//! future that writes their replies. What is answered without waiting is written by the loop that
+//! read it: handing it over costs more than the answer. Every request holds permits from before its
+//! data is read until its reply is written, so that neither requests nor unsent replies can pile up.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
+use bytes::buf::Chain;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -47,11 +52,13 @@ where
         requests: Arc::new(Semaphore::new(limits.requests_in_flight_max)),
         bytes: Arc::new(Semaphore::new(limits.bytes_in_flight_max as usize)),
     };
-    let writing = write_replies(writer, outgoing);
+    let writer = Mutex::new(Writer { stream: writer, begun: None });
+    let writing = write_replies(&writer, outgoing);
     tokio::pin!(writing);
-    let reading = read_requests(receiver, Arc::new(session), replies, stop);
+    let reading = read_requests(receiver, Arc::new(session), &writer, replies, stop);
     tokio::pin!(reading);
     tokio::select! {
+        biased;
         read = &mut reading => {
             // All requests are done, and with them the last sender of replies.
             let written = writing.await;
@@ -68,8 +75,7 @@ where
 
 /// A reply on its way, with what it holds back until it is written.
 struct Outgoing {
-    head: Bytes,
-    data: Bytes,
+    bytes: Chain<Bytes, Bytes>,
     _permits: Permits,
 }
 
@@ -78,17 +84,41 @@ struct Permits {
     _bytes: OwnedSemaphorePermit,
 }
 
+/// A reply to be written; none asks to write the rest of the one that was begun.
+type Turn = Option<Outgoing>;
+
+/// The side of the stream that replies go to.
+struct Writer<W> {
+    stream: W,
+    /// What is being written: nothing else goes before its end.
+    begun: Option<Outgoing>,
+}
+
+impl<W: AsyncWrite + Unpin> Writer<W> {
+    /// Writes what was begun to its end. Dropped on the way, it goes on from there when called
+    /// again.
+    async fn finish(&mut self) -> Result<(), ConnectionError> {
+        if let Some(reply) = &mut self.begun {
+            self.stream.write_all_buf(&mut reply.bytes).await.map_err(write_failed)?;
+            self.stream.flush().await.map_err(write_failed)?;
+            self.begun = None;
+        }
+        Ok(())
+    }
+}
+
 async fn write_replies<W: AsyncWrite + Unpin>(
-    mut writer: W,
-    mut outgoing: mpsc::UnboundedReceiver<Outgoing>,
+    writer: &Mutex<Writer<W>>,
+    mut outgoing: mpsc::UnboundedReceiver<Turn>,
 ) -> Result<(), ConnectionError> {
-    while let Some(reply) = outgoing.recv().await {
-        let mut bytes = reply.head.chain(reply.data);
-        writer.write_all_buf(&mut bytes).await.map_err(write_failed)?;
-        writer.flush().await.map_err(write_failed)?;
+    while let Some(turn) = outgoing.recv().await {
+        let mut writer = writer.lock().await;
+        writer.finish().await?;
+        writer.begun = turn;
+        writer.finish().await?;
     }
     // The client may have closed its side already, which is no failure: all is said.
-    let _ = writer.shutdown().await;
+    let _ = writer.lock().await.stream.shutdown().await;
     Ok(())
 }
 
@@ -139,19 +169,23 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     }
 }
 
-/// Reads requests and has each served by a task of its own; returns when all have finished.
-async fn read_requests<R: AsyncRead + Unpin>(
+/// Reads requests and has each served, by a task of its own unless the answer is there at once;
+/// returns when all have finished.
+async fn read_requests<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     mut receiver: Receiver<R>,
     session: Arc<Session>,
-    replies: mpsc::UnboundedSender<Outgoing>,
+    writer: &Mutex<Writer<W>>,
+    replies: mpsc::UnboundedSender<Turn>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ConnectionError> {
     let mut tasks = JoinSet::new();
+    let (stopped, closed) = (stopped(&mut stop), replies.closed());
+    tokio::pin!(stopped, closed);
     let outcome = loop {
         let received = tokio::select! {
             biased;
-            () = stopped(&mut stop) => break Ok(()),
-            () = replies.closed() => break Ok(()), // The writer failed and tells why.
+            () = &mut stopped => break Ok(()),
+            () = &mut closed => break Ok(()), // The writer failed and tells why.
             received = receiver.next() => received,
         };
         let Incoming { request, data, permits } = match received {
@@ -167,27 +201,50 @@ async fn read_requests<R: AsyncRead + Unpin>(
             to: replies.clone(),
             permits: Some(permits),
         };
-        match check(&request, &session.rules) {
-            Err((errno, problem)) => answer.send(Err(ExportError::new(errno, problem))),
-            Ok(action) => {
-                if let Some(done) = at_once(&session, action) {
-                    answer.send(Ok(done));
+        let done = match check(&request, &session.rules) {
+            Err((errno, problem)) => Err(ExportError::new(errno, problem)),
+            Ok(action) => match at_once(&session, action) {
+                Some(done) => Ok(done),
+                None => {
+                    tasks.spawn(answer_later(session.clone(), action, data, answer));
                     continue;
                 }
-                let session = session.clone();
-                tasks.spawn(async move {
-                    let done = perform(&session, action, data).await;
-                    if let Err(error) = &done {
-                        let export = &session.name;
-                        tracing::debug!(export, %error, ?action, "NBD request failed");
-                    }
-                    answer.send(done);
-                });
-            }
+            },
+        };
+        if let Err(error) = answer_now(answer, done, writer).await {
+            break Err(error);
         }
     };
     while tasks.join_next().await.is_some() {}
     outcome
+}
+
+async fn answer_later(session: Arc<Session>, action: Action, data: Bytes, answer: Answer) {
+    let done = perform(&session, action, data).await;
+    if let Err(error) = &done {
+        let export = &session.name;
+        tracing::debug!(export, %error, ?action, "NBD request failed");
+    }
+    answer.send(done);
+}
+
+/// Writes the answer here as far as the stream takes it at once: whoever reads requests must not
+/// wait for a client that reads no replies before it has sent them all.
+async fn answer_now<W: AsyncWrite + Unpin>(
+    mut answer: Answer,
+    done: Result<Chunk, ExportError>,
+    writer: &Mutex<Writer<W>>,
+) -> Result<(), ConnectionError> {
+    let Ok(mut writer) = writer.try_lock() else { return Ok(answer.send(done)) };
+    if writer.begun.is_some() {
+        return Ok(answer.send(done));
+    }
+    writer.begun = answer.reply(done);
+    let mut finish = pin!(writer.finish());
+    match poll_fn(|context| Poll::Ready(finish.as_mut().poll(context))).await {
+        Poll::Ready(written) => written,
+        Poll::Pending => Ok(answer.write_rest()),
+    }
 }
 
 /// The answer to a read that needs no task of its own.
@@ -240,7 +297,7 @@ struct Answer {
     cookie: u64,
     is_read: bool,
     replies: Replies,
-    to: mpsc::UnboundedSender<Outgoing>,
+    to: mpsc::UnboundedSender<Turn>,
     permits: Option<Permits>,
 }
 
@@ -250,13 +307,25 @@ impl Answer {
     }
 
     fn send_once(&mut self, outcome: Result<Chunk, ExportError>) {
-        let Some(_permits) = self.permits.take() else { return };
+        if let Some(reply) = self.reply(outcome) {
+            // Nobody listens when the connection is lost; the client learns from that.
+            let _ = self.to.send(Some(reply));
+        }
+    }
+
+    /// Has the rest of a reply written that was begun.
+    fn write_rest(self) {
+        let _ = self.to.send(None); // As above.
+    }
+
+    /// The reply; `None` when it was taken before.
+    fn reply(&mut self, outcome: Result<Chunk, ExportError>) -> Option<Outgoing> {
+        let _permits = self.permits.take()?;
         let (head, data) = match self.replies {
             Replies::Simple => self.simple(outcome),
             Replies::Structured => self.structured(outcome),
         };
-        // Nobody listens when the connection is lost; the client learns from that.
-        let _ = self.to.send(Outgoing { head, data, _permits });
+        Some(Outgoing { bytes: head.chain(data), _permits })
     }
 
     fn simple(&self, outcome: Result<Chunk, ExportError>) -> (Bytes, Bytes) {

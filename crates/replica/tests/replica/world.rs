@@ -14,7 +14,7 @@ use leeward_replica::{
     storage::{BlobStore, CrashDisk, Seeded},
 };
 use leeward_wire::{
-    hash::{block_hash, extent_hash},
+    hash::{extent_and_block_hashes, extent_hash},
     seal::{Level, Sealer},
     segment::SegmentHeader,
 };
@@ -514,9 +514,8 @@ pub fn check_block_hashes(
             let found = view.block_hashes(disk, extent);
             let found = found.map_err(|error| format!("{at:?}: {error}"))?;
             let expected = model.extent(at, disk, extent);
-            let expected =
-                expected.chunks(BLOCK_BYTES as usize).map(|block| block_hash(key, block));
-            if !found.into_iter().eq(expected) {
+            let (_, expected) = extent_and_block_hashes(key, &expected);
+            if found != expected {
                 return Err(format!("{at:?}: wrong block hashes in {extent} of disk {disk}"));
             }
         }

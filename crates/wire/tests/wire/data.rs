@@ -14,7 +14,7 @@ use leeward_wire::{
         decode_control, encode_control,
     },
     frame::{BLOCK_HASHES_MAX, Decoder, Frame, HASHES_MAX, Kind},
-    hash::{EXTENT_ABSENT, block_hash},
+    hash::{EXTENT_ABSENT, extent_and_block_hashes},
     message::{HEARTBEAT_MS, HostHello, ServerStamp, ToServer},
 };
 use proptest::prelude::*;
@@ -31,9 +31,10 @@ pub fn stamp() -> ServerStamp {
 /// other is zero.
 fn block_hashes() -> (BlockHashesRequest, BlockHashes) {
     let disk = DiskNumber(1);
-    let zero = [block_hash(&hash_key(), &[0; 4096]); 16];
-    let mut one = zero;
-    one[1] = block_hash(&hash_key(), &[0x5a; 4096]);
+    let mut extent = vec![0; 65_536];
+    let (_, zero) = extent_and_block_hashes(&hash_key(), &extent);
+    extent[4096..8192].fill(0x5a);
+    let (_, one) = extent_and_block_hashes(&hash_key(), &extent);
     let extents = vec![ExtentNumber(500), ExtentNumber(70_000)];
     (BlockHashesRequest { disk, extents }, BlockHashes { disk, hashes: vec![one, zero] })
 }

@@ -10,7 +10,7 @@ use leeward_model::{Change, Lsn};
 use leeward_wire::{
     data::DataMessage,
     frame::Decoder,
-    hash::{block_hash, extent_hash, zero_extent_hash},
+    hash::{extent_and_block_hashes, extent_hash, zero_extent_hash},
     keys::{footer_mac_key, hint_mac_key, mac, manifest_mac_key},
     marker::{decode_marker, encode_marker},
     record::{Codec, RECORD_HEADER_BYTES},
@@ -67,7 +67,10 @@ fn hashes_and_macs_are_those_of_version_1() {
         mac(&hint_mac_key(&data_key()), b"golden"),
     ];
 
-    golden("hashes", &[&parts.concat()[..], &block_hash(&hash_key(), &block)].concat());
+    let extent = [&block[..], &vec![0; 65_536 - block.len()]].concat();
+    let (_, blocks) = extent_and_block_hashes(&hash_key(), &extent);
+
+    golden("hashes", &[&parts.concat()[..], &blocks.concat()].concat());
 }
 
 #[test]

@@ -11,11 +11,7 @@ fn extent(fills: [u8; 16]) -> Vec<u8> {
 }
 
 fn block_hashes(extent: &[u8]) -> [[u8; 16]; 16] {
-    let mut hashes = [[0; 16]; 16];
-    for (hash, block) in hashes.iter_mut().zip(extent.chunks(BLOCK)) {
-        *hash = TestHasher.block(block);
-    }
-    hashes
+    TestHasher.extent_and_blocks(extent).1
 }
 
 /// What a pass finds of an extent of which the hash file knows `known`.

@@ -101,10 +101,7 @@ fn recut(disks: &Disks, found: &Found) -> Result<Option<Found>, String> {
         return Ok(Some(found.clone()));
     }
     let held = held_extent(disks, found.change.disk, found.change.extent);
-    let mut there = [[0; 16]; 16];
-    for (hash, block) in there.iter_mut().zip(held.chunks(BLOCK_BYTES as usize)) {
-        *hash = TestHasher.block(block);
-    }
+    let (_, there) = TestHasher.extent_and_blocks(&held);
     let mut whole = disks.clone();
     replay(&mut whole, &found.change)?;
     let new = held_extent(&whole, found.change.disk, found.change.extent);
