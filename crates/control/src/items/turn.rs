@@ -291,6 +291,7 @@ fn move_end(world: &mut World, site: Site, host: HostFacts) -> Result<()> {
     let mut unsure = false;
     let plan = &mut row.plan;
     let mut end = End::new(host.id, name);
+    end.settings = former.settings.clone();
     if let Some(known) = plan.left.iter().position(|left| left.host == host.id) {
         let known = plan.left.remove(known);
         (end.machine, unsure) = (known.machine, !known.off);

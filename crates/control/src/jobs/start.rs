@@ -18,7 +18,11 @@ pub(crate) enum Request {
     /// [`Control::item_enable`]; the item of a failed one is gone.
     Enable { fabric: String, name: String, spec: EnableSpec },
     /// [`Control::item_test_failover`].
-    TestFailover { choice: PointChoice },
+    TestFailover {
+        choice: PointChoice,
+        #[serde(default)]
+        network: Option<String>,
+    },
     /// [`Control::item_test_cleanup`].
     Cleanup { comments: String },
     /// [`Control::item_failover`].
@@ -152,7 +156,9 @@ impl Control {
             Request::Enable { fabric, name, spec } => {
                 Ok(self.item_enable(vault, &fabric, &name, spec).await?.job)
             }
-            Request::TestFailover { choice } => self.item_test_failover(item, choice).await,
+            Request::TestFailover { choice, network } => {
+                self.item_test_failover_in(item, choice, network).await
+            }
             Request::Cleanup { comments } => self.item_test_cleanup(item, &comments).await,
             Request::Failover { choice, shutdown } => {
                 self.item_failover(item, choice, shutdown).await
