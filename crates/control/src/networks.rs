@@ -144,13 +144,12 @@ impl Control {
         let all = resource_mappings::of_vault(&mut tx, vault, kind).await?;
         let here = || all.iter().filter(|row| row.fabric == fabric.id && row.object == object);
         let named = here().find(|row| row.name.eq_ignore_ascii_case(place.name));
-        let other = here().find(|row| {
-            row.target == target.id && !row.name.eq_ignore_ascii_case(place.name)
-        });
+        let other = here()
+            .find(|row| row.target == target.id && !row.name.eq_ignore_ascii_case(place.name));
         if let Some(other) = other {
             let (word, other) = (place.kind.word(), &other.name);
-            let what = format!("mapping {other} leads from {word} {object} to {} already",
-                target.name);
+            let what =
+                format!("mapping {other} leads from {word} {object} to {} already", target.name);
             return Err(ControlError::new(ErrorKind::Conflict, Code::NAME_TAKEN, what));
         }
         let name = named.map_or_else(|| place.name.to_owned(), |row| row.name.clone());

@@ -138,6 +138,9 @@ codes! {
         cause "its migration was completed: that ends the item, and there is no way back in it"
         now "the machine runs at its new site; the old one is off and was not deleted"
         todo "protect the machine anew at its new site"
+    NOT_OF_THIS_PROVIDER = "LW-0112" "machines of KVM hosts do not have this"
+        cause "the operation is about agents, gateways or single disks, as other providers have them"
+        now "nothing was changed" todo "do what the message says instead, or leave it out"
 
     MACHINE_UNKNOWN = "LW-0201" "the host has no such machine"
         cause "its folder was removed or renamed, or the host's machine folder is another one"

@@ -84,10 +84,8 @@ impl MachineChanges {
             .unwrap_or(&nic.network);
         // An address belongs to its network: it does not follow the card to another one.
         let stays = |known: &NicSpec| known.address.filter(|_| known.network == *network);
-        let address = set
-            .and_then(|set| set.address)
-            .or_else(|| home.and_then(stays))
-            .or_else(|| stays(nic));
+        let address =
+            set.and_then(|set| set.address).or_else(|| home.and_then(stays)).or_else(|| stays(nic));
         NicSpec { mac: nic.mac.clone(), network: network.clone(), address }
     }
 }

@@ -7,8 +7,8 @@
 use crate::audit::AuditSeen;
 use leeward_model::{
     Bandwidth, Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId,
-    JobId, MachineChanges, MachineSpec, MachineState, PointId, PointInfo, PointKind, Position, Problem, Site,
-    StartPermit, TimelineId, UnixMillis, VaultId,
+    JobId, MachineChanges, MachineSpec, MachineState, PointId, PointInfo, PointKind, Position,
+    Problem, Site, StartPermit, TimelineId, UnixMillis, VaultId,
 };
 use serde::{Deserialize, Serialize};
 

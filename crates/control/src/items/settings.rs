@@ -279,9 +279,11 @@ fn check(update: &SettingsUpdate) -> Result<()> {
 fn check_rename(world: &World, row: &ItemRow, site: Site, name: &str) -> Result<()> {
     let end: &End = row.plan.end(site);
     let settled = matches!(row.state.protection, Protection::FailingOver { .. })
-        || row.plan.instances.iter().any(|plan| {
-            plan.site == site && plan.purpose == Purpose::Failover
-        });
+        || row
+            .plan
+            .instances
+            .iter()
+            .any(|plan| plan.site == site && plan.purpose == Purpose::Failover);
     if end.stale || end.run != RunPlan::Unassigned || settled || site != row.target_site() {
         let what = format!(
             "{} is, or was, a machine of that site and is called {} there: it cannot be given \

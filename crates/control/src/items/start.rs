@@ -8,8 +8,8 @@ use crate::jobs::kinds::{
     Replaced, Resync, TestFailover, WayBack,
 };
 use crate::jobs::{NewJob, Request, Scenario, reprotect};
-use crate::plan::{End, Plan, ResyncTrust, other};
 use crate::networks::Resource;
+use crate::plan::{End, Plan, ResyncTrust, other};
 use crate::policies::policy_row;
 use crate::store::{self, Conn, hosts::HostRow, items::ItemRow, jobs::Lane};
 use crate::vaults::check_name;

@@ -53,10 +53,9 @@ impl PlanAsk {
     /// The same, of one machine.
     fn of_item(&self) -> Request {
         match self.verb {
-            Verb::TestFailover => Request::TestFailover {
-                choice: self.choice,
-                network: self.network.clone(),
-            },
+            Verb::TestFailover => {
+                Request::TestFailover { choice: self.choice, network: self.network.clone() }
+            }
             Verb::TestCleanup => Request::Cleanup { comments: self.comments.clone() },
             Verb::PlannedFailover => Request::PlannedFailover {
                 spec: PlannedSpec { sync: self.sync, ..PlannedSpec::default() },

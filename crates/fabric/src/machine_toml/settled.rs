@@ -208,8 +208,7 @@ mod tests {
         );
         let address = Some(std::net::Ipv4Addr::new(10, 9, 9, 50));
         let mut spec = spec();
-        spec.nics[0] =
-            NicSpec { network: "isolated".into(), address, ..spec.nics.remove(0) };
+        spec.nics[0] = NicSpec { network: "isolated".into(), address, ..spec.nics.remove(0) };
         let changes = MachineChanges { memory_mib: Figure::Set(48), ..MachineChanges::default() };
 
         let set = (&spec, &changes);
@@ -223,7 +222,8 @@ mod tests {
 
     #[test]
     fn without_a_former_description_everything_comes_from_the_machine_itself() {
-        let text = settled_text(place(), None, as_is(&spec()), &overlays(&[0, 1]), INSTANCE).unwrap();
+        let text =
+            settled_text(place(), None, as_is(&spec()), &overlays(&[0, 1]), INSTANCE).unwrap();
         let machine = parse("web01", Path::new("/m/web01"), &text).unwrap();
 
         assert!(!machine.autostart);
