@@ -80,6 +80,17 @@ pub enum DisableReason {
     MigrationComplete,
 }
 
+/// Whether hosts that are away hold up the end of protection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AwayHosts {
+    /// The job waits for them.
+    #[default]
+    Wait,
+    /// It goes on without them: what they hold of the item stays until somebody deletes it there.
+    GoOn,
+}
+
 /// What a planned failover sends before the machine is shut down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -137,14 +137,6 @@ impl Control {
         Ok(Started { item: id, job })
     }
 
-    /// Forgets an item without its hosts: not supported yet.
-    ///
-    /// # Errors
-    /// NotSupported.
-    pub async fn item_purge(&self, item: ItemId) -> Result<JobId> {
-        Err(ControlError::not_supported(format!("item {item} cannot be purged, only disabled")))
-    }
-
     /// Starts a test machine from a point, in the network that is set for the item's tests: one
     /// with no way out unless another one is (F-091).
     ///

@@ -2,7 +2,9 @@
 
 use super::{InstantJob, Scenario, TargetKind};
 use crate::error::Result;
-use crate::items::{DisableReason, EnableSpec, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown};
+use crate::items::{
+    AwayHosts, DisableReason, EnableSpec, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown,
+};
 use crate::plans::PlanAsk;
 use crate::store::jobs::{JobFacts, JobRow, Lane};
 use crate::world::{World, permanent};
@@ -38,6 +40,8 @@ pub(crate) enum Request {
         keep: KeepPoints,
         #[serde(default)]
         reason: DisableReason,
+        #[serde(default)]
+        away: AwayHosts,
     },
     /// [`Control::item_planned_failover`].
     PlannedFailover { spec: PlannedSpec },
@@ -166,7 +170,9 @@ impl Control {
             Request::CancelFailover => self.item_failover_cancel(item).await,
             Request::ChangePoint { point } => self.item_change_point(item, point).await,
             Request::Commit => self.item_commit(item).await,
-            Request::Disable { keep, reason } => self.item_disable(item, keep, reason).await,
+            Request::Disable { keep, reason, away } => {
+                self.item_end(item, keep, reason, away).await
+            }
             Request::PlannedFailover { spec } => self.item_planned_failover(item, spec).await,
             Request::Reprotect { spec } => self.item_reprotect(item, spec).await,
             Request::Resync => self.item_resync(item).await,

@@ -173,3 +173,24 @@ async fn exported_jobs_are_a_list_that_the_answer_leads_to() {
         assert_eq!(world.api.post(&export, wrong).await.status, StatusCode::BAD_REQUEST);
     }
 }
+
+/// A purge waits for no host that is away; what such a host has is named.
+#[tokio::test]
+async fn an_item_is_purged_although_its_host_is_gone() {
+    let mut world = World::protected().await;
+    for host in &mut world.api.fleet.hosts {
+        if host.name == "kvm-a" {
+            host.temper = crate::testing::Temper::Dead;
+        }
+    }
+    for _ in 0..20 {
+        world.api.fleet.turn().await;
+    }
+
+    let gone = world.api.delete(&world.item.clone()).await;
+
+    world.ends(&gone, "Succeeded").await;
+    assert_eq!(world.api.get(&world.item).await.status, StatusCode::NOT_FOUND);
+    let job = world.api.get(gone.header("x-ms-request-id")).await.body;
+    assert_eq!(job["properties"]["errors"][0]["serviceErrorDetails"]["code"], "LW-0113", "{job}");
+}
