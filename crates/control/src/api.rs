@@ -306,7 +306,8 @@ impl Below<'_> {
             | Op::PlanReprotect => plans::operate(self, op).await,
             Op::StatusGet => operations::status(self).await,
             Op::SwitchProtection => items::switch_protection(self).await,
-            op => self.dispatch_small(op).await,
+            // On the heap: what is rarely asked does not make every request larger.
+            op => Box::pin(self.dispatch_small(op)).await,
         }
     }
 
@@ -336,7 +337,7 @@ impl Below<'_> {
             Op::ExtendedGet => Ok(other_providers::extended_get(self)),
             Op::ExtendedPut => other_providers::extended_put(self),
             Op::JobExport => jobs::export(self).await,
-            op => self.dispatch_other_providers(op).await,
+            op => Box::pin(self.dispatch_other_providers(op)).await,
         }
     }
 

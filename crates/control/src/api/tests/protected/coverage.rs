@@ -5,7 +5,7 @@ use super::*;
 use crate::api::routes;
 
 /// The path of a row with the names of things that there are.
-fn real(path: &str, item: &str, names: &[(&str, &str)]) -> String {
+pub(super) fn real(path: &str, item: &str, names: &[(&str, String)]) -> String {
     let (container, name) = item.rsplit_once("/replicationProtectedItems/").unwrap();
     let mut path = path.to_owned();
     let head = "/subscriptions/{subscription}/resourceGroups/{group}\
@@ -20,19 +20,16 @@ fn real(path: &str, item: &str, names: &[(&str, &str)]) -> String {
     path
 }
 
-#[tokio::test]
-async fn no_served_operation_is_unknown_or_not_yet() {
-    let mut world = World::protected().await;
+/// Names of things that there are, by what paths call them.
+pub(super) async fn names(world: &mut World) -> Vec<(&'static str, String)> {
     let point = world.points().await[0].rsplit('/').next().unwrap().to_owned();
     let jobs = world.api.get(&format!("{VAULT}/replicationJobs")).await.body;
     let job = jobs["value"][0]["name"].as_str().unwrap().to_owned();
-    let names = [
+    let fixed = [
         ("host", "kvm-a"),
         ("machine", "web01"),
         ("policy", "often"),
         ("mapping", "m"),
-        ("point", point.as_str()),
-        ("job", job.as_str()),
         ("alert", "defaultAlertSetting"),
         ("setting", "default"),
         ("object", "user"),
@@ -42,6 +39,14 @@ async fn no_served_operation_is_unknown_or_not_yet() {
         ("plan", "p"),
         ("event", "1"),
     ];
+    let fixed = fixed.map(|(key, name)| (key, name.to_owned()));
+    fixed.into_iter().chain([("point", point), ("job", job)]).collect()
+}
+
+#[tokio::test]
+async fn no_served_operation_is_unknown_or_not_yet() {
+    let mut world = World::protected().await;
+    let names = names(&mut world).await;
     let mut asked = 0;
     for (method, path, _) in routes::served() {
         let path = real(&path, &world.item, &names);
