@@ -199,6 +199,47 @@ def points_appear(story):
     step(f"{len(points)} recovery points, newest first")
 
 
+def target_is_set(story):
+    """F-050 to F-053: name, size and address of the machine at the other site."""
+    server = story.server
+    details = story.show().properties.provider_specific_details
+    nic = details["vmNics"][0]["nicId"]
+    size = details["leewardTarget"]["memoryMib"] + 32
+    name = story.options.machine + "-dr"
+
+    def request(vm_size, address):
+        config = models.IPConfigInputDetails(
+            ip_config_name="ipConfig1", is_primary=True, recovery_static_ip_address=address
+        )
+        return models.UpdateReplicationProtectedItemInput(
+            properties=models.UpdateReplicationProtectedItemInputProperties(
+                recovery_azure_vm_name=name,
+                recovery_azure_vm_size=vm_size,
+                vm_nics=[models.VMNicInputDetails(nic_id=nic, ip_configs=[config])],
+            )
+        )
+
+    listed = story.client.target_compute_sizes.list_by_replication_protected_items(*story.place)
+    sizes = [one.name for one in listed]
+    holds(details["leewardTarget"]["size"] in sizes, "the machine's own size is one of the list")
+    wanted = f"1cpu-{size}mib"
+    for bad in [request("large", "10.7.0.50"), request(wanted, "10.7.0.256")]:
+        refused(
+            lambda bad=bad: story.items.begin_update(*story.place, bad),
+            400,
+            "LW-0101",
+            "an impossible setting",
+        )
+    poller = story.items.begin_update(*story.place, request(wanted, "10.7.0.50"))
+    item = server.wait(poller, "settings")
+    details = item.properties.provider_specific_details
+    same(details["leewardTarget"]["name"], name, "the name at the other site")
+    same(details["leewardTarget"]["size"], wanted, "the size at the other site")
+    address = details["vmNics"][0]["ipConfigs"][0]["recoveryStaticIPAddress"]
+    same(address, "10.7.0.50", "the address at the other site")
+    step("name, size and address at the other site are set")
+
+
 def test_failover_waits_and_is_cleaned_up(story):
     server = story.server
     request = models.TestFailoverInput(
@@ -481,6 +522,7 @@ def run(server, options):
     policy = relation_is_made(story)
     machine_is_protected(story, policy)
     points_appear(story)
+    target_is_set(story)
     test_failover_waits_and_is_cleaned_up(story)
     machine_fails_over(story)
     point_is_changed_and_committed(story)

@@ -40,9 +40,11 @@ def lists_are_empty(server):
     client = server.site_recovery
     for name, operations in [
         ("protected items", client.replication_protected_items),
-        ("networks", client.replication_networks),
         ("network mappings", client.replication_network_mappings),
-        ("storage classifications", client.replication_storage_classifications),
+        (
+            "storage classification mappings",
+            client.replication_storage_classification_mappings,
+        ),
         ("vCenters", client.replicationv_centers),
         ("recovery plans", client.replication_recovery_plans),
     ]:
@@ -170,6 +172,100 @@ def fabrics_live(server):
     step("fabrics: make, container, registration key, remove")
 
 
+def networks_are_mapped(server):
+    client = server.site_recovery
+    scope = server.scope
+    site = models.FabricCreationInput(properties=models.FabricCreationInputProperties())
+    server.wait(client.replication_fabrics.begin_create(*scope, "c-net", site), "fabric")
+    networks = list(client.replication_networks.list_by_replication_fabrics(*scope, "c-net"))
+    same({one.name for one in networks}, {"user", "isolated"}, "the networks of a site")
+    everywhere = list(client.replication_networks.list(*scope))
+    target = next(one for one in everywhere if "/c-net/" not in one.id and one.name == "isolated")
+    recovery = target.id.split("/replicationFabrics/")[1].split("/")[0]
+    mappings = client.replication_network_mappings
+    body = models.CreateNetworkMappingInput(
+        properties=models.CreateNetworkMappingInputProperties(
+            recovery_fabric_name=recovery,
+            recovery_network_id=target.id,
+            fabric_specific_details=models.VmmToVmmCreateNetworkMappingInput(),
+        )
+    )
+    place = (*scope, "c-net", "user", "c-map")
+    made = server.wait(mappings.begin_create(*place, body), "network mapping")
+    same(made.properties.recovery_network_id, target.id, "where the mapping leads")
+    same(made.properties.primary_network_friendly_name, "user", "what is mapped")
+    refused(
+        lambda: mappings.begin_create(*scope, "c-net", "user", "c-other", body),
+        409,
+        "LW-0108",
+        "a second mapping of a network to a site",
+    )
+    change = models.UpdateNetworkMappingInput(
+        properties=models.UpdateNetworkMappingInputProperties(recovery_network_id="user")
+    )
+    changed = server.wait(mappings.begin_update(*place, change), "network mapping update")
+    same(changed.properties.recovery_network_friendly_name, "user", "the changed mapping")
+    listed = list(mappings.list_by_replication_networks(*scope, "c-net", "user"))
+    same([one.name for one in listed], ["c-map"], "the mappings of a network")
+    server.wait(mappings.begin_delete(*place), "network mapping delete")
+    refused(lambda: mappings.get(*place), 404, "LW-0103", "the deleted mapping")
+
+    classes = client.replication_storage_classifications
+    stores = list(classes.list_by_replication_fabrics(*scope, "c-net"))
+    same([one.name for one in stores], ["replica-store"], "the storage of a site")
+    storage = client.replication_storage_classification_mappings
+    body = models.StorageClassificationMappingInput(
+        properties=models.StorageMappingInputProperties(
+            target_storage_classification_id=next(
+                one.id for one in classes.list(*scope) if "/c-net/" not in one.id
+            )
+        )
+    )
+    place = (*scope, "c-net", "replica-store", "c-map")
+    made = server.wait(storage.begin_create(*place, body), "storage mapping")
+    same(made.name, "c-map", "the storage mapping")
+    server.wait(storage.begin_delete(*place), "storage mapping delete")
+    server.wait(client.replication_fabrics.begin_delete(*scope, "c-net"), "fabric remove")
+    step("networks and storage: list, map, change, refuse, remove")
+
+
+def catalogues_answer(server):
+    client = server.site_recovery
+    scope = server.scope
+    names = [one.name for one in client.operations.list(server.scope[0])]
+    holds(any(name.endswith("/unplannedFailover/action") for name in names), "failover is listed")
+    systems = client.supported_operating_systems.get(*scope)
+    holds(systems.properties.supported_os_list, "there are supported operating systems")
+    usage = next(iter(server.vaults.replication_usages.list(*scope)))
+    same(usage.protected_item_count, 0, "protected items in the usage")
+    usages = {one.name.value: one.current_value for one in server.vaults.usages.list_by_vaults(*scope)}
+    same(usages["ProtectedItems"], 0, "the usage of protected items")
+    info = server.vaults.vault_extended_info.get(*scope)
+    same(info.properties.algorithm, "None", "the vault's algorithm")
+    check = vault_models.CheckNameAvailabilityParameters(
+        type="Microsoft.RecoveryServices/Vaults", name=scope[1]
+    )
+    answer = server.vaults.recovery_services.check_name_availability(scope[0], "here", check)
+    same(answer.name_available, False, "whether the vault's name is free")
+    exported = models.JobQueryParameter(job_status="Succeeded", job_output_type="Json")
+    job = server.wait(client.replication_jobs.begin_export(*scope, exported), "job export")
+    details = job.properties.custom_details
+    same(details.instance_type, "ExportJobDetails", "the export's details")
+    holds("/replicationJobs?" in details.blob_uri, "the export leads to the list of jobs")
+    setting = models.VaultSettingCreationInput(
+        properties=models.VaultSettingCreationInputProperties(
+            vmware_to_azure_provider_type="Vmware"
+        )
+    )
+    refused(
+        lambda: client.replication_vault_setting.begin_create(*scope, "default", setting),
+        409,
+        "LW-0112",
+        "a setting of agents",
+    )
+    step("catalogues: operations, systems, usages, names, export")
+
+
 def jobs_and_events_tell(server):
     client = server.site_recovery
     scope = server.scope
@@ -234,6 +330,8 @@ def run(server, options):
     settings_are_honest(server)
     policies_live(server)
     fabrics_live(server)
+    networks_are_mapped(server)
+    catalogues_answer(server)
     jobs_and_events_tell(server)
     refusals_have_their_class(server)
     if not options.keep_vault:

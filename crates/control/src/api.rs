@@ -6,6 +6,7 @@
 
 mod access;
 mod audit_view;
+mod catalog;
 mod direction;
 mod envelope;
 mod events;
@@ -13,11 +14,14 @@ mod fabrics;
 mod filter;
 mod hosts;
 mod ids;
+mod item_settings;
 mod item_view;
 mod items;
 mod jobs;
 mod mappings;
+mod networks;
 mod operations;
+mod other_providers;
 mod plan_view;
 mod plans;
 mod points;
@@ -26,8 +30,8 @@ mod questions;
 mod request;
 mod routes;
 mod settings;
-mod unbuilt;
 mod vaults;
+mod wont;
 
 #[cfg(test)]
 mod tests;
@@ -100,7 +104,7 @@ async fn admit(
     let (target, names) = target_of(parts)?;
     let (op, action) = match target {
         Target::Served(op, action) => (op, action),
-        Target::Unbuilt => return Err(unsupported(parts.method.as_str(), path).into()),
+        Target::Wont => return Err(unsupported(parts.method.as_str(), path).into()),
     };
     if !authorize(caller.role, action) {
         let what = format!("{} is {:?}, which does not include this", caller.name, caller.role);
@@ -155,7 +159,9 @@ fn target_of(parts: &Parts) -> Result<(Target, routes::Names), Refusal> {
 
 fn unsupported(method: &str, path: &str) -> ControlError {
     let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
-    ControlError::not_supported(format!("{method} … /{last} is not supported yet"))
+    ControlError::not_supported(format!(
+        "{method} … /{last} is not supported: it belongs to other products"
+    ))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -197,6 +203,8 @@ async fn dispatch(call: &Call, op: Op) -> Result<Answer, Refusal> {
         Op::VaultPatch => return vaults::patch(call).await,
         Op::VaultDelete => return vaults::delete(call).await,
         Op::VaultListSubscription | Op::VaultListGroup => return vaults::list(call).await,
+        Op::OperationList => return catalog::operations(call),
+        Op::NameAvailable => return catalog::check_name_availability(call).await,
         _ => {}
     }
     let vault = call.control.vault_get(&call.vault_key()).await?;
@@ -298,6 +306,58 @@ impl Below<'_> {
             | Op::PlanReprotect => plans::operate(self, op).await,
             Op::StatusGet => operations::status(self).await,
             Op::SwitchProtection => items::switch_protection(self).await,
+            // On the heap: what is rarely asked does not make every request larger.
+            op => Box::pin(self.dispatch_small(op)).await,
+        }
+    }
+
+    /// Mappings of networks and storage, and what clients look at around them.
+    async fn dispatch_small(&self, op: Op) -> Result<Answer, Refusal> {
+        match op {
+            Op::ItemPatch => item_settings::patch(self).await,
+            Op::ItemSizes => item_settings::sizes(self).await,
+            Op::NetworkList | Op::StorageList => networks::list(self, op).await,
+            Op::NetworkGet | Op::StorageGet => networks::get(self, op).await,
+            Op::NetworkMappingList | Op::StorageMappingList => {
+                networks::mapping_list(self, op).await
+            }
+            Op::NetworkMappingGet | Op::StorageMappingGet => networks::mapping_get(self, op).await,
+            Op::NetworkMappingPut | Op::NetworkMappingPatch | Op::StorageMappingPut => {
+                networks::mapping_put(self, op).await
+            }
+            Op::NetworkMappingRemove | Op::StorageMappingRemove => {
+                networks::mapping_remove(self, op).await
+            }
+            Op::UsageList => catalog::usages(self).await,
+            Op::ReplicationUsageList => catalog::replication_usages(self).await,
+            Op::SystemsGet => Ok(catalog::operating_systems(self)),
+            Op::OperationList => catalog::operations(self.call),
+            Op::NameAvailable => catalog::check_name_availability(self.call).await,
+            Op::SettingPut => settings::setting_put(self),
+            Op::ExtendedGet => Ok(other_providers::extended_get(self)),
+            Op::ExtendedPut => other_providers::extended_put(self),
+            Op::JobExport => jobs::export(self).await,
+            op => Box::pin(self.dispatch_other_providers(op)).await,
+        }
+    }
+
+    async fn dispatch_other_providers(&self, op: Op) -> Result<Answer, Refusal> {
+        match op {
+            Op::FabricCheck => other_providers::check_consistency(self).await,
+            Op::FabricRenew => other_providers::renew_certificate(self).await,
+            Op::FabricReassociate => other_providers::reassociate(self).await,
+            Op::HostPut => other_providers::host_put(self).await,
+            Op::IdentityRemove => other_providers::identity_remove(self).await,
+            Op::ContainerPut => other_providers::container_put(self).await,
+            Op::ContainerRemove => other_providers::container_remove(self).await,
+            Op::MachineDiscover => other_providers::discover(self).await,
+            Op::MappingPatch => other_providers::mapping_patch(self).await,
+            Op::VcenterPut => other_providers::vcenter_put(self).await,
+            Op::ItemAddDisks
+            | Op::ItemRemoveDisks
+            | Op::ItemResolveHealth
+            | Op::ItemUpdateAgent
+            | Op::ItemReinstallAgent => other_providers::item(self, op).await,
             op => items::operate(self, op).await,
         }
     }

@@ -284,6 +284,7 @@ impl Duty<'_> {
             probe: plan.probe,
             keep_as: plan.keep_as.clone(),
             settle_as: settles.then(|| self.end(plan.site).machine.clone()),
+            changes: plan.changes.clone(),
         }
     }
 

@@ -3,6 +3,7 @@
 mod estimate;
 mod live;
 mod record;
+mod settings;
 mod start;
 mod turn;
 mod view;
@@ -10,6 +11,8 @@ mod view;
 pub use estimate::{DataSync, SyncEstimate};
 pub(crate) use live::live_at;
 pub(crate) use record::{no_item, record};
+pub(crate) use settings::changes_of;
+pub use settings::{Change, NicSettings, NicUpdate, SettingsUpdate, TargetSettings, TargetView};
 pub(crate) use start::name_beside;
 
 use crate::fabrics::fabric_row;
@@ -75,6 +78,17 @@ pub enum DisableReason {
     /// The machine stays where it was failed over to and never returns (F-005). The old one is
     /// left off and is not deleted.
     MigrationComplete,
+}
+
+/// Whether hosts that are away hold up the end of protection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AwayHosts {
+    /// The job waits for them.
+    #[default]
+    Wait,
+    /// It goes on without them: what they hold of the item stays until somebody deletes it there.
+    GoOn,
 }
 
 /// What a planned failover sends before the machine is shut down.
@@ -338,6 +352,8 @@ pub struct ItemView {
     /// What it has at the primary and at the recovery site, in this order. The fields above that
     /// speak of a source and a target host mean the primary and the recovery host all the same.
     pub ends: [EndView; 2],
+    /// The machine that the next failover would make.
+    pub target: TargetView,
     /// What bringing it home would cost, while nothing replicates it and that can be told.
     pub data_sync: Option<DataSync>,
     /// Machines made from its points.

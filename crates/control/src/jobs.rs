@@ -83,6 +83,12 @@ pub enum Scenario {
     UnregisterDra,
     SaveRecoveryPlan,
     DeleteRecoveryPlan,
+    MapNetworks,
+    UnmapNetworks,
+    MapStorage,
+    UnmapStorage,
+    UpdateVmProperties,
+    ExportJobs,
 }
 
 /// State of a job or a task, in the API's words.

@@ -19,6 +19,7 @@ pub mod jobs;
 mod keeper;
 pub mod machines;
 pub mod mappings;
+pub mod networks;
 mod plan;
 pub mod plans;
 pub mod points;

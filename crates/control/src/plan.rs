@@ -1,8 +1,9 @@
 //! What is wanted of the hosts for one item: stored with the item, turned into assignments.
 
-use crate::items::{LiveAt, ResyncTrust};
+use crate::items::{LiveAt, ResyncTrust, TargetSettings};
 use leeward_model::{
-    Branch, Epoch, HostId, InstanceId, JobId, PointId, Position, Site, TimelineId, UnixMillis,
+    Branch, Epoch, HostId, InstanceId, JobId, MachineChanges, PointId, Position, Site, TimelineId,
+    UnixMillis,
 };
 use leeward_wire::message::{KeepAs, Purpose, Stage};
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,9 @@ pub(crate) struct End {
     /// When the machine that was left here was stopped whose disks were sealed last.
     #[serde(default)]
     pub(crate) sealed: Option<UnixMillis>,
+    /// What was set of the machines that are made here.
+    #[serde(default)]
+    pub(crate) settings: TargetSettings,
 }
 
 /// Is a copy that was given up before it was whole, and that the next reprotect goes on with.
@@ -213,6 +217,9 @@ pub(crate) struct InstancePlan {
     pub(crate) keep_as: Option<KeepAs>,
     /// The assignment's generation that first had `stage`.
     pub(crate) since: u64,
+    /// How it differs from the point's own description: as it was wanted when it was planned.
+    #[serde(default)]
+    pub(crate) changes: MachineChanges,
 }
 
 /// The other of two sites.
@@ -246,6 +253,7 @@ impl End {
             given_up: Vec::new(),
             half: None,
             sealed: None,
+            settings: TargetSettings::default(),
         }
     }
 

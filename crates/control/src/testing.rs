@@ -9,7 +9,7 @@ mod source;
 pub mod steps;
 mod target;
 
-pub use host::{Machine, ScriptedHost, ScriptedItem, Temper};
+pub use host::{Machine, NIC, ScriptedHost, ScriptedItem, Temper};
 pub use instance::Instance;
 pub use source::COPY_STEPS;
 

@@ -3,6 +3,7 @@
 use crate::events::{EventView, Severity};
 use crate::hosts::HostSight;
 use crate::jobs::Request;
+use crate::networks::NetworkMaps;
 use crate::plan::{End, InstancePlan, RunPlan, TargetRun, other, rank};
 use crate::store::items::ItemRow;
 use crate::store::jobs::JobRow;
@@ -54,6 +55,8 @@ pub(crate) struct World {
     /// None once the item is gone.
     pub(crate) item: Option<ItemRow>,
     pub(crate) policy: Policy,
+    /// Which network at one of the item's sites is which one at the other.
+    pub(crate) networks: NetworkMaps,
     pub(crate) primary: HostFacts,
     pub(crate) recovery: HostFacts,
     /// Hosts that are no end any more and keep a machine off.

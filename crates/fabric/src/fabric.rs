@@ -5,8 +5,8 @@
 use async_trait::async_trait;
 use leeward_capture::{ByteRange, ChangeSource};
 use leeward_model::{
-    Code, DiscoveredMachine, DiskNumber, DiskUse, InstanceId, ItemId, MachineSpec, MachineState,
-    Problem,
+    Code, DiscoveredMachine, DiskNumber, DiskUse, InstanceId, ItemId, MachineChanges, MachineSpec,
+    MachineState, Problem,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -53,8 +53,13 @@ pub struct InstancePlan {
     pub instance: InstanceId,
     /// Folder of its overlays, console and logs; made when absent, deleted with the instance.
     pub folder: PathBuf,
-    /// What to start. The disks' paths and formats are those of their old host and not used.
+    /// What to start, as it is changed. The disks' paths and formats are those of their old host
+    /// and not used.
     pub spec: MachineSpec,
+    /// How `spec` was made of the point's own description: what of it was set stays so in the
+    /// description of the machine that it settles as.
+    #[serde(default)]
+    pub changes: MachineChanges,
     /// Its disks, one for each of `spec`.
     pub disks: Vec<InstanceDisk>,
     /// Whether all its networks have no way out, whatever `spec` says.

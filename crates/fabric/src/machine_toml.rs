@@ -5,18 +5,19 @@
 
 use crate::image::{self, FileIdentity, ImageError};
 use leeward_model::{
-    Code, DiskFormat, DiskNumber, DiskSpec, Firmware, InstanceId, MachineSpec, NicSpec, Probe,
+    CPUS_MAX, Code, DiskFormat, DiskNumber, DiskSpec, Firmware, InstanceId, MACHINE_NAME_BYTES_MAX,
+    MEMORY_MIB_MAX, MEMORY_MIB_MIN, MachineSpec, NETWORKS, NicSpec, Probe, machine_name_fits,
+    nic_address_fits,
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 mod settled;
 pub use settled::settled_text;
 
-/// Longest name of a machine, a disk or a channel, in bytes.
-const NAME_BYTES_MAX: usize = 64;
 /// Longest serial number that a virtio disk takes, in bytes.
 const SERIAL_BYTES_MAX: usize = 20;
 /// Most disks of a machine: each takes a slot of the one PCI bus.
@@ -74,6 +75,7 @@ struct DiskToml {
 struct NicToml {
     mac: String,
     network: String,
+    address: Option<Ipv4Addr>,
 }
 
 #[derive(Deserialize)]
@@ -217,8 +219,8 @@ fn unusable(name: &str, folder: &Path, obstacle: Obstacle) -> Machine {
 pub fn parse(name: &str, folder: &Path, text: &str) -> Result<Machine, String> {
     let toml: MachineToml = toml::from_str(text).map_err(|error| error.to_string())?;
     check_name("the folder's name", name)?;
-    check_range("memory_mib", toml.memory_mib, 16..=1 << 22)?;
-    check_range("cpus", toml.cpus, 1..=255)?;
+    check_range("memory_mib", toml.memory_mib, MEMORY_MIB_MIN..=MEMORY_MIB_MAX)?;
+    check_range("cpus", toml.cpus, 1..=CPUS_MAX)?;
     check_range("the number of disks", toml.disks.len() as u32, 1..=DISKS_MAX as u32)?;
     check_range("the number of nics", toml.nics.len() as u32, 0..=NICS_MAX as u32)?;
     check_range("the number of channels", toml.channels.len() as u32, 0..=CHANNELS_MAX as u32)?;
@@ -240,7 +242,11 @@ pub fn parse(name: &str, folder: &Path, text: &str) -> Result<Machine, String> {
     for (number, channel) in toml.channels.iter().enumerate() {
         check_name(&format!("channels[{number}].name"), &channel.name)?;
     }
-    let nics = toml.nics.into_iter().map(|nic| NicSpec { mac: nic.mac, network: nic.network });
+    let nics = toml.nics.into_iter().map(|nic| NicSpec {
+        mac: nic.mac,
+        network: nic.network,
+        address: nic.address,
+    });
     let channels = toml
         .channels
         .into_iter()
@@ -292,11 +298,10 @@ fn disk_spec(number: u16, folder: &Path, disk: DiskToml) -> Result<DiskSpec, Str
 
 /// Checks that a name can be part of a path, of a node name and of QEMU's command line.
 pub(crate) fn check_name(field: &str, name: &str) -> Result<(), String> {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if name.is_empty() || name.len() > NAME_BYTES_MAX {
-        return Err(format!("{field}: {name:?} is not 1 to {NAME_BYTES_MAX} bytes long"));
+    if name.is_empty() || name.len() > MACHINE_NAME_BYTES_MAX {
+        return Err(format!("{field}: {name:?} is not 1 to {MACHINE_NAME_BYTES_MAX} bytes long"));
     }
-    if !name.bytes().all(fits) || !name.as_bytes()[0].is_ascii_alphanumeric() {
+    if !machine_name_fits(name) {
         return Err(format!(
             "{field}: {name:?} may hold letters, digits, '.', '_' and '-' only, and starts with \
              a letter or a digit"
@@ -322,9 +327,12 @@ fn check_nic(number: usize, nic: &NicToml) -> Result<(), String> {
     if parts.len() != 6 || !parts.iter().all(is_byte) {
         return Err(format!("nics[{number}].mac: {:?} is not like 52:54:00:12:34:56", nic.mac));
     }
-    if !matches!(nic.network.as_str(), "user" | "isolated") {
+    if !NETWORKS.contains(&nic.network.as_str()) {
         let network = &nic.network;
         return Err(format!("nics[{number}].network: {network:?} is neither user nor isolated"));
+    }
+    if let Some(address) = nic.address.filter(|address| !nic_address_fits(*address)) {
+        return Err(format!("nics[{number}].address: {address} is none that a network gives"));
     }
     Ok(())
 }

@@ -6,9 +6,11 @@
 
 mod follow;
 mod home;
+mod item_set;
 mod item_show;
 mod items;
 mod jobs;
+mod network;
 mod plans;
 mod points;
 mod session;
@@ -16,8 +18,10 @@ mod setup;
 pub(crate) mod table;
 
 pub use home::{Planned, Synchronize};
+pub use item_set::Settings;
 pub use items::ItemVerb;
 pub use jobs::{EventVerb, JobVerb};
+pub use network::NetworkVerb;
 pub use plans::PlanVerb;
 pub use points::PointVerb;
 pub use setup::{FabricVerb, HostVerb, KeyVerb, MachineVerb, MappingVerb, PolicyVerb, VaultVerb};
@@ -112,6 +116,9 @@ pub enum Verb {
     /// Which site is replicated where.
     #[command(subcommand, after_help = EXIT_CODES)]
     Mapping(MappingVerb),
+    /// Networks, and which one is which at another site.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Network(NetworkVerb),
     /// Protected items: protect, test, fail over.
     #[command(subcommand, after_help = EXIT_CODES)]
     Item(ItemVerb),
@@ -195,6 +202,7 @@ async fn dispatch(session: &Session, verb: Verb) -> Result<(), CliError> {
         Verb::Machine(verb) => setup::machine(session, verb).await,
         Verb::Policy(verb) => setup::policy(session, verb).await,
         Verb::Mapping(verb) => setup::mapping(session, verb).await,
+        Verb::Network(verb) => network::run(session, verb).await,
         Verb::Item(verb) => items::run(session, verb).await,
         Verb::Plan(verb) => plans::run(session, verb).await,
         Verb::Point(verb) => points::run(session, verb).await,

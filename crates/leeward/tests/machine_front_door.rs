@@ -298,8 +298,8 @@ async fn unbuilt_and_unknown_things_are_named(site: &Site) {
     for path in ["replicationFabrics/nowhere", "replicationPolicies/none", "replicationJobs/x"] {
         refused(client.send(hyper::Method::GET, path, None).await, 404, Code::NOT_FOUND);
     }
-    let setting = client.put("replicationVaultSettings/default", &empty).await;
-    refused(setting, 501, Code::NOT_SUPPORTED);
+    let other = client.post("replicationFabrics/hill/removeInfra", &empty).await;
+    refused(other, 501, Code::NOT_SUPPORTED);
     let plan = client.put("replicationRecoveryPlans/all", &empty).await;
     refused(plan, 400, Code::BAD_REQUEST);
     let delete = client.send(hyper::Method::DELETE, "replicationPolicies", None).await;

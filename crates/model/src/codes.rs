@@ -138,6 +138,13 @@ codes! {
         cause "its migration was completed: that ends the item, and there is no way back in it"
         now "the machine runs at its new site; the old one is off and was not deleted"
         todo "protect the machine anew at its new site"
+    NOT_OF_THIS_PROVIDER = "LW-0112" "machines of KVM hosts do not have this"
+        cause "the operation is about agents, gateways or single disks, as other providers have them"
+        now "nothing was changed" todo "do what the message says instead, or leave it out"
+    FORGOTTEN = "LW-0113" "an item was forgotten while one of its hosts was away"
+        cause "it was purged, which waits for no host"
+        now "the item is gone; that host still has its points, and its mark beside the machine"
+        todo "on that host: delete .leeward-item beside machine.toml to protect the machine again"
 
     MACHINE_UNKNOWN = "LW-0201" "the host has no such machine"
         cause "its folder was removed or renamed, or the host's machine folder is another one"

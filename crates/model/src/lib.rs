@@ -8,6 +8,7 @@ mod change;
 mod codes;
 mod ids;
 mod machine;
+mod machine_changes;
 mod permit;
 mod point;
 mod policy;
@@ -24,9 +25,11 @@ pub use ids::{
     FabricId, HostId, InstanceId, ItemId, JobId, LayerId, PointId, SegmentId, TimelineId, VaultId,
 };
 pub use machine::{
-    DiscoveredMachine, DiskFormat, DiskSpec, DiskUse, Firmware, MachineSpec, MachineState, NicSpec,
-    Probe,
+    CPUS_MAX, DiscoveredMachine, DiskFormat, DiskSpec, DiskUse, Firmware, MACHINE_NAME_BYTES_MAX,
+    MEMORY_MIB_MAX, MEMORY_MIB_MIN, MachineSpec, MachineState, NETWORKS, NicSpec, Probe,
+    machine_name_fits, nic_address_fits,
 };
+pub use machine_changes::{Figure, MachineChanges, NicChange};
 pub use permit::{PermitTerms, StartPermit};
 pub use point::{
     Branch, DiskEntry, Evidence, PointInfo, PointKind, PointOrigin, Position, Verification,

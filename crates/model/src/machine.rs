@@ -2,6 +2,7 @@
 
 use crate::DiskNumber;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// Format of a disk image file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,6 +40,42 @@ pub struct NicSpec {
     pub mac: String,
     /// Name of the network on its own host; `user` is QEMU's built-in one.
     pub network: String,
+    /// The address that its network gives the guest when that asks by DHCP; none: as the network
+    /// likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+}
+
+/// The networks that every host has: with a way out, and without one.
+pub const NETWORKS: [&str; 2] = ["user", "isolated"];
+/// Longest name of a machine, in bytes.
+pub const MACHINE_NAME_BYTES_MAX: usize = 64;
+/// Least memory of a machine, in MiB.
+pub const MEMORY_MIB_MIN: u32 = 16;
+/// Most memory of a machine, in MiB: 4 TiB.
+pub const MEMORY_MIB_MAX: u32 = 1 << 22;
+/// Most virtual processors of a machine: what QEMU's q35 takes without more.
+pub const CPUS_MAX: u32 = 255;
+
+/// Whether a name can be part of a path, of a node name and of a hypervisor's command line: 1 to
+/// [`MACHINE_NAME_BYTES_MAX`] ASCII letters, digits, `.`, `_` and `-`, a letter or digit first.
+pub fn machine_name_fits(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let first = name.bytes().next();
+    name.len() <= MACHINE_NAME_BYTES_MAX
+        && first.is_some_and(|first| first.is_ascii_alphanumeric())
+        && name.bytes().all(fits)
+}
+
+/// Whether a network of a host can give a guest this address. Its network is the `/24` around it,
+/// of which 0 to 3 and 255 are the network's own: the network, the host, the name server.
+pub fn nic_address_fits(address: Ipv4Addr) -> bool {
+    let last = address.octets()[3];
+    (4..=254).contains(&last)
+        && !address.is_loopback()
+        && !address.is_multicast()
+        && !address.is_link_local()
+        && (1..=223).contains(&address.octets()[0])
 }
 
 /// How a machine starts.

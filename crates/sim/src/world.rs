@@ -46,7 +46,7 @@ use leeward_fabric::{
 };
 use leeward_model::{
     Bandwidth, DiskFormat, DiskNumber, DiskSpec, Firmware, HostId, ItemId, JobId, MachineSpec,
-    Policy, Probe, Site, VaultId,
+    NicSpec, Policy, Probe, Site, VaultId,
 };
 use leeward_replica::Mutation as StoreMutation;
 use link::{Link, Net};
@@ -64,6 +64,8 @@ use time::{SiteWall, WorldTime};
 pub const READY: &str = "GUEST READY";
 /// The protected machine.
 pub const MACHINE: &str = "web01";
+/// Hardware address of its one network card.
+pub const NIC: &str = "52:54:00:00:00:01";
 /// Both sites.
 pub const SITES: [Site; 2] = [Site::Primary, Site::Recovery];
 /// The folder of the primary site's other host.
@@ -204,7 +206,7 @@ fn spec(sizes: [u64; 2]) -> MachineSpec {
         cpus: 1,
         firmware: Firmware::Bios,
         disks: vec![disk(0, sizes[0]), disk(1, sizes[1])],
-        nics: Vec::new(),
+        nics: vec![NicSpec { mac: NIC.into(), network: "user".into(), address: None }],
         display: false,
         probe: Probe {
             console_contains: Some(READY.into()),

@@ -52,6 +52,34 @@ fn leeward_program() -> PathBuf {
     program
 }
 
+/// Whether a file below `folder` that is called `name` has `line` in it.
+fn holds(folder: &Path, name: &str, line: &str) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| match path.is_dir() {
+        true => holds(&path, name, line),
+        false => {
+            path.file_name().is_some_and(|found| found == name)
+                && String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).contains(line)
+        }
+    })
+}
+
+/// Looks below `folder` until what the story sets has become true of the machine made there: the
+/// guest tells the address that it was given, and its description the memory.
+async fn settings_are_used(folder: PathBuf) {
+    let wanted = [
+        ("console.log", "LEDGER-NET eth0 10.7.0.50/24"),
+        ("machine.toml", "address = \"10.7.0.50\""),
+        ("machine.toml", "memory_mib = 288"),
+    ];
+    for (name, line) in wanted {
+        while !holds(&folder, name, line) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+/// F-021, F-051, F-052, F-053.
 /// F-044, F-046, F-047, F-050, F-056, F-069, F-091, F-096, F-097, F-100, F-101.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_python_client_drives_the_whole_story() {
@@ -72,6 +100,7 @@ async fn the_official_python_client_drives_the_whole_story() {
         .args(["--timeout", "240", "--disable", "--key-file"])
         .arg(&key_file);
     let story = story.spawn().unwrap();
+    let used = tokio::spawn(settings_are_used(sites.up_folder()));
     let key = wait_for(
         "the registration key",
         Duration::from_secs(60),
@@ -90,6 +119,8 @@ async fn the_official_python_client_drives_the_whole_story() {
     sites.machine_start("ledger01").await.unwrap();
 
     passed("story.py", &story.wait_with_output().await.unwrap());
+    assert!(used.is_finished(), "what was set was not used");
+    used.await.unwrap();
     sites.clean();
     assert!(!folder.exists());
 }

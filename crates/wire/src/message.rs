@@ -7,8 +7,8 @@
 use crate::audit::AuditSeen;
 use leeward_model::{
     Bandwidth, Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId,
-    JobId, MachineSpec, MachineState, PointId, PointInfo, PointKind, Position, Problem, Site,
-    StartPermit, TimelineId, UnixMillis, VaultId,
+    JobId, MachineChanges, MachineSpec, MachineState, PointId, PointInfo, PointKind, Position,
+    Problem, Site, StartPermit, TimelineId, UnixMillis, VaultId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -366,6 +366,9 @@ pub struct InstanceDuty {
     /// names its disks, and names the former ones again when it is stopped or deleted.
     #[serde(default)]
     pub settle_as: Option<String>,
+    /// How it differs from the point's own description.
+    #[serde(default)]
+    pub changes: MachineChanges,
 }
 
 /// How the work of a stopped machine is kept.

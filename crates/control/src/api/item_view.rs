@@ -5,6 +5,7 @@ use super::{
     fabrics::health_error,
     hosts::{disk_view, machine_state},
     ids::{self, Ids, resource, time, time_or_null},
+    item_settings,
 };
 use crate::{
     items::{
@@ -257,6 +258,7 @@ fn extensions(ids: &Ids, item: &ItemView) -> Value {
             item.newest.as_ref().map(|newest| newest_view(ids, item, newest)),
         "leewardEnds":
             item.ends.iter().map(|end| end_view(ids, item, end)).collect::<Vec<_>>(),
+        "leewardTarget": item_settings::target_view(ids, item),
         "leewardPoints": item.points,
         "leewardInstances": instances,
         "leewardCycles": cycles,
@@ -312,14 +314,6 @@ fn details(ids: &Ids, item: &ItemView) -> Value {
     let spec = item.spec.as_ref();
     let disks: Vec<_> =
         spec.map(|spec| spec.disks.iter().map(disk_view).collect()).unwrap_or_default();
-    let nics: Vec<_> = spec
-        .map(|spec| {
-            spec.nics
-                .iter()
-                .map(|nic| json!({ "nicId": nic.mac, "vMNetworkName": nic.network }))
-                .collect()
-        })
-        .unwrap_or_default();
     let mut body = json!({
         "instanceType": INSTANCE_TYPE,
         "lastReplicatedTime": time_or_null(item.newest.as_ref().map(|newest| newest.cut_at)),
@@ -331,7 +325,7 @@ fn details(ids: &Ids, item: &ItemView) -> Value {
             "initialReplicationProgressPercentage": copied_percent(item),
         },
         "vMDiskDetails": disks,
-        "vmNics": nics,
+        "vmNics": item_settings::nics_view(ids, item),
     });
     if let (Some(body), Value::Object(more)) = (body.as_object_mut(), extensions(ids, item)) {
         body.extend(more);

@@ -5,6 +5,7 @@ use super::{
     envelope::{Answer, Refusal},
     fabrics::container,
     ids,
+    item_settings::network_name,
     item_view::view,
     request::{Fields, id_in, name_in_id},
     routes::Operation as Op,
@@ -15,6 +16,9 @@ use crate::{
 };
 use leeward_model::{Code, JobId, PointChoice};
 use serde_json::Value;
+
+/// The network without a way out.
+const ISOLATED: &str = leeward_model::NETWORKS[1];
 
 /// Properties that a list of items can be filtered by.
 const FILTERS: [&str; 6] =
@@ -105,7 +109,7 @@ pub(super) async fn switch_protection(below: &Below<'_>) -> Result<Answer, Refus
 }
 
 /// A refusal that names the running job when one is in the way.
-async fn refused(below: &Below<'_>, item: &ItemView, error: ControlError) -> Refusal {
+pub(super) async fn refused(below: &Below<'_>, item: &ItemView, error: ControlError) -> Refusal {
     let is_busy = error.kind == ErrorKind::Conflict && error.problem.code == Code::ITEM_BUSY.code;
     let mut refusal = Refusal::from(error);
     if is_busy && let Ok(now) = below.control().item_find(item.id).await {
@@ -127,8 +131,9 @@ async fn start(below: &Below<'_>, op: Op, item: &ItemView) -> Result<JobId, Cont
         }
         Op::ItemTestFailover => {
             direction::check(properties, item)?;
-            check_network(properties)?;
-            control.item_test_failover(item.id, choice(properties, details)?).await
+            let network = test_network(properties)?;
+            let choice = choice(properties, details)?;
+            control.item_test_failover_in(item.id, choice, network).await
         }
         Op::ItemTestCleanup => {
             let comments = properties.text("comments")?.unwrap_or_default();
@@ -179,13 +184,17 @@ fn keep_points(properties: Fields<'_>) -> Result<KeepPoints, ControlError> {
     }
 }
 
-/// A test machine gets a network of its own with no way out; no other can be asked for.
-pub(super) fn check_network(properties: Fields<'_>) -> Result<(), ControlError> {
+/// The network that a test machine is attached to; none when the request does not say: then as it
+/// is set for the item.
+pub(super) fn test_network(properties: Fields<'_>) -> Result<Option<String>, ControlError> {
+    let kind = properties.text("networkType")?.unwrap_or_default();
     match properties.text("networkId")? {
-        None => Ok(()),
-        Some(network) => Err(ControlError::not_supported(format!(
-            "attaching a test machine to the network {network} is not supported yet"
-        ))),
+        Some(network) => network_name(network, "networkId").map(Some),
+        None if kind.eq_ignore_ascii_case("VmNetworkAsInput") => {
+            Err(ControlError::bad_request("networkType VmNetworkAsInput needs a networkId"))
+        }
+        None if kind.to_ascii_lowercase().starts_with("nonetwork") => Ok(Some(ISOLATED.to_owned())),
+        None => Ok(None),
     }
 }
 

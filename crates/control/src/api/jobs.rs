@@ -2,16 +2,17 @@
 
 use super::{
     Below,
-    envelope::{Answer, Refusal},
+    envelope::{Answer, Refusal, encode_path},
+    filter::Filter,
     ids::{Ids, read_time, resource, time, time_or_null},
     item_view::INSTANCE_TYPE,
     plan_view::group_details,
     questions,
-    request::name_in_id,
+    request::{Fields, name_in_id},
 };
 use crate::{
     ControlError,
-    jobs::{JobAnswer, JobFilter, JobView, RunState, Scenario, TargetKind, TaskView},
+    jobs::{InstantJob, JobAnswer, JobFilter, JobView, RunState, Scenario, TargetKind, TaskView},
 };
 use leeward_model::{Code, Problem};
 use serde_json::{Value, json};
@@ -73,6 +74,12 @@ pub(super) fn friendly(scenario: Scenario) -> &'static str {
         Scenario::UnregisterDra => "Unregister a host",
         Scenario::SaveRecoveryPlan => "Save a recovery plan",
         Scenario::DeleteRecoveryPlan => "Delete a recovery plan",
+        Scenario::MapNetworks => "Map networks",
+        Scenario::UnmapNetworks => "Remove a network mapping",
+        Scenario::MapStorage => "Map storage",
+        Scenario::UnmapStorage => "Remove a storage mapping",
+        Scenario::UpdateVmProperties => "Change the settings of a protected item",
+        Scenario::ExportJobs => "Export jobs",
     }
 }
 
@@ -275,6 +282,67 @@ async fn targets_of_fabrics(
         }
     }
     Ok(targets)
+}
+
+/// POST export: the answer names the list that has these jobs; nothing is stored for it.
+pub(super) async fn export(below: &Below<'_>) -> Result<Answer, Refusal> {
+    let fields = Fields::new(&below.call.body);
+    let output = fields.text("jobOutputType")?.unwrap_or("Json");
+    if !output.eq_ignore_ascii_case("Json") {
+        let what = format!("jobOutputType {output} is not supported yet; Json is");
+        return Err(ControlError::bad_request(what).into());
+    }
+    fields.number("timezoneOffset")?;
+    let mut clauses = Vec::new();
+    for (field, property, operator) in [
+        ("startTime", "StartTime", "ge"),
+        ("endTime", "EndTime", "le"),
+        ("fabricId", "FabricId", "eq"),
+        ("affectedObjectTypes", "AffectedObjectTypes", "eq"),
+        ("jobStatus", "JobStatus", "eq"),
+        ("jobName", "JobName", "eq"),
+    ] {
+        let Some(text) = fields.text(field)? else { continue };
+        let words = text
+            .split(',')
+            .map(|word| format!("{property} {operator} '{}'", word.trim().replace('\'', "''")));
+        let words = words.collect::<Vec<_>>();
+        clauses.push(match words.len() {
+            1 => words.concat(),
+            _ => format!("( {} )", words.join(" or ")),
+        });
+    }
+    let filter = clauses.join(" and ");
+    // Refused here and not only where the list is read.
+    Filter::parse(&filter, &FILTERS)?;
+    if let Some(text) = fields.text("jobStatus")? {
+        for word in text.split(',') {
+            states_of(word.trim())?;
+        }
+    }
+    for field in ["startTime", "endTime"] {
+        if let Some(text) = fields.text(field)?.filter(|text| read_time(text).is_none()) {
+            return Err(ControlError::bad_request(format!("{field} {text} is not a time")).into());
+        }
+    }
+    let instant = InstantJob {
+        scenario: Scenario::ExportJobs,
+        target_kind: TargetKind::Server,
+        target_id: below.vault.id.to_string(),
+        target_name: below.vault.key.name.clone(),
+    };
+    let control = below.control();
+    let id = control.job_note(below.vault.id, instant).await?;
+    let mut body = view(&below.ids, &control.job_get(below.vault.id, id).await?, Tasks::Shown);
+    let list =
+        encode_path(&below.ids.below("replicationJobs", "")).trim_end_matches('/').to_owned();
+    let query = encode_path(&filter).replace('/', "%2F");
+    body["properties"]["customDetails"] = json!({
+        "instanceType": "ExportJobDetails",
+        "blobUri": format!("{}{list}?%24filter={query}", below.call.origin),
+        "sasToken": "",
+    });
+    Ok(Answer::Ok(body))
 }
 
 /// GET.

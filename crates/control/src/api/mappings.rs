@@ -63,7 +63,7 @@ pub(super) async fn list(below: &Below<'_>) -> Result<Answer, Refusal> {
     below.page(mappings.iter().map(|mapping| view(&below.ids, mapping)).collect())
 }
 
-async fn find(below: &Below<'_>) -> Result<MappingView, ControlError> {
+pub(super) async fn find(below: &Below<'_>) -> Result<MappingView, ControlError> {
     let fabric = container(below).await?.fabric_name;
     below.control().mapping_get(below.vault.id, &fabric, below.name("mapping")).await
 }

@@ -146,6 +146,8 @@ fn removes(scenario: Scenario) -> bool {
             | Scenario::UnpairClouds
             | Scenario::UnregisterDra
             | Scenario::DeleteRecoveryPlan
+            | Scenario::UnmapNetworks
+            | Scenario::UnmapStorage
     )
 }
 

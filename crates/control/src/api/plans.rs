@@ -4,9 +4,9 @@ use super::{
     Below,
     direction::{asked, word},
     envelope::{Answer, Refusal},
-    items::{check_network, choice, shutdown},
+    items::{choice, shutdown, test_network},
     plan_view::{verb_name, view},
-    request::{Fields, name_in_id},
+    request::{Fields, list, name_in_id},
     routes::Operation as Op,
 };
 use crate::{
@@ -23,19 +23,6 @@ const MODELS: [&str; 3] = ["NotApplicable", "Classic", "ResourceManager"];
 
 fn wrong<T>(what: impl Into<String>) -> Result<T, ControlError> {
     Err(ControlError::bad_request(what))
-}
-
-/// The objects of a list; none when the field is absent.
-fn list<'a>(fields: Fields<'a>, name: &str) -> Result<Vec<Fields<'a>>, ControlError> {
-    let Some(value) = fields.raw(name) else { return Ok(Vec::new()) };
-    let Some(values) = value.as_array() else {
-        return wrong(format!("the field {name} is not a list"));
-    };
-    let objects = values.iter().map(|value| match value.is_object() {
-        true => Ok(Fields::new(value)),
-        false => wrong(format!("the field {name} has something that is not an object")),
-    });
-    objects.collect()
 }
 
 /// The texts of a list that each are one of `known`.
@@ -245,11 +232,7 @@ fn ask(properties: Fields<'_>, op: Op) -> Result<PlanAsk, ControlError> {
     let details = details(properties)?;
     match verb {
         Verb::TestFailover => {
-            check_network(properties)?;
-            let network = properties.text("networkType")?;
-            if network.is_some_and(|kind| kind.eq_ignore_ascii_case("VmNetworkAsInput")) {
-                return wrong("networkType VmNetworkAsInput needs a networkId");
-            }
+            ask.network = test_network(properties)?;
             ask.choice = same(&details, |one| choice(properties, one))?;
         }
         Verb::UnplannedFailover => {

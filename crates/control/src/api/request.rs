@@ -248,6 +248,20 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// The objects of a list; none when it is absent.
+///
+/// # Errors
+/// BadRequest when it is something else, or holds something else.
+pub(super) fn list<'a>(fields: Fields<'a>, name: &str) -> Result<Vec<Fields<'a>>, ControlError> {
+    let Some(value) = fields.raw(name) else { return Ok(Vec::new()) };
+    let values = value.as_array().ok_or_else(|| wrong(name, "a list"))?;
+    let objects = values.iter().map(|value| match value.is_object() {
+        true => Ok(Fields::new(value)),
+        false => Err(wrong(name, "a list of objects")),
+    });
+    objects.collect()
+}
+
 fn wrong(name: &str, wanted: &str) -> ControlError {
     ControlError::bad_request(format!("the field {name} is not {wanted}"))
 }

@@ -1,9 +1,9 @@
 //! Which paths there are: the served table, the matcher, and what each needs of the caller.
 //!
 //! Paths are matched without regard to case, as the contract wants. What the contract has and
-//! Leeward does not serve yet is in `unbuilt`.
+//! Leeward will not is in `wont`.
 
-use super::{access::Action, unbuilt};
+use super::{access::Action, wont};
 use std::sync::LazyLock;
 
 /// HTTP methods that the contract uses.
@@ -122,6 +122,45 @@ pub(super) enum Operation {
     EmptyList,
     EmptyGet,
     StatusGet,
+    OperationList,
+    NameAvailable,
+    IdentityRemove,
+    ExtendedGet,
+    ExtendedPut,
+    UsageList,
+    ReplicationUsageList,
+    SystemsGet,
+    SettingPut,
+    FabricCheck,
+    FabricRenew,
+    FabricReassociate,
+    HostPut,
+    ContainerPut,
+    ContainerRemove,
+    MachineDiscover,
+    MappingPatch,
+    ItemPatch,
+    ItemSizes,
+    ItemAddDisks,
+    ItemRemoveDisks,
+    ItemResolveHealth,
+    ItemUpdateAgent,
+    ItemReinstallAgent,
+    JobExport,
+    VcenterPut,
+    NetworkList,
+    NetworkGet,
+    NetworkMappingList,
+    NetworkMappingGet,
+    NetworkMappingPut,
+    NetworkMappingPatch,
+    NetworkMappingRemove,
+    StorageList,
+    StorageGet,
+    StorageMappingList,
+    StorageMappingGet,
+    StorageMappingPut,
+    StorageMappingRemove,
 }
 
 use Action::{Admit, Configure, ManageVaults, Operate, Read};
@@ -215,16 +254,66 @@ const SERVED: &[(Method, &str, Op, Action)] = &[
     (Get,    "V/replicationVaultSettings/{setting}", Op::SettingGet, Read),
     (Get,    "V/replicationVaultHealth", Op::HealthGet, Read),
     (Post,   "V/replicationVaultHealth/default/refresh", Op::HealthRefresh, Read),
-    (Get,    "V/replicationNetworks", Op::EmptyList, Read),
-    (Get,    "F/replicationNetworks", Op::EmptyList, Read),
-    (Get,    "F/replicationNetworks/{object}", Op::EmptyGet, Read),
-    (Get,    "V/replicationNetworkMappings", Op::EmptyList, Read),
+    (Get,    "/providers/Microsoft.RecoveryServices/operations", Op::OperationList, Read),
+    (Get,    "G/operations", Op::OperationList, Read),
+    (Post,   "G/locations/{location}/checkNameAvailability", Op::NameAvailable, Read),
+    (Delete, "V/registeredIdentities/{identity}", Op::IdentityRemove, Configure),
+    (Get,    "V/extendedInformation/vaultExtendedInfo", Op::ExtendedGet, Read),
+    (Put,    "V/extendedInformation/vaultExtendedInfo", Op::ExtendedPut, ManageVaults),
+    (Patch,  "V/extendedInformation/vaultExtendedInfo", Op::ExtendedPut, ManageVaults),
+    (Get,    "V/usages", Op::UsageList, Read),
+    (Get,    "V/replicationUsages", Op::ReplicationUsageList, Read),
+    (Get,    "V/replicationSupportedOperatingSystems", Op::SystemsGet, Read),
+    (Put,    "V/replicationVaultSettings/{setting}", Op::SettingPut, Configure),
+    (Post,   "F/checkConsistency", Op::FabricCheck, Operate),
+    (Post,   "F/renewCertificate", Op::FabricRenew, Configure),
+    (Post,   "F/reassociateGateway", Op::FabricReassociate, Configure),
+    (Put,    "F/replicationRecoveryServicesProviders/{host}", Op::HostPut, Admit),
+    (Put,    "C", Op::ContainerPut, Configure),
+    (Post,   "C/remove", Op::ContainerRemove, Configure),
+    (Post,   "C/discoverProtectableItem", Op::MachineDiscover, Configure),
+    (Patch,  "C/replicationProtectionContainerMappings/{mapping}", Op::MappingPatch, Configure),
+    (Patch,  "I", Op::ItemPatch, Configure),
+    (Get,    "I/targetComputeSizes", Op::ItemSizes, Read),
+    (Post,   "I/addDisks", Op::ItemAddDisks, Configure),
+    (Post,   "I/removeDisks", Op::ItemRemoveDisks, Configure),
+    (Post,   "I/resolveHealthErrors", Op::ItemResolveHealth, Operate),
+    (Post,   "I/updateMobilityService", Op::ItemUpdateAgent, Operate),
+    (Post,   "I/reinstallMobilityService", Op::ItemReinstallAgent, Operate),
+    (Post,   "V/replicationJobs/export", Op::JobExport, Operate),
+    (Put,    "F/replicationvCenters/{object}", Op::VcenterPut, Configure),
+    (Patch,  "F/replicationvCenters/{object}", Op::EmptyGet, Configure),
+    (Delete, "F/replicationvCenters/{object}", Op::EmptyGet, Configure),
+    (Get,    "V/replicationNetworks", Op::NetworkList, Read),
+    (Get,    "F/replicationNetworks", Op::NetworkList, Read),
+    (Get,    "F/replicationNetworks/{object}", Op::NetworkGet, Read),
+    (Get,    "V/replicationNetworkMappings", Op::NetworkMappingList, Read),
+    (Get,    "F/replicationNetworks/{object}/replicationNetworkMappings", Op::NetworkMappingList,
+             Read),
+    (Get,    "F/replicationNetworks/{object}/replicationNetworkMappings/{mapping}",
+             Op::NetworkMappingGet, Read),
+    (Put,    "F/replicationNetworks/{object}/replicationNetworkMappings/{mapping}",
+             Op::NetworkMappingPut, Configure),
+    (Patch,  "F/replicationNetworks/{object}/replicationNetworkMappings/{mapping}",
+             Op::NetworkMappingPatch, Configure),
+    (Delete, "F/replicationNetworks/{object}/replicationNetworkMappings/{mapping}",
+             Op::NetworkMappingRemove, Configure),
     (Get,    "F/replicationLogicalNetworks", Op::EmptyList, Read),
     (Get,    "F/replicationLogicalNetworks/{object}", Op::EmptyGet, Read),
-    (Get,    "V/replicationStorageClassifications", Op::EmptyList, Read),
-    (Get,    "F/replicationStorageClassifications", Op::EmptyList, Read),
-    (Get,    "F/replicationStorageClassifications/{object}", Op::EmptyGet, Read),
-    (Get,    "V/replicationStorageClassificationMappings", Op::EmptyList, Read),
+    (Get,    "V/replicationStorageClassifications", Op::StorageList, Read),
+    (Get,    "F/replicationStorageClassifications", Op::StorageList, Read),
+    (Get,    "F/replicationStorageClassifications/{object}", Op::StorageGet, Read),
+    (Get,    "V/replicationStorageClassificationMappings", Op::StorageMappingList, Read),
+    (Get,    "F/replicationStorageClassifications/{object}\
+              /replicationStorageClassificationMappings", Op::StorageMappingList, Read),
+    (Get,    "F/replicationStorageClassifications/{object}\
+              /replicationStorageClassificationMappings/{mapping}", Op::StorageMappingGet, Read),
+    (Put,    "F/replicationStorageClassifications/{object}\
+              /replicationStorageClassificationMappings/{mapping}", Op::StorageMappingPut,
+             Configure),
+    (Delete, "F/replicationStorageClassifications/{object}\
+              /replicationStorageClassificationMappings/{mapping}", Op::StorageMappingRemove,
+             Configure),
     (Get,    "V/replicationvCenters", Op::EmptyList, Read),
     (Get,    "F/replicationvCenters", Op::EmptyList, Read),
     (Get,    "F/replicationvCenters/{object}", Op::EmptyGet, Read),
@@ -258,6 +347,11 @@ pub(super) fn full(path: &str) -> String {
     path
 }
 
+/// Method, path in full, and right of every served operation.
+pub(super) fn served() -> impl Iterator<Item = (Method, String, Action)> {
+    SERVED.iter().map(|(method, path, _, action)| (*method, full(path), *action))
+}
+
 enum Segment {
     Literal(String),
     Name(String),
@@ -268,8 +362,8 @@ enum Segment {
 pub(super) enum Target {
     /// An operation that is served, and the right that it needs.
     Served(Operation, Action),
-    /// An operation of the contract that Leeward does not have yet.
-    Unbuilt,
+    /// An operation of the contract that Leeward will not have.
+    Wont,
 }
 
 struct Route {
@@ -282,8 +376,8 @@ static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
     let served = SERVED
         .iter()
         .map(|(method, path, op, action)| (*method, *path, Target::Served(*op, *action)));
-    let unbuilt = unbuilt::ROWS.iter().map(|(method, path, _)| (*method, *path, Target::Unbuilt));
-    served.chain(unbuilt).map(|(method, path, target)| route(method, path, target)).collect()
+    let wont = wont::ROWS.iter().map(|(method, path)| (*method, *path, Target::Wont));
+    served.chain(wont).map(|(method, path, target)| route(method, path, target)).collect()
 });
 
 fn route(method: Method, path: &str, target: Target) -> Route {
@@ -418,7 +512,7 @@ mod tests {
 
     fn rows() -> impl Iterator<Item = (Method, &'static str)> {
         let served = SERVED.iter().map(|(method, path, _, _)| (*method, *path));
-        served.chain(unbuilt::ROWS.iter().map(|(method, path, _)| (*method, *path)))
+        served.chain(wont::ROWS.iter().map(|(method, path)| (*method, *path)))
     }
 
     #[test]
@@ -465,7 +559,10 @@ mod tests {
 
         let path = split(&example("V/replicationJobs/export")).unwrap();
         let Found::Route(target, _) = find(Method::Post, &path) else { panic!("no route") };
-        assert_eq!(target, Target::Unbuilt);
+        assert_eq!(target, Target::Served(Op::JobExport, Operate));
+        let path = split(&example("F/removeInfra")).unwrap();
+        let Found::Route(target, _) = find(Method::Post, &path) else { panic!("no route") };
+        assert_eq!(target, Target::Wont);
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use super::{
     item_view::health as item_health,
 };
 use crate::{
-    ControlError,
+    ControlError, ErrorKind,
     fabrics::{FabricView, HostView},
     items::Level,
 };
@@ -78,6 +78,20 @@ pub(super) fn setting_list(below: &Below<'_>) -> Result<Answer, Refusal> {
 pub(super) fn setting_get(below: &Below<'_>) -> Result<Answer, Refusal> {
     only(below, "setting", SETTING)?;
     Ok(Answer::Ok(setting(below)))
+}
+
+/// PUT of the vault setting: it is about agents and migrations, of which there are none.
+pub(super) fn setting_put(below: &Below<'_>) -> Result<Answer, Refusal> {
+    only(below, "setting", SETTING)?;
+    let properties = below.call.properties()?;
+    for field in ["migrationSolutionId", "vmwareToAzureProviderType"] {
+        if let Some(value) = properties.text(field)? {
+            let what = format!("{field} {value}: machines of KVM hosts have no such setting");
+            let code = Code::NOT_OF_THIS_PROVIDER;
+            return Err(ControlError::new(ErrorKind::Conflict, code, what).into());
+        }
+    }
+    setting_get(below)
 }
 
 fn summary(levels: &[Level]) -> Value {

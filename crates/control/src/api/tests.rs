@@ -102,6 +102,13 @@ pub(super) fn item() -> ItemView {
         audit: None,
         store_audit: None,
         served: Vec::new(),
+        target: crate::items::TargetView {
+            site: Site::Recovery,
+            machine: "web01".into(),
+            settings: crate::items::TargetSettings::default(),
+            size: None,
+            nics: Vec::new(),
+        },
         ends: [end(Site::Primary), end(Site::Recovery)],
         instances: Vec::new(),
         running: None,
@@ -253,7 +260,7 @@ async fn every_refusal_has_its_class_and_says_what_to_do() {
             "LW-0101",
         ),
         (
-            api.put(&format!("{VAULT}/replicationVaultSettings/s"), json!({})).await,
+            api.post(&format!("{VAULT}/replicationFabrics/f/removeInfra"), json!({})).await,
             501,
             "NotSupported",
             "LW-0102",
@@ -434,7 +441,7 @@ async fn a_registration_key_is_made_for_the_named_or_the_only_site() {
 #[tokio::test]
 async fn what_no_vault_has_is_an_empty_list_and_what_is_not_done_is_not_pretended() {
     let api = Api::new().await;
-    for list in ["replicationNetworks", "replicationvCenters", "replicationRecoveryPlans"] {
+    for list in ["replicationAppliances", "replicationvCenters", "replicationRecoveryPlans"] {
         let reply = api.get(&format!("{VAULT}/{list}")).await;
         assert_eq!(reply.body, json!({"value": [], "nextLink": null}), "{list}");
     }

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::events::{EventView, Severity};
 use crate::hosts::HostSight;
 use crate::jobs::RunState;
+use crate::networks::NetworkMaps;
 use crate::store::{self, Conn, items::ItemRow};
 use crate::world::{Family, HostFacts, World};
 use crate::{Control, ControlError, jobs};
@@ -27,6 +28,7 @@ impl Control {
         Ok(World {
             now,
             draw: self.ports().draw.clone(),
+            networks: NetworkMaps::of_item(conn, &item).await?,
             item: Some(item),
             policy: policy.map(|row| row.spec.policy).unwrap_or_default(),
             primary,
@@ -65,6 +67,7 @@ impl Control {
             draw: self.ports().draw.clone(),
             item: None,
             policy: leeward_model::Policy::default(),
+            networks: NetworkMaps::default(),
             primary: nobody(),
             recovery: nobody(),
             left: Vec::new(),

@@ -8,6 +8,7 @@ use crate::jobs::kinds::{
     Replaced, Resync, TestFailover, WayBack,
 };
 use crate::jobs::{NewJob, Request, Scenario, reprotect};
+use crate::networks::Resource;
 use crate::plan::{End, Plan, other};
 use crate::policies::policy_row;
 use crate::store::{self, Conn, hosts::HostRow, items::ItemRow, jobs::Lane};
@@ -136,19 +137,30 @@ impl Control {
         Ok(Started { item: id, job })
     }
 
-    /// Forgets an item without its hosts: not supported yet.
+    /// Starts a test machine from a point, in the network that is set for the item's tests: one
+    /// with no way out unless another one is (F-091).
     ///
     /// # Errors
-    /// NotSupported.
-    pub async fn item_purge(&self, item: ItemId) -> Result<JobId> {
-        Err(ControlError::not_supported(format!("item {item} cannot be purged, only disabled")))
+    /// As [`Self::item_test_failover_in`].
+    pub async fn item_test_failover(&self, id: ItemId, choice: PointChoice) -> Result<JobId> {
+        self.item_test_failover_in(id, choice, None).await
     }
 
-    /// Starts a test machine from a point, in a network with no way out (F-091).
+    /// Starts a test machine from a point, with all its cards in a network of its host.
     ///
     /// # Errors
-    /// Conflict while another job runs or the item is not protected; NotFound with `NO_POINT`.
-    pub async fn item_test_failover(&self, id: ItemId, choice: PointChoice) -> Result<JobId> {
+    /// Conflict while another job runs or the item is not protected; NotFound with `NO_POINT`, and
+    /// for the network.
+    pub async fn item_test_failover_in(
+        &self,
+        id: ItemId,
+        choice: PointChoice,
+        network: Option<String>,
+    ) -> Result<JobId> {
+        let network = match network {
+            Some(name) => Some(Resource::Network.find(&name)?.to_owned()),
+            None => None,
+        };
         let chosen = self.chosen(id, choice).await?;
         self.item_change(id, |world, running| {
             running.refuse(&item(world)?.name, &[Lane::Main, Lane::Test])?;
@@ -161,8 +173,9 @@ impl Control {
                 site: world.target_site(),
                 timeline: world.new_id(),
                 point: None,
+                network: network.clone(),
             };
-            let request = Request::TestFailover { choice };
+            let request = Request::TestFailover { choice, network };
             start(world, NewJob::asked(job, Lane::Test, Scenario::TestFailover, request), &memory)
         })
         .await

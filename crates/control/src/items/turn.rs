@@ -2,7 +2,9 @@
 
 use super::estimate;
 use super::start::{begin, failover, item, machine_name, refused, start};
-use super::{DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption};
+use super::{
+    AwayHosts, DisableReason, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown, SyncOption,
+};
 use crate::error::Result;
 use crate::jobs::kinds::{
     Chosen, CompleteMigration, DisableProtection, LeftBehind, PlannedFailover, Reprotect,
@@ -143,6 +145,25 @@ impl Control {
         keep: KeepPoints,
         reason: DisableReason,
     ) -> Result<JobId> {
+        self.item_end(id, keep, reason, AwayHosts::Wait).await
+    }
+
+    /// Ends protection and deletes the points, and waits for no host that is away: what such a host
+    /// has of the item stays there.
+    ///
+    /// # Errors
+    /// As [`Self::item_disable`].
+    pub async fn item_purge(&self, id: ItemId) -> Result<JobId> {
+        self.item_end(id, KeepPoints::Delete, DisableReason::Normal, AwayHosts::GoOn).await
+    }
+
+    pub(crate) async fn item_end(
+        &self,
+        id: ItemId,
+        keep: KeepPoints,
+        reason: DisableReason,
+        away: AwayHosts,
+    ) -> Result<JobId> {
         self.item_change(id, |world, running| {
             let row = item(world)?;
             running.refuse(&row.name, &[Lane::Main, Lane::Test, Lane::Reverse])?;
@@ -150,11 +171,11 @@ impl Control {
             row.state
                 .apply(&Event::DisableStarted { job })
                 .map_err(|illegal| ControlError::not_now(format!("{}: {illegal}", row.name)))?;
-            let request = Request::Disable { keep, reason };
+            let request = Request::Disable { keep, reason, away };
             if reason == DisableReason::MigrationComplete {
                 let machine = migrated_machine(row)?;
                 let new = NewJob::asked(job, Lane::Main, Scenario::CompleteMigration, request);
-                let disable = DisableProtection { job, keep, left: LeftBehind::default() };
+                let disable = DisableProtection { job, keep, left: LeftBehind::default(), away };
                 return start(world, new, &CompleteMigration { disable, machine });
             }
             owes_no_start(world, row)?;
@@ -171,7 +192,8 @@ impl Control {
                 return Err(ControlError::not_now(what));
             }
             let new = NewJob::asked(job, Lane::Main, Scenario::DisableProtection, request);
-            start(world, new, &DisableProtection { job, keep, left: LeftBehind::default() })
+            let left = LeftBehind::default();
+            start(world, new, &DisableProtection { job, keep, left, away })
         })
         .await
     }
@@ -291,6 +313,7 @@ fn move_end(world: &mut World, site: Site, host: HostFacts) -> Result<()> {
     let mut unsure = false;
     let plan = &mut row.plan;
     let mut end = End::new(host.id, name);
+    end.settings = former.settings.clone();
     if let Some(known) = plan.left.iter().position(|left| left.host == host.id) {
         let known = plan.left.remove(known);
         (end.machine, unsure) = (known.machine, !known.off);

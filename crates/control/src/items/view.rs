@@ -80,6 +80,7 @@ fn show(row: ItemRow, stored: Stored, world: &World) -> ItemView {
     let rpo_seconds = rpo.and_then(|newest| crate::rpo::rpo_seconds(newest, &world.now));
     let (live_at, live_evidence) = live_at(world);
     let connected_source = world.source_now();
+    let target_machine = super::settings::target_view(world, &row, stored.spec.as_ref());
     let data_sync = estimate::data_sync(world, &row, stored.spec.as_ref());
     ItemView {
         id: row.id,
@@ -122,6 +123,7 @@ fn show(row: ItemRow, stored: Stored, world: &World) -> ItemView {
         served: target.map(|seen| seen.served.clone()).unwrap_or_default(),
         divergent: divergent(world),
         data_sync,
+        target: target_machine,
         ends: [end(world, &row, Site::Primary), end(world, &row, Site::Recovery)],
         instances: row.plan.instances.iter().map(|plan| instance(world, plan)).collect(),
         running: running_in(&stored.running, Lane::Main)

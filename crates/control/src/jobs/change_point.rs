@@ -65,7 +65,7 @@ impl ChangePoint {
 
     fn build_overlay(&mut self, world: &mut World, moment: &Moment) -> Step {
         let what = (Purpose::Failover, world.target_site());
-        add_instance(world, self.new, what, self.to, self.timeline)?;
+        add_instance(world, self.new, what, self.to, self.timeline, None)?;
         world.instance_reach(self.new, Stage::Overlay, gives_up(moment))
     }
 

@@ -5,11 +5,11 @@ use super::enable_protection::{delete_replica, release_machine};
 use super::left_behind::LeftBehind;
 use super::reprotect::{hand_over, hydrated};
 use crate::events::Severity;
-use crate::items::KeepPoints;
+use crate::items::{AwayHosts, KeepPoints};
 use crate::plan::{Left, RunPlan, TargetRun, other};
-use crate::world::{Step, World, pending};
-use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, nothing};
-use leeward_model::{Event, JobId, Protection, Site};
+use crate::world::{Step, World, pending, warning};
+use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
+use leeward_model::{Code, Event, JobId, Protection, Site};
 use leeward_wire::message::{Purpose, Stage};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,8 @@ pub(crate) struct DisableProtection {
     pub(crate) keep: KeepPoints,
     #[serde(default)]
     pub(crate) left: LeftBehind,
+    #[serde(default)]
+    pub(crate) away: AwayHosts,
 }
 
 impl Job for DisableProtection {
@@ -41,7 +43,15 @@ impl Job for DisableProtection {
 impl DisableProtection {
     /// A cancel leaves protection as it is: nothing has begun.
     pub(super) fn old_machine_off(&mut self, world: &mut World, moment: &Moment) -> Step {
-        self.left.wait(world, moment)
+        match self.away {
+            AwayHosts::Wait => self.left.wait(world, moment),
+            AwayHosts::GoOn => LeftBehind::go_on(world),
+        }
+    }
+
+    /// Whether the host of `site` is not waited for.
+    fn forgets(&self, world: &World, site: Site) -> bool {
+        self.away == AwayHosts::GoOn && !world.host(site).sight.connected
     }
 
     pub(super) fn begin(&mut self, world: &mut World, _: &Moment) -> Step {
@@ -93,11 +103,12 @@ impl DisableProtection {
                 let work = plan.stage == Stage::Stopped || plan.stage == Stage::Absent;
                 plan.purpose == Purpose::Test || (work && keep == KeepPoints::Delete)
             })
-            .map(|plan| plan.id)
+            .map(|plan| (plan.id, plan.site))
             .collect();
         let mut left = 0;
-        for id in doomed {
-            left += usize::from(!world.instance_drop(id)?);
+        for (id, site) in doomed {
+            let is_gone = world.instance_drop(id)? || self.forgets(world, site);
+            left += usize::from(!is_gone);
         }
         match left {
             0 => Ok(Outcome::Done),
@@ -114,6 +125,9 @@ impl DisableProtection {
             if world.end(site)?.replica == TargetRun::Unassigned {
                 continue;
             }
+            if self.forgets(world, site) {
+                continue;
+            }
             if !world.host(site).sight.connected {
                 let name = &world.host(site).name;
                 return pending(format!("host {name}, which holds a replica"));
@@ -123,14 +137,34 @@ impl DisableProtection {
                 return Ok(outcome);
             }
         }
-        delete_left(world)
+        delete_left(world, self.away)
     }
 
     fn record(&mut self, world: &mut World, _: &Moment) -> Step {
         let text = format!("protection of {} has ended", world.item()?.name);
         world.note("ProtectionEnded", Severity::Info, text);
+        let forgotten = self.forgotten(world)?;
         world.apply(Event::DisableFinished)?;
-        Ok(Outcome::Done)
+        if forgotten.is_empty() {
+            return Ok(Outcome::Done);
+        }
+        let hosts = forgotten.join(" and ");
+        let what = format!("the item was forgotten while host {hosts} was away");
+        Ok(warning(Code::FORGOTTEN, what))
+    }
+
+    /// Hosts that were not waited for, by name.
+    fn forgotten(&self, world: &World) -> Result<Vec<String>, StepError> {
+        let mut names = Vec::new();
+        for site in [Site::Primary, Site::Recovery] {
+            let end = world.end(site)?;
+            let holds = end.run != RunPlan::Unassigned || end.replica != TargetRun::Unassigned;
+            if holds && self.forgets(world, site) {
+                names.push(world.host(site).name.clone());
+            }
+        }
+        names.dedup();
+        Ok(names)
     }
 }
 
@@ -146,7 +180,7 @@ pub(super) fn release_left(world: &mut World) -> Step {
 }
 
 /// Deletes the points on hosts that were ends once and were left for others.
-fn delete_left(world: &mut World) -> Step {
+fn delete_left(world: &mut World, away: AwayHosts) -> Step {
     let generations: Vec<_> = world.left.iter().map(|host| (host.id, host.generation)).collect();
     for left in world.item_mut()?.plan.left.iter_mut().filter(|left| left.replica) {
         let known = generations.iter().find(|(host, _)| *host == left.host);
@@ -160,7 +194,7 @@ fn delete_left(world: &mut World) -> Step {
         let seen = host.sight.item(item.id).and_then(|seen| seen.target.as_ref());
         let answered = left.delete_since.is_some_and(|since| host.answered() >= since);
         let gone = host.sight.connected && answered && seen.is_none_or(|seen| seen.deleted);
-        if !gone {
+        if !gone && (away == AwayHosts::Wait || host.sight.connected) {
             return pending(format!("host {}, which was left, to delete its points", host.name));
         }
     }

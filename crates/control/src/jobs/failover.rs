@@ -4,7 +4,7 @@ use super::recovery_plan::{TURN, await_turn};
 use super::replaced::Replaced;
 use super::way_back::{self, HasWayBack, WayBack, start_source};
 use crate::events::Severity;
-use crate::items::{Shutdown, name_beside};
+use crate::items::{Shutdown, changes_of, name_beside};
 use crate::plan::{InstancePlan, RunPlan, TargetRun};
 use crate::world::{Step, World, engine_problem, pending, permanent, warning};
 use leeward_durable::{Forward, Job, Moment, Outcome, Reversible, StepError, nothing};
@@ -118,15 +118,18 @@ pub(crate) fn gives_up(moment: &Moment) -> bool {
     moment.attempt_elapsed_ms() > INSTANCE_WAIT_MS
 }
 
-/// Adds a machine to the plan of the site that has the point, once.
+/// Adds a machine to the plan of the site that has the point, once. What is set and mapped counts
+/// as it is now; `test_network` is what the request for a test machine says.
 pub(crate) fn add_instance(
     world: &mut World,
     id: InstanceId,
     (purpose, site): (Purpose, Site),
     point: (PointId, Position),
     timeline: TimelineId,
+    test_network: Option<&str>,
 ) -> Result<(), StepError> {
     let since = world.host(site).generation + 1;
+    let changes = changes_of(world, (purpose, site), test_network);
     let plan = &mut world.item_mut()?.plan;
     if plan.instance(id).is_none() {
         plan.instances.push(InstancePlan {
@@ -141,6 +144,7 @@ pub(crate) fn add_instance(
             probe: true,
             keep_as: None,
             since,
+            changes,
         });
     }
     Ok(())
@@ -366,7 +370,7 @@ impl Failover {
             rename(world, to)?;
         }
         let what = (Purpose::Failover, to);
-        add_instance(world, id, what, point, self.timeline)?;
+        add_instance(world, id, what, point, self.timeline, None)?;
         world.instance_reach(id, Stage::Overlay, gives_up(moment))
     }
 

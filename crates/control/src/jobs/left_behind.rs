@@ -20,6 +20,15 @@ pub(crate) struct LeftBehind {
 }
 
 impl LeftBehind {
+    /// Done at once, with a warning that names the hosts that may still run the old machine.
+    pub(super) fn go_on(world: &World) -> Step {
+        let unsure = unsure(world)?;
+        Ok(match unsure.is_empty() {
+            true => Outcome::Done,
+            false => not_known_off(&world.item()?.name, &unsure.join(" and ")),
+        })
+    }
+
     /// Done once every host that was left says that its machine is off. They are told to keep it
     /// off for as long as this asks.
     pub(super) fn wait(&mut self, world: &mut World, moment: &Moment) -> Step {
@@ -31,12 +40,7 @@ impl LeftBehind {
         if moment.answered {
             let says = moment.reply.as_deref().map(str::trim) == Some(GO_ON);
             if says || self.resumed {
-                let name = &world.item()?.name;
-                let what = format!(
-                    "protection of {name} ends although its old machine on host {hosts} is not \
-                     known to be off"
-                );
-                return Ok(warning(Code::BOTH_MAY_BE_LIVE, what));
+                return Ok(not_known_off(&world.item()?.name, &hosts));
             }
             self.resumed = true;
         } else if !self.resumed && moment.step_elapsed_ms() <= WAIT_MS {
@@ -52,6 +56,13 @@ impl LeftBehind {
         );
         Ok(Outcome::AskAndLook { question, poll_after_ms: POLL_MS })
     }
+}
+
+fn not_known_off(name: &str, hosts: &str) -> Outcome {
+    let what = format!(
+        "protection of {name} ends although its old machine on host {hosts} is not known to be off"
+    );
+    warning(Code::BOTH_MAY_BE_LIVE, what)
 }
 
 /// The hosts that may still run a machine that was left on them, by name.

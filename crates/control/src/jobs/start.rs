@@ -2,7 +2,9 @@
 
 use super::{InstantJob, Scenario, TargetKind};
 use crate::error::Result;
-use crate::items::{DisableReason, EnableSpec, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown};
+use crate::items::{
+    AwayHosts, DisableReason, EnableSpec, KeepPoints, PlannedSpec, ReprotectSpec, Shutdown,
+};
 use crate::plans::PlanAsk;
 use crate::store::jobs::{JobFacts, JobRow, Lane};
 use crate::world::{World, permanent};
@@ -18,7 +20,11 @@ pub(crate) enum Request {
     /// [`Control::item_enable`]; the item of a failed one is gone.
     Enable { fabric: String, name: String, spec: EnableSpec },
     /// [`Control::item_test_failover`].
-    TestFailover { choice: PointChoice },
+    TestFailover {
+        choice: PointChoice,
+        #[serde(default)]
+        network: Option<String>,
+    },
     /// [`Control::item_test_cleanup`].
     Cleanup { comments: String },
     /// [`Control::item_failover`].
@@ -34,6 +40,8 @@ pub(crate) enum Request {
         keep: KeepPoints,
         #[serde(default)]
         reason: DisableReason,
+        #[serde(default)]
+        away: AwayHosts,
     },
     /// [`Control::item_planned_failover`].
     PlannedFailover { spec: PlannedSpec },
@@ -152,7 +160,9 @@ impl Control {
             Request::Enable { fabric, name, spec } => {
                 Ok(self.item_enable(vault, &fabric, &name, spec).await?.job)
             }
-            Request::TestFailover { choice } => self.item_test_failover(item, choice).await,
+            Request::TestFailover { choice, network } => {
+                self.item_test_failover_in(item, choice, network).await
+            }
             Request::Cleanup { comments } => self.item_test_cleanup(item, &comments).await,
             Request::Failover { choice, shutdown } => {
                 self.item_failover(item, choice, shutdown).await
@@ -160,7 +170,9 @@ impl Control {
             Request::CancelFailover => self.item_failover_cancel(item).await,
             Request::ChangePoint { point } => self.item_change_point(item, point).await,
             Request::Commit => self.item_commit(item).await,
-            Request::Disable { keep, reason } => self.item_disable(item, keep, reason).await,
+            Request::Disable { keep, reason, away } => {
+                self.item_end(item, keep, reason, away).await
+            }
             Request::PlannedFailover { spec } => self.item_planned_failover(item, spec).await,
             Request::Reprotect { spec } => self.item_reprotect(item, spec).await,
             Request::Resync => self.item_resync(item).await,

@@ -1,4 +1,5 @@
-//! Test failover: a machine from a point, in a network with no way out, beside protection.
+//! Test failover: a machine from a point beside protection, in a network with no way out unless
+//! another one was asked for.
 
 use super::failover::{Chosen, add_instance, gives_up, need_target, point_of, undo_instance};
 use super::recovery_plan::{TURN, await_turn};
@@ -24,6 +25,9 @@ pub(crate) struct TestFailover {
     pub(crate) site: Site,
     pub(crate) timeline: TimelineId,
     pub(crate) point: Option<(PointId, Position)>,
+    /// The network that was asked for; none: as it is set for the item.
+    #[serde(default)]
+    pub(crate) network: Option<String>,
 }
 
 impl Job for TestFailover {
@@ -73,7 +77,8 @@ impl TestFailover {
     fn build_overlay(&mut self, world: &mut World, moment: &Moment) -> Step {
         let point = self.point.ok_or_else(|| permanent(Code::NO_POINT, "no point was chosen"))?;
         let what = (Purpose::Test, self.site);
-        add_instance(world, self.instance, what, point, self.timeline)?;
+        let network = self.network.as_deref();
+        add_instance(world, self.instance, what, point, self.timeline, network)?;
         world.instance_reach(self.instance, Stage::Overlay, gives_up(moment))
     }
 

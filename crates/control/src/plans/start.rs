@@ -22,6 +22,9 @@ pub struct PlanAsk {
     pub direction: Option<Direction>,
     /// From which points; a chosen point is one machine's and not possible here.
     pub choice: PointChoice,
+    /// The network of test machines; none: as it is set for each.
+    #[serde(default)]
+    pub network: Option<String>,
     /// Whether an unplanned failover shuts the machines down first.
     pub shutdown: Shutdown,
     /// What a planned failover sends before the machines are shut down.
@@ -39,6 +42,7 @@ impl PlanAsk {
             verb,
             direction: None,
             choice: PointChoice::Latest,
+            network: None,
             shutdown: Shutdown::First,
             sync: SyncOption::ForDownTime,
             reverse_order: false,
@@ -49,7 +53,9 @@ impl PlanAsk {
     /// The same, of one machine.
     fn of_item(&self) -> Request {
         match self.verb {
-            Verb::TestFailover => Request::TestFailover { choice: self.choice },
+            Verb::TestFailover => {
+                Request::TestFailover { choice: self.choice, network: self.network.clone() }
+            }
             Verb::TestCleanup => Request::Cleanup { comments: self.comments.clone() },
             Verb::PlannedFailover => Request::PlannedFailover {
                 spec: PlannedSpec { sync: self.sync, ..PlannedSpec::default() },

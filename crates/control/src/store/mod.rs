@@ -9,6 +9,7 @@ pub(crate) mod keys;
 pub(crate) mod machines;
 pub(crate) mod plans;
 pub(crate) mod policies;
+pub(crate) mod resource_mappings;
 pub(crate) mod snapshot;
 pub(crate) mod vaults;
 
@@ -26,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/sqlite/0001_init.sql"),
     include_str!("migrations/sqlite/0002_ends.sql"),
     include_str!("migrations/sqlite/0003_plans.sql"),
+    include_str!("migrations/sqlite/0005_resource_mappings.sql"),
 ];
 /// Connections that only read. Each costs a file handle and a page cache of 2 MiB at most.
 const READERS_MAX: u32 = 4;

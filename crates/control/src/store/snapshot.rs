@@ -19,6 +19,11 @@ const TABLES: &[(&str, &[&str], &str)] = &[
     ("fabric_hosts", &["fabric", "host"], ""),
     ("policies", &["vault", "name", "body"], ""),
     ("mappings", &["vault", "fabric", "name", "body"], ""),
+    (
+        "resource_mappings",
+        &["vault", "kind", "fabric", "object", "name", "target", "target_object"],
+        "",
+    ),
     ("machines", &["id", "fabric", "host", "name", "body"], ""),
     (
         "items",

@@ -9,7 +9,7 @@ use crate::clock::{Draw, Now, new_id};
 use crate::{Control, HostSession};
 use leeward_model::{
     DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, MachineSpec, MachineState,
-    PointId, PointKind, Position, Probe,
+    NicSpec, PointId, PointKind, Position, Probe,
 };
 use leeward_wire::message::{
     Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, KitState, Observed, OtherStore,
@@ -17,6 +17,9 @@ use leeward_wire::message::{
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Hardware address of the one network card of every machine.
+pub const NIC: &str = "52:54:00:00:00:01";
 
 /// How a host behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -473,7 +476,7 @@ fn machine(name: &str, runs: bool) -> DiscoveredMachine {
             cpus: 1,
             firmware: Firmware::Bios,
             disks: Vec::new(),
-            nics: Vec::new(),
+            nics: vec![NicSpec { mac: NIC.to_owned(), network: "user".to_owned(), address: None }],
             display: false,
             probe: Probe::default(),
         },

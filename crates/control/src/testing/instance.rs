@@ -81,6 +81,11 @@ pub(super) fn instances_step(
 }
 
 impl Instance {
+    /// What it was told to be.
+    pub fn duty(&self) -> &InstanceDuty {
+        &self.duty
+    }
+
     /// One stage a step; a guest runs only with a permit.
     fn step(&mut self) {
         match (self.stage, self.duty.stage) {

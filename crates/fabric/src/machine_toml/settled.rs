@@ -3,7 +3,7 @@
 //! Pure: makes the text from the former one; `qemu/description.rs` puts it in place.
 
 use super::{LOGICAL_BLOCK_BYTES, parse};
-use leeward_model::{DiskNumber, InstanceId, MachineSpec};
+use leeward_model::{DiskNumber, Figure, InstanceId, MachineChanges, MachineSpec};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -13,15 +13,16 @@ const HEADING: &str = "# Written by Leeward: this machine was made from a recove
                        former description, if there was one, is beside this file.\n";
 
 /// The description of machine `name` in `folder` whose disks are `overlays`, by number, and which
-/// is `instance`. Everything else is the former description's, or `spec`'s without a former one.
-/// A disk keeps the serial number that the former description gives its id.
+/// is `instance`. Everything else is the former description's, or `spec`'s without a former one,
+/// but for what `changes` set, and for where the cards that both have are attached: that is as in
+/// `spec`. A disk keeps the serial number that the former description gives its id.
 ///
 /// # Errors
 /// What is wrong with the former description, or why `spec` cannot be described, in words.
 pub fn settled_text(
     (name, folder): (&str, &Path),
     former: Option<&str>,
-    spec: &MachineSpec,
+    (spec, changes): (&MachineSpec, &MachineChanges),
     overlays: &BTreeMap<DiskNumber, PathBuf>,
     instance: InstanceId,
 ) -> Result<String, String> {
@@ -32,6 +33,7 @@ pub fn settled_text(
         }
         None => table_of(spec)?,
     };
+    change(&mut table, spec, changes);
     let disks = disks_of(&table, spec, overlays)?;
     table.remove("qmp"); // That of a QEMU that the owner started.
     table.insert("instance".into(), instance.to_string().into());
@@ -39,6 +41,27 @@ pub fn settled_text(
     let text = toml::to_string(&table).map_err(|error| error.to_string())?;
     parse(name, folder, &text)?;
     Ok(format!("{HEADING}{text}"))
+}
+
+/// Writes what was set, and where the cards are attached.
+fn change(table: &mut Table, spec: &MachineSpec, changes: &MachineChanges) {
+    for (field, figure) in [("memory_mib", changes.memory_mib), ("cpus", changes.cpus)] {
+        if let Figure::Set(figure) = figure {
+            table.insert(field.into(), i64::from(figure).into());
+        }
+    }
+    let cards = table.get_mut("nics").and_then(Value::as_array_mut).into_iter().flatten();
+    for card in cards.filter_map(Value::as_table_mut) {
+        let mac = card.get("mac").and_then(Value::as_str).unwrap_or_default();
+        let Some(nic) = spec.nics.iter().find(|nic| nic.mac.eq_ignore_ascii_case(mac)) else {
+            continue;
+        };
+        card.insert("network".into(), nic.network.clone().into());
+        match nic.address {
+            Some(address) => card.insert("address".into(), address.to_string().into()),
+            None => card.remove("address"),
+        };
+    }
 }
 
 fn table_of(spec: &MachineSpec) -> Result<Table, String> {
@@ -51,6 +74,8 @@ fn table_of(spec: &MachineSpec) -> Result<Table, String> {
         let mut table = Table::new();
         table.insert("mac".into(), nic.mac.clone().into());
         table.insert("network".into(), nic.network.clone().into());
+        let address = nic.address.map(|address| address.to_string());
+        table.extend(address.map(|address| ("address".to_owned(), address.into())));
         Value::Table(table)
     };
     if !spec.nics.is_empty() {
@@ -121,10 +146,27 @@ mod tests {
             cpus: 1,
             firmware: Firmware::Bios,
             disks: vec![disk(0, "boot"), disk(1, "data")],
-            nics: vec![NicSpec { mac: "52:54:00:00:00:01".into(), network: "user".into() }],
+            nics: vec![NicSpec {
+                mac: "52:54:00:00:00:01".into(),
+                network: "user".into(),
+                address: None,
+            }],
             display: true,
             probe: Probe::default(),
         }
+    }
+
+    /// A machine of which nothing was set.
+    fn as_is(spec: &MachineSpec) -> (&MachineSpec, &MachineChanges) {
+        const NONE: &MachineChanges = &MachineChanges {
+            memory_mib: Figure::Point,
+            cpus: Figure::Point,
+            nics: Vec::new(),
+            networks: BTreeMap::new(),
+            networks_home: BTreeMap::new(),
+            test_network: None,
+        };
+        (spec, NONE)
     }
 
     fn overlays(numbers: &[u16]) -> BTreeMap<DiskNumber, PathBuf> {
@@ -139,7 +181,8 @@ mod tests {
     #[test]
     fn what_still_applies_of_the_former_description_is_kept_and_a_new_disk_is_added() {
         let text =
-            settled_text(place(), Some(FORMER), &spec(), &overlays(&[0, 1]), INSTANCE).unwrap();
+            settled_text(place(), Some(FORMER), as_is(&spec()), &overlays(&[0, 1]), INSTANCE);
+        let text = text.unwrap();
         let machine = parse("web01", Path::new("/m/web01"), &text).unwrap();
 
         assert_eq!((machine.instance, machine.qmp), (Some(INSTANCE), None));
@@ -156,9 +199,31 @@ mod tests {
         assert_eq!(disks, expected);
     }
 
+    /// F-051, F-052.
+    #[test]
+    fn what_was_set_and_where_the_cards_are_attached_is_written_over_the_former_description() {
+        let former = format!(
+            "{FORMER}\n[[nics]]\nmac = \"52:54:00:00:00:01\"\nnetwork = \"user\"\n\
+             address = \"10.0.2.9\"\n[[nics]]\nmac = \"52:54:00:00:00:02\"\nnetwork = \"user\"\n"
+        );
+        let address = Some(std::net::Ipv4Addr::new(10, 9, 9, 50));
+        let mut spec = spec();
+        spec.nics[0] = NicSpec { network: "isolated".into(), address, ..spec.nics.remove(0) };
+        let changes = MachineChanges { memory_mib: Figure::Set(48), ..MachineChanges::default() };
+
+        let set = (&spec, &changes);
+        let text = settled_text(place(), Some(&former), set, &overlays(&[0]), INSTANCE).unwrap();
+        let machine = parse("web01", Path::new("/m/web01"), &text).unwrap();
+
+        assert_eq!((machine.spec.memory_mib, machine.spec.cpus), (48, 2));
+        let cards = machine.spec.nics.iter().map(|nic| (&*nic.network, nic.address));
+        assert_eq!(cards.collect::<Vec<_>>(), [("isolated", address), ("user", None)]);
+    }
+
     #[test]
     fn without_a_former_description_everything_comes_from_the_machine_itself() {
-        let text = settled_text(place(), None, &spec(), &overlays(&[0, 1]), INSTANCE).unwrap();
+        let text =
+            settled_text(place(), None, as_is(&spec()), &overlays(&[0, 1]), INSTANCE).unwrap();
         let machine = parse("web01", Path::new("/m/web01"), &text).unwrap();
 
         assert!(!machine.autostart);
@@ -169,9 +234,10 @@ mod tests {
 
     #[test]
     fn disks_whose_numbers_are_not_their_places_cannot_be_described() {
-        let gap = settled_text(place(), None, &spec(), &overlays(&[0, 2]), INSTANCE).unwrap_err();
+        let gap = settled_text(place(), None, as_is(&spec()), &overlays(&[0, 2]), INSTANCE);
+        let gap = gap.unwrap_err();
         assert!(gap.contains("it has no disk 1 but a disk 2"), "{gap}");
-        let broken = settled_text(place(), Some("x"), &spec(), &overlays(&[0]), INSTANCE);
+        let broken = settled_text(place(), Some("x"), as_is(&spec()), &overlays(&[0]), INSTANCE);
         assert!(broken.is_err());
     }
 }

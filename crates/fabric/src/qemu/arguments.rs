@@ -6,6 +6,7 @@ use crate::machine_toml::Channel;
 use leeward_model::{DiskFormat, DiskNumber, MachineSpec};
 use serde_json::{Value, json};
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 /// What a disk's device does when its image fails.
@@ -93,7 +94,8 @@ pub(crate) fn arguments(launch: &Launch<'_>) -> Vec<OsString> {
             (Networks::AsDescribed, "user") => "off",
             (Networks::AsDescribed | Networks::Isolated, _) => "on",
         };
-        add("-netdev", format!("user,id=lw-net-{number},restrict={restrict}"));
+        let lease = nic.address.map(lease).unwrap_or_default();
+        add("-netdev", format!("user,id=lw-net-{number},restrict={restrict}{lease}"));
         let mac = &nic.mac;
         add("-device", format!("virtio-net-pci,netdev=lw-net-{number},mac={mac},romfile="));
     }
@@ -112,6 +114,13 @@ pub(crate) fn arguments(launch: &Launch<'_>) -> Vec<OsString> {
         Begin::StandingStill => out.push("-S".into()),
     }
     out
+}
+
+/// The `/24` around an address, with that address as the first one that is given out: a network
+/// has one card, which gets it.
+fn lease(address: Ipv4Addr) -> String {
+    let [a, b, c, _] = address.octets();
+    format!(",net={a}.{b}.{c}.0/24,dhcpstart={address}")
 }
 
 fn block_node(disk: &DiskImage) -> Value {
@@ -165,14 +174,18 @@ mod tests {
     use leeward_model::{Firmware, NicSpec, Probe};
 
     fn text(networks: Networks, on_error: OnError, begin: Begin) -> String {
-        let nic = |network: &str| NicSpec { mac: "52:54:00:0:0:1".into(), network: network.into() };
+        let nic = |network: &str, address| NicSpec {
+            mac: "52:54:00:0:0:1".into(),
+            network: network.into(),
+            address,
+        };
         let spec = MachineSpec {
             name: "a,b".into(),
             memory_mib: 64,
             cpus: 1,
             firmware: Firmware::Bios,
             disks: Vec::new(),
-            nics: vec![nic("user"), nic("isolated")],
+            nics: vec![nic("user", None), nic("isolated", Some(Ipv4Addr::new(10, 7, 0, 50)))],
             display: true,
             probe: Probe::default(),
         };
@@ -213,7 +226,7 @@ mod tests {
         let isolated = text(Networks::Isolated, OnError::AsUsual, Begin::Running);
 
         assert!(described.contains("lw-net-0,restrict=off"));
-        assert!(described.contains("lw-net-1,restrict=on"));
+        assert!(described.contains("lw-net-1,restrict=on,net=10.7.0.0/24,dhcpstart=10.7.0.50"));
         assert!(!isolated.contains("restrict=off"));
     }
 

@@ -140,8 +140,8 @@ impl QemuFabric {
         }
         let overlays = absolute_overlays(&plan).map_err(|error| file(name, "find", error))?;
         let former = former.as_deref();
-        let text =
-            machine_toml::settled_text((name, &folder), former, &plan.spec, &overlays, instance);
+        let made = (&plan.spec, &plan.changes);
+        let text = machine_toml::settled_text((name, &folder), former, made, &overlays, instance);
         let text = text.map_err(|what| FabricError::Unusable {
             machine: MachineRef::Owned(name.into()),
             code: Box::new(Code::MACHINE_INVALID),

@@ -85,6 +85,7 @@ impl Host for MemoryHost {
             spec,
             disks,
             isolated: false,
+            changes: leeward_model::MachineChanges::default(),
             settle_as: None,
         }
     }

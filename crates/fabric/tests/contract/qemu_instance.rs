@@ -100,6 +100,7 @@ fn plan(world: &QemuWorld, disks: &[(&str, u64)]) -> InstancePlan {
         },
         disks: disks.iter().enumerate().map(disk).collect(),
         isolated: true,
+        changes: leeward_model::MachineChanges::default(),
         settle_as: None,
     }
 }

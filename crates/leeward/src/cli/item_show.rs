@@ -2,7 +2,7 @@
 
 use super::{
     CliError,
-    session::{Session, text, texts},
+    session::{Session, last_segment, text, texts},
     table::bytes,
 };
 use serde_json::Value;
@@ -114,6 +114,7 @@ fn show_parts(session: &Session, item: &Value) {
     for end in details["leewardEnds"].as_array().into_iter().flatten() {
         session.say(&end_line(end));
     }
+    session.say(&target_line(&details["leewardTarget"], &details["vmNics"]));
     super::home::say_options(session, &details["leewardDataSync"]);
     for instance in details["leewardInstances"].as_array().into_iter().flatten() {
         let percent = instance["hydratedPercent"].as_f64();
@@ -163,6 +164,19 @@ fn end_line(end: &Value) -> String {
         text(&end["machineState"]),
         text(&end["run"])
     )
+}
+
+/// The machine that the next failover would make, in a line.
+fn target_line(target: &Value, nics: &Value) -> String {
+    let nic = |nic: &Value| {
+        let address = nic["ipConfigs"][0]["recoveryStaticIPAddress"].as_str();
+        let address = address.map(|address| format!(" as {address}")).unwrap_or_default();
+        let network = text(&nic["recoveryVMNetworkId"]);
+        format!(", {} in {}{address}", text(&nic["nicId"]), last_segment(&network))
+    };
+    let nics: String = nics.as_array().into_iter().flatten().map(nic).collect();
+    let (site, name, size) = (text(&target["site"]), text(&target["name"]), text(&target["size"]));
+    format!("next machine at {site}: {name} {size}{nics}")
 }
 
 /// How far an audit is, in a line; nothing before its first part.

@@ -5,7 +5,7 @@ use super::{
     CliError,
     follow::Patience,
     home::{self, Planned},
-    item_show, points,
+    item_set, item_show, points,
     session::{Session, escape, is_not_found, missing, text},
 };
 use crate::client::Reply;
@@ -33,6 +33,9 @@ pub enum ItemVerb {
     Show(Named),
     /// Lists the items.
     List,
+    /// Sets what the machines that are made of the item are like: name, memory, processors,
+    /// networks, addresses. Counts from the next failover or test failover on.
+    Set(item_set::Settings),
     /// Ends protection.
     Disable {
         #[command(flatten)]
@@ -41,7 +44,7 @@ pub enum ItemVerb {
         /// Keep the recovery points in the store.
         #[arg(long)]
         keep_points: bool,
-        /// Forget the item without asking its hosts.
+        /// Wait for no host that is away: what it has of the item stays there.
         #[arg(long, conflicts_with = "keep_points")]
         purge: bool,
         /// The machine stays where it is for good: there is no way back in this item. The old
@@ -49,7 +52,8 @@ pub enum ItemVerb {
         #[arg(long, conflicts_with = "purge")]
         migration_complete: bool,
     },
-    /// Starts a test machine in a network with no way out. With --wait: until it runs.
+    /// Starts a test machine, in a network with no way out unless another one is asked for or set.
+    /// With --wait: until it runs.
     TestFailover {
         #[command(flatten)]
         #[expect(missing_docs, reason = "its fields say it")]
@@ -57,6 +61,9 @@ pub enum ItemVerb {
         /// latest, latest-processed, or a point's id or name.
         #[arg(long, default_value = "latest-processed")]
         point: String,
+        /// The network of all its cards.
+        #[arg(long)]
+        network: Option<String>,
     },
     /// Removes the test machine.
     TestCleanup {
@@ -167,17 +174,20 @@ pub(super) async fn run(session: &Session, verb: ItemVerb) -> Result<(), CliErro
             Ok(())
         }
         ItemVerb::List => item_show::list(session).await,
+        ItemVerb::Set(settings) => item_set::run(session, settings).await,
         ItemVerb::Disable { item, keep_points, purge, migration_complete } => {
             if purge {
                 return disable(session, &item, End::Purged).await;
             }
             disable(session, &item, End::Asked { keep_points, migration_complete }).await
         }
-        ItemVerb::TestFailover { item, point } => {
+        ItemVerb::TestFailover { item, point, network } => {
             let found = item.find(session).await?;
             let details = choice(session, &found, &point).await?;
             let body = json!({
                 "failoverDirection": found["properties"]["leewardDirection"],
+                "networkType": network.as_ref().map(|_| "VmNetworkAsInput"),
+                "networkId": network,
                 "providerSpecificDetails": details,
             });
             act(session, &found, "testFailover", body, "test failover").await

@@ -258,7 +258,7 @@ async fn what_the_state_of_an_item_does_not_allow_is_refused_and_names_what_is_i
         refused(site.operate(MACHINE, operation, properties).await, 400, Code::BAD_REQUEST);
     }
     let network = json!({"networkId": "/x/replicationNetworks/lan"});
-    refused(site.operate(MACHINE, "testFailover", network).await, 501, Code::NOT_SUPPORTED);
+    refused(site.operate(MACHINE, "testFailover", network).await, 404, Code::NOT_FOUND);
     assert_eq!(site.item(MACHINE).await["protectionState"], "Protected");
     busy_items_say_so(&pair).await;
 }

@@ -467,5 +467,6 @@ fn instance(
         probe: false,
         keep_as: None,
         settle_as: Some(NAME.into()),
+        changes: leeward_model::MachineChanges::default(),
     }
 }

@@ -181,6 +181,10 @@ fn an_instance_from_before_instances_settled_does_not_settle() {
         probe: false,
         keep_as: None,
         settle_as: Some("web01".into()),
+        changes: leeward_model::MachineChanges {
+            test_network: Some("user".into()),
+            ..Default::default()
+        },
     };
     assert_eq!(written(&duty)["stage"], json!("handed-over"));
 

@@ -75,7 +75,11 @@ pub fn machine() -> MachineSpec {
             format: DiskFormat::Qcow2,
             path: "root.qcow2".into(),
         }],
-        nics: vec![NicSpec { mac: "52:54:00:00:00:01".into(), network: "user".into() }],
+        nics: vec![NicSpec {
+            mac: "52:54:00:00:00:01".into(),
+            network: "user".into(),
+            address: None,
+        }],
         display: true,
         probe: Probe {
             console_contains: Some("ok".into()),

@@ -3,7 +3,10 @@
 use super::*;
 use crate::{registration::JoinRequest, testing::ScriptedHost};
 
+mod bad_input;
+mod coverage;
 mod plans;
+mod settings;
 
 /// Turns after which a job of the scripted hosts must be over.
 const TURNS_MAX: usize = 400;
@@ -287,7 +290,9 @@ async fn what_cannot_be_asked_of_an_item_is_refused_with_its_class() {
     for (verb, properties, status, code) in [
         ("unplannedFailover", json!({"failoverDirection": "RecoveryToPrimary"}), 400, "LW-0101"),
         ("unplannedFailover", json!({"failoverDirection": "Up"}), 400, "LW-0101"),
-        ("testFailover", json!({"networkId": "/a/network"}), 501, "LW-0102"),
+        ("testFailover", json!({"networkId": "/a/network"}), 400, "LW-0101"),
+        ("testFailover", json!({"networkId": "lan"}), 404, "LW-0103"),
+        ("testFailover", json!({"networkType": "VmNetworkAsInput"}), 400, "LW-0101"),
         ("applyRecoveryPoint", json!({}), 400, "LW-0101"),
         ("failoverCommit", json!({}), 409, "LW-0105"),
         ("plannedFailover", json!({"failoverDirection": "RecoveryToPrimary"}), 400, "LW-0101"),

@@ -186,7 +186,9 @@ impl Worker {
             folder: self.host.instance_folder(self.instance),
             disks: disks.collect(),
             spec,
-            isolated: work.duty.purpose == Purpose::Test,
+            changes: work.duty.changes.clone(),
+            isolated: work.duty.purpose == Purpose::Test
+                && work.duty.changes.test_network.is_none(),
             settle_as: work.duty.settle_as.clone(),
         }
     }
@@ -226,8 +228,16 @@ impl Worker {
                 Code::INSTANCE_FAILED.because(what, error.to_string())
             })?;
         }
-        let plan = self.plan(work, spec);
+        let home = self.home(work).await?;
+        let plan = self.plan(work, work.duty.changes.apply(spec, home.as_ref()));
         self.host.fabric.overlay_create(&plan).await.map_err(|error| error.problem())
+    }
+
+    /// What this host has of the machine that the instance will be.
+    async fn home(&self, work: &InstanceWork) -> Result<Option<MachineSpec>, Problem> {
+        let Some(name) = &work.duty.settle_as else { return Ok(None) };
+        let all = self.host.fabric.discover().await.map_err(|error| error.problem())?;
+        Ok(all.into_iter().find(|found| found.spec.name == *name).map(|found| found.spec))
     }
 
     fn pin_name(&self) -> String {

@@ -200,7 +200,7 @@ async fn what_cannot_be_asked_of_a_plan_is_refused() {
             400,
             "LW-0101",
         ),
-        ("testFailover", json!({"networkId": "/a/network"}), 501, "LW-0102"),
+        ("testFailover", json!({"networkId": "/a/network"}), 400, "LW-0101"),
         ("testFailover", json!({"networkType": "VmNetworkAsInput"}), 400, "LW-0101"),
         ("plannedFailover", details(json!({"dataSyncOption": "Later"})), 400, "LW-0101"),
         ("plannedFailover", json!({"leewardWaitToComplete": true}), 501, "LW-0102"),

@@ -160,6 +160,7 @@ fn a_machine_that_is_being_made_from_a_point_is_not_started_by_its_name() {
         probe: false,
         keep_as: None,
         settle_as: Some(NAME.into()),
+        changes: leeward_model::MachineChanges::default(),
     };
 
     let assignment = of(ItemDuty { instances: vec![instance], ..blank() });
