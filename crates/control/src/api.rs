@@ -18,6 +18,7 @@ mod items;
 mod jobs;
 mod mappings;
 mod operations;
+mod plan_actions;
 mod plan_view;
 mod plans;
 mod points;

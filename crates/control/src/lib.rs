@@ -85,6 +85,8 @@ pub struct Ports {
     pub draw: Arc<dyn Draw>,
     /// The key for start permits.
     pub signer: Arc<dyn PermitSigner>,
+    /// Carries out what recovery plans do outside.
+    pub actions: Arc<dyn plans::ActionRunner>,
 }
 
 /// The config server. Cheap to clone: all clones are one.
@@ -102,6 +104,7 @@ struct Inner {
     hosts: hosts::Hosts,
     registry: Registry<World>,
     refusals: plans::Refusals,
+    running_actions: plans::Running,
     poke: tokio::sync::Notify,
     charge: keeper::Charge,
 }
@@ -120,6 +123,7 @@ impl Control {
             hosts: hosts::Hosts::default(),
             registry: jobs::registry(),
             refusals: plans::Refusals::default(),
+            running_actions: plans::Running::default(),
             poke: tokio::sync::Notify::new(),
             charge: keeper::Charge::default(),
         };
@@ -170,6 +174,10 @@ impl Control {
 
     fn refusals(&self) -> &plans::Refusals {
         &self.inner.refusals
+    }
+
+    fn running_actions(&self) -> &plans::Running {
+        &self.inner.running_actions
     }
 
     fn asked_by(&self) -> Option<JobId> {
