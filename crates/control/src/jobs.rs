@@ -11,6 +11,7 @@ mod failover;
 mod finalize_protection;
 mod finalize_reprotect;
 mod left_behind;
+mod plan_actions;
 pub(crate) mod plan_tasks;
 mod planned_failover;
 pub(crate) mod recovery_plan;
@@ -33,8 +34,9 @@ pub(crate) mod kinds {
     pub(crate) use super::enable_protection::EnableProtection;
     pub(crate) use super::failover::{Chosen, Failover};
     pub(crate) use super::left_behind::LeftBehind;
+    pub(crate) use super::plan_actions::{RunAction, TakenBack};
     pub(crate) use super::planned_failover::PlannedFailover;
-    pub(crate) use super::recovery_plan::{Manual, Member, Progress, RecoveryPlan, RunGroup};
+    pub(crate) use super::recovery_plan::{Member, Progress, RecoveryPlan, RunGroup};
     pub(crate) use super::replaced::Replaced;
     pub(crate) use super::reprotect::Reprotect;
     pub(crate) use super::resync::Resync;

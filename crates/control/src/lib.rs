@@ -86,6 +86,8 @@ pub struct Ports {
     pub draw: Arc<dyn Draw>,
     /// The key for start permits.
     pub signer: Arc<dyn PermitSigner>,
+    /// Carries out what recovery plans do outside.
+    pub actions: Arc<dyn plans::ActionRunner>,
 }
 
 /// The config server. Cheap to clone: all clones are one.
@@ -103,6 +105,7 @@ struct Inner {
     hosts: hosts::Hosts,
     registry: Registry<World>,
     refusals: plans::Refusals,
+    running_actions: plans::Running,
     poke: tokio::sync::Notify,
     charge: keeper::Charge,
 }
@@ -121,6 +124,7 @@ impl Control {
             hosts: hosts::Hosts::default(),
             registry: jobs::registry(),
             refusals: plans::Refusals::default(),
+            running_actions: plans::Running::default(),
             poke: tokio::sync::Notify::new(),
             charge: keeper::Charge::default(),
         };
@@ -171,6 +175,10 @@ impl Control {
 
     fn refusals(&self) -> &plans::Refusals {
         &self.inner.refusals
+    }
+
+    fn running_actions(&self) -> &plans::Running {
+        &self.inner.running_actions
     }
 
     fn asked_by(&self) -> Option<JobId> {

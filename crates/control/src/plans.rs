@@ -1,11 +1,16 @@
 //! Recovery plans: which machines go together and in which order (F-055, F-160). Here they are
 //! made, changed and shown; `start` starts their jobs, `requests` carries out what those ask for.
 
+mod actions;
 mod check;
+mod outside;
 mod requests;
 mod start;
 
+pub use actions::{Act, Action, DnsUpdate, KeyAlgorithm, RETRIES, Secret, TIMEOUT_S, What};
 pub use check::{GroupInput, ItemRef, PlanInput};
+pub(crate) use outside::{ActKey, ActionAsk, Actions, Running};
+pub use outside::{ActionEnd, ActionFacts, ActionMachine, ActionRun, ActionRunner, Task};
 pub(crate) use requests::Refusals;
 pub use start::PlanAsk;
 
@@ -14,8 +19,7 @@ use crate::store::{self, Conn, items::ItemRow, jobs::JobRow, plans::PlanRow};
 use crate::vaults::check_name;
 use crate::{Control, ControlError, ErrorKind, error::Result};
 use leeward_model::{
-    Code, Direction, Event, FabricId, ItemId, JobId, PointChoice, Protection, TestState,
-    UnixMillis, VaultId,
+    Code, Event, FabricId, ItemId, JobId, PointChoice, Protection, TestState, UnixMillis, VaultId,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -77,19 +81,6 @@ impl Verb {
     }
 }
 
-/// Is something that a person does before or after a group (F-161). The job waits for it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ManualAction {
-    /// Its name; unique in its list.
-    pub name: String,
-    /// What the person has to do.
-    pub description: String,
-    /// With which failovers.
-    pub verbs: Vec<Verb>,
-    /// In which directions.
-    pub directions: Vec<Direction>,
-}
-
 /// Is a group of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Group {
@@ -98,9 +89,9 @@ pub struct Group {
     /// Its machines; none but in a boot group.
     pub items: Vec<ItemId>,
     /// What is done before it.
-    pub before: Vec<ManualAction>,
+    pub before: Vec<Action>,
     /// What is done after it.
-    pub after: Vec<ManualAction>,
+    pub after: Vec<Action>,
 }
 
 /// Is a machine of a plan.
@@ -305,7 +296,9 @@ impl Control {
             refuse_busy(&mut tx, known).await?;
         }
         let (primary, recovery) = check::fabrics(&mut tx, vault, &input).await?;
-        let groups = check::groups(&mut tx, vault, (primary, recovery), input.groups).await?;
+        let before = known.as_ref().map_or(&[][..], |row| &row.groups);
+        let sites = (primary, recovery);
+        let groups = check::groups(&mut tx, vault, sites, input.groups, before).await?;
         let row = PlanRow {
             id: known.as_ref().map_or_else(|| self.new_id(), |row| row.id),
             vault,
@@ -334,7 +327,8 @@ impl Control {
         let mut tx = self.store().begin().await?;
         let mut row = plan_row(&mut tx, vault, name).await?;
         refuse_busy(&mut tx, &row).await?;
-        row.groups = check::groups(&mut tx, vault, (row.primary, row.recovery), groups).await?;
+        let sites = (row.primary, row.recovery);
+        row.groups = check::groups(&mut tx, vault, sites, groups, &row.groups).await?;
         store::plans::save(&mut tx, &row).await?;
         let view = show(&mut tx, row).await?;
         store::commit(tx).await?;

@@ -3,12 +3,14 @@
 //! The hosts converge on their assignments a little with every [`Fleet::step`], as real ones do.
 //! They panic where a real host would be asked for something it must refuse.
 
+mod actions;
 mod host;
 mod instance;
 mod source;
 pub mod steps;
 mod target;
 
+pub use actions::ScriptedActions;
 pub use host::{Machine, NIC, ScriptedHost, ScriptedItem, Temper};
 pub use instance::Instance;
 pub use source::COPY_STEPS;
@@ -107,6 +109,8 @@ pub struct Fleet {
     pub clock: Arc<ManualClock>,
     /// Its randomness, which the hosts share.
     pub draw: Arc<CountingDraw>,
+    /// What plans do outside.
+    pub actions: Arc<ScriptedActions>,
     /// The hosts; the first one is the config server's own.
     pub hosts: Vec<ScriptedHost>,
 }
@@ -115,18 +119,20 @@ impl Fleet {
     /// A config server on the database `path`, with its own host.
     pub async fn new(path: &Path) -> Fleet {
         let (clock, draw) = (Arc::new(ManualClock::default()), Arc::new(CountingDraw::default()));
-        let control = open(path, &clock, &draw).await;
+        let actions = Arc::new(ScriptedActions::default());
+        let control = open(path, &clock, &draw, &actions).await;
         let hosts = vec![ScriptedHost::new(TARGET, "recovery-host", &[])];
-        Fleet { control, clock, draw, hosts }
+        Fleet { control, clock, draw, actions, hosts }
     }
 
     /// The same hosts, time and randomness on the database `path`, with all sessions new.
     pub async fn fork(&self, path: &Path) -> Fleet {
         let clock = Arc::new(ManualClock { now: Mutex::new(self.clock.now()) });
         let draw = Arc::new(CountingDraw(AtomicU64::new(self.draw.0.load(Ordering::Relaxed))));
-        let control = open(path, &clock, &draw).await;
+        let actions = Arc::new(self.actions.copy());
+        let control = open(path, &clock, &draw, &actions).await;
         let hosts = self.hosts.iter().map(ScriptedHost::without_session).collect();
-        Fleet { control, clock, draw, hosts }
+        Fleet { control, clock, draw, actions, hosts }
     }
 
     /// Ends the config server as a crash does and starts it again on the same database.
@@ -135,7 +141,7 @@ impl Fleet {
         for host in &mut self.hosts {
             host.session = None;
         }
-        self.control = open(path, &self.clock, &self.draw).await;
+        self.control = open(path, &self.clock, &self.draw, &self.actions).await;
     }
 
     /// Lets time pass: hosts dial, converge a little, exchange data, and report.
@@ -212,9 +218,15 @@ impl Fleet {
     }
 }
 
-async fn open(path: &Path, clock: &Arc<ManualClock>, draw: &Arc<CountingDraw>) -> Control {
+async fn open(
+    path: &Path,
+    clock: &Arc<ManualClock>,
+    draw: &Arc<CountingDraw>,
+    actions: &Arc<ScriptedActions>,
+) -> Control {
     let store = Store::open(path, Durability::ProcessEnd).await.expect("a folder of our own");
     let signer = Arc::new(LengthSigner);
-    let ports = Ports { clock: clock.clone(), draw: draw.clone(), signer };
+    let (clock, draw, actions) = (clock.clone(), draw.clone(), actions.clone());
+    let ports = Ports { clock, draw, signer, actions };
     Control::open(store, config(), ports).await.expect("a database of our own")
 }

@@ -7,6 +7,7 @@ mod enumeration;
 mod home;
 mod lanes;
 mod left_behind;
+mod plan_actions;
 mod plans;
 mod resync;
 mod rules;

@@ -5,6 +5,7 @@ use crate::hosts::HostSight;
 use crate::jobs::Request;
 use crate::networks::NetworkMaps;
 use crate::plan::{End, InstancePlan, RunPlan, TargetRun, other, rank};
+use crate::plans::Actions;
 use crate::store::items::ItemRow;
 use crate::store::jobs::JobRow;
 use crate::{Now, clock::Draw};
@@ -92,6 +93,8 @@ pub(crate) struct Family {
     pub(crate) refused: Vec<(ItemId, Problem)>,
     /// Effects: requests to be made in this job's name once its record is stored.
     pub(crate) asks: Vec<(ItemId, Request)>,
+    /// What this job's actions outside have come to, and which are wanted.
+    pub(crate) actions: Actions,
 }
 
 /// Turns a problem of the model into one of the engine.

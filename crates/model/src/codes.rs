@@ -251,6 +251,16 @@ codes! {
         now "no machine was moved; those that were shut down are started again where they ran"
         todo "correct what the named machine's job says, and run the plan again"
 
+    PLAN_ACTION_FAILED = "LW-0334" "an action of the recovery plan failed"
+        cause "the program, the server or the address that it needs said no, or not in time"
+        now "an unplanned failover and a test go on without it; a planned failover waits"
+        todo "correct the cause; resume the job to do the action again, resume it with the \
+              comment go-on to go on without, or cancel it"
+    PLAN_ACTION_STAYS = "LW-0335" "an action of the recovery plan could not be taken back"
+        cause "what it needs does not answer, or somebody has changed the same thing since"
+        now "the machines are back; what the named action did is still there"
+        todo "take the named action back by hand"
+
     STORE_NO_SPACE = "LW-0401" "the replica store has no space left"
         cause "its file system or its quota is full"
         now "replication pauses; the guest goes on; recovery points are untouched"

@@ -1,14 +1,14 @@
 //! How recovery plans and the tasks of their jobs look.
 
 use super::{
-    direction::word,
     ids::{Ids, resource, time_or_null},
     item_view::{INSTANCE_TYPE, current_scenario},
     jobs::{friendly, state},
+    plan_actions::{self, automation_id},
 };
 use crate::{
     jobs::{GroupTask, PartTask, PlanPart},
-    plans::{Group, GroupKind, ManualAction, PlanView, Verb},
+    plans::{Act, Group, GroupKind, PlanView, Verb},
 };
 use serde_json::{Value, json};
 
@@ -25,18 +25,6 @@ pub(super) fn verb_name(verb: Verb) -> &'static str {
     }
 }
 
-fn action(action: &ManualAction) -> Value {
-    json!({
-        "actionName": action.name,
-        "failoverTypes": action.verbs.iter().map(|one| verb_name(*one)).collect::<Vec<_>>(),
-        "failoverDirections": action.directions.iter().map(|one| word(*one)).collect::<Vec<_>>(),
-        "customDetails": {
-            "instanceType": "ManualActionDetails",
-            "description": action.description,
-        },
-    })
-}
-
 fn group(ids: &Ids, plan: &PlanView, group: &Group) -> Value {
     let members = group.items.iter().filter_map(|item| {
         let member = plan.members.iter().find(|member| member.item == *item)?;
@@ -48,8 +36,8 @@ fn group(ids: &Ids, plan: &PlanView, group: &Group) -> Value {
     json!({
         "groupType": format!("{:?}", group.kind),
         "replicationProtectedItems": members.collect::<Vec<_>>(),
-        "startGroupActions": group.before.iter().map(action).collect::<Vec<_>>(),
-        "endGroupActions": group.after.iter().map(action).collect::<Vec<_>>(),
+        "startGroupActions": group.before.iter().map(plan_actions::view).collect::<Vec<_>>(),
+        "endGroupActions": group.after.iter().map(plan_actions::view).collect::<Vec<_>>(),
     })
 }
 
@@ -82,6 +70,27 @@ pub(super) fn view(ids: &Ids, plan: &PlanView) -> Value {
     )
 }
 
+/// What the contract shows of something that was done without a person.
+fn act_details(name: &str, act: &Act, output: &str) -> Value {
+    match act {
+        Act::Script { path, .. } => json!({
+            "instanceType": "ScriptActionTaskDetails",
+            "name": name,
+            "path": path,
+            "output": output,
+            "isPrimarySideScript": false,
+        }),
+        Act::Webhook { .. } | Act::Dns { .. } | Act::Wait { .. } => json!({
+            "instanceType": "AutomationRunbookTaskDetails",
+            "name": name,
+            "runbookId": automation_id(act),
+            "runbookName": automation_id(act),
+            "jobOutput": output,
+            "isPrimarySideScript": false,
+        }),
+    }
+}
+
 fn part(ids: &Ids, index: usize, part: &PartTask) -> Value {
     let (word, description) = state(part.task.state);
     let details = match &part.part {
@@ -104,6 +113,15 @@ fn part(ids: &Ids, index: usize, part: &PartTask) -> Value {
             "instructions": instructions,
             "observation": reply,
         }),
+        PlanPart::Act { act, code, output, taken_back } => {
+            let name = &part.task.friendly_name;
+            let mut details = act_details(name, act, output);
+            details["leewardExitCode"] = json!(code);
+            details["leewardTakenBack"] = json!(taken_back.as_ref().map(Result::is_ok));
+            details["leewardTakeBackError"] =
+                json!(taken_back.as_ref().and_then(|back| back.as_ref().err()));
+            details
+        }
     };
     let kind = details["instanceType"].clone();
     let errors = part.task.problem.iter().map(|problem| {

@@ -2,10 +2,11 @@
 
 use super::{
     Below,
-    direction::{asked, word},
+    direction::asked,
     envelope::{Answer, Refusal},
     items::{choice, shutdown, test_network},
-    plan_view::{verb_name, view},
+    plan_actions,
+    plan_view::view,
     request::{Fields, list, name_in_id},
     routes::Operation as Op,
 };
@@ -13,9 +14,9 @@ use crate::{
     ControlError, ErrorKind,
     items::SyncOption,
     jobs::{InstantJob, Scenario, TargetKind},
-    plans::{GroupInput, GroupKind, ItemRef, ManualAction, PlanAsk, PlanInput, Verb},
+    plans::{GroupInput, GroupKind, ItemRef, PlanAsk, PlanInput, Verb},
 };
-use leeward_model::{Code, Direction, PointChoice};
+use leeward_model::{Code, PointChoice};
 use serde_json::{Value, json};
 
 /// The contract's words for the kind of machines that a cloud makes; kept and returned.
@@ -23,53 +24,6 @@ const MODELS: [&str; 3] = ["NotApplicable", "Classic", "ResourceManager"];
 
 fn wrong<T>(what: impl Into<String>) -> Result<T, ControlError> {
     Err(ControlError::bad_request(what))
-}
-
-/// The texts of a list that each are one of `known`.
-fn words<T: Copy>(
-    fields: Fields<'_>,
-    name: &str,
-    known: &[(T, &'static str)],
-) -> Result<Vec<T>, ControlError> {
-    let Some(value) = fields.raw(name) else { return Ok(Vec::new()) };
-    let Some(values) = value.as_array() else {
-        return wrong(format!("the field {name} is not a list"));
-    };
-    let of = |value: &Value| {
-        let text = value.as_str().unwrap_or_default();
-        let found = known.iter().find(|(_, word)| word.eq_ignore_ascii_case(text));
-        found.map(|(one, _)| *one).ok_or_else(|| {
-            let words: Vec<_> = known.iter().map(|(_, word)| *word).collect();
-            let what = format!("{name} has {value}, which is not one of {}", words.join(", "));
-            ControlError::bad_request(what)
-        })
-    };
-    values.iter().map(of).collect()
-}
-
-fn action(fields: Fields<'_>) -> Result<ManualAction, ControlError> {
-    let name = fields.required("actionName")?.to_owned();
-    let details = fields.object("customDetails")?;
-    let kind = details.text("instanceType")?.unwrap_or("ManualActionDetails");
-    if !kind.eq_ignore_ascii_case("ManualActionDetails") {
-        let known = ["ScriptActionDetails", "AutomationRunbookActionDetails"];
-        if known.iter().any(|one| one.eq_ignore_ascii_case(kind)) {
-            let what = format!(
-                "action {name} is of kind {kind}, which is not supported yet: only manual actions \
-                 are"
-            );
-            return Err(ControlError::not_supported(what));
-        }
-        return wrong(format!("action {name}: instanceType {kind} is no kind of action"));
-    }
-    let verbs = Verb::ALL.map(|verb| (verb, verb_name(verb)));
-    let directions = [Direction::ToRecovery, Direction::ToPrimary].map(|one| (one, word(one)));
-    Ok(ManualAction {
-        name,
-        description: details.required("description")?.to_owned(),
-        verbs: words(fields, "failoverTypes", &verbs)?,
-        directions: words(fields, "failoverDirections", &directions)?,
-    })
 }
 
 /// The item that an id, a path or a name of a body means.
@@ -105,7 +59,8 @@ fn group(below: &Below<'_>, fields: Fields<'_>) -> Result<GroupInput, ControlErr
         text => return wrong(format!("groupType {text} is not one of Shutdown, Failover, Boot")),
     };
     let items = list(fields, "replicationProtectedItems")?;
-    let actions = |name| list(fields, name)?.into_iter().map(action).collect::<Result<_, _>>();
+    let actions =
+        |name| list(fields, name)?.into_iter().map(plan_actions::read).collect::<Result<_, _>>();
     Ok(GroupInput {
         kind,
         items: items.into_iter().map(|one| item(below, one)).collect::<Result<_, _>>()?,

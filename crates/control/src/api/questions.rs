@@ -34,15 +34,16 @@ pub(super) fn waits(job: &JobView) -> Option<Waits> {
     if job.state != RunState::Suspended {
         return None;
     }
+    let question = job.question.as_deref().unwrap_or_default();
+    let code = Code::parse(first_line(question)).map(|(code, _)| code);
     if job.target_kind == TargetKind::RecoveryPlan {
-        return Some(Waits::Plan);
+        return Some(code.map_or(Waits::Plan, Waits::Coded));
     }
     if job.scenario == Scenario::TestFailover {
         return Some(Waits::TestEnd);
     }
-    let question = job.question.as_deref().unwrap_or_default();
-    Some(match Code::parse(first_line(question)) {
-        Some((code, _)) => Waits::Coded(code),
+    Some(match code {
+        Some(code) => Waits::Coded(code),
         None if waits_to_complete(job) => Waits::Completion,
         None => Waits::Other,
     })
@@ -78,6 +79,10 @@ pub(super) fn view(job: &JobView) -> Value {
         Waits::Coded(Code::SOURCE_NOT_OFF) => vec![
             choice(None, "Retry", "ask the machine to shut down again"),
             choice(Some(POWER_OFF), "Reply", "switch the machine off; what it has written is sent"),
+        ],
+        Waits::Coded(Code::PLAN_ACTION_FAILED) => vec![
+            choice(None, "Retry", "do the action again"),
+            choice(Some(GO_ON), "Reply", "go on without the action"),
         ],
         Waits::Coded(Code::BOTH_MAY_BE_LIVE) => vec![
             choice(None, "Retry", "look again; a second time: end protection all the same"),

@@ -140,6 +140,7 @@ impl Control {
             ControlError::internal(format!("could not advance job {job}"), &error)
         })?;
         let asks = std::mem::take(&mut world.family.asks);
+        let actions = std::mem::take(&mut world.family.actions);
         let effects = world.item != before
             || !world.notes.is_empty()
             || !world.jobs.is_empty()
@@ -147,6 +148,7 @@ impl Control {
         if !advance.changed && !effects {
             drop(tx);
             self.ask_all(&row.facts, asks).await;
+            self.actions_do(&row.facts, actions).await;
             return Ok(Some(advance.next));
         }
         if advance.record.phase.is_final() {
@@ -160,6 +162,7 @@ impl Control {
         store::commit(tx).await?;
         self.publish(&hosts).await?;
         self.ask_all(&row.facts, asks).await;
+        self.actions_do(&row.facts, actions).await;
         Ok(Some(advance.next))
     }
 }

@@ -1,13 +1,14 @@
 //! Shows a recovery plan's job: a task for each of its groups, with the machines and the actions.
 
-use super::recovery_plan::{KIND, Manual, Member, Progress, RecoveryPlan, RunGroup, TURN};
+use super::plan_actions::RunAction;
+use super::recovery_plan::{KIND, Member, Progress, RecoveryPlan, RunGroup, TURN};
 use super::view::{self, millis};
 use super::{JobView, RunState, Scenario, TaskView};
-use crate::plans::GroupKind;
+use crate::plans::{Act, GroupKind, What};
 use crate::store::jobs::JobRow;
 use crate::world::model_problem;
 use leeward_durable::Record;
-use leeward_model::{ItemId, JobId};
+use leeward_model::{Code, ItemId, JobId};
 use serde::{Deserialize, Serialize};
 
 /// Is a group of a recovery plan as part of its job.
@@ -49,6 +50,17 @@ pub enum PlanPart {
         instructions: String,
         /// What the person said afterwards.
         reply: Option<String>,
+    },
+    /// Something that the config server does by itself.
+    Act {
+        /// What; without a secret.
+        act: Act,
+        /// A program's exit code, or the status of an HTTP answer.
+        code: Option<i32>,
+        /// The end of what it wrote.
+        output: String,
+        /// Whether it was taken back: without an error, or with one.
+        taken_back: Option<Result<(), String>>,
     },
 }
 
@@ -93,11 +105,14 @@ pub(super) fn with_groups(mut job: JobView, row: &JobRow, parts: &[JobRow]) -> J
 fn group_task(memory: &RecoveryPlan, group: &RunGroup, jobs: &[JobRow], over: bool) -> TaskView {
     let members = memory.members.iter().filter(|member| group.items.contains(&member.item));
     let machines = members.map(|member| machine(memory, member, jobs));
-    let actions = |list: &[Manual]| list.iter().map(action).collect::<Vec<_>>();
+    let actions = |list: &[RunAction]| list.iter().map(action).collect::<Vec<_>>();
     let mut parts = actions(&group.before);
     parts.extend(machines);
     parts.extend(actions(&group.go_on));
     parts.extend(actions(&group.after));
+    if group.kind == GroupKind::Failover {
+        parts.extend(memory.taken_back.iter().map(|earlier| action(&earlier.action)));
+    }
     let any = |state| parts.iter().any(|part| part.task.state == state);
     let state = match (group.started_ms, group.ended_ms) {
         (None, _) if group.kind != GroupKind::Boot && parts.is_empty() => RunState::Skipped,
@@ -121,24 +136,48 @@ fn group_task(memory: &RecoveryPlan, group: &RunGroup, jobs: &[JobRow], over: bo
     }
 }
 
-fn action(action: &Manual) -> PartTask {
+fn action(action: &RunAction) -> PartTask {
+    let failed = action.failure().is_some();
     let state = match (action.asked_ms, action.done_ms) {
+        _ if action.back.is_some() => RunState::Cancelled,
+        (_, Some(_)) if failed => RunState::Failed,
         (_, Some(_)) => RunState::Succeeded,
+        (Some(_), None) if action.asks => RunState::Suspended,
+        (Some(_), None) if matches!(action.what, What::Act { .. }) => RunState::InProgress,
         (Some(_), None) => RunState::Suspended,
         (None, None) => RunState::NotStarted,
     };
+    let name = match &action.what {
+        What::Person { .. } => "RecoveryPlanManualAction",
+        What::Act { act: Act::Script { .. } } => "RecoveryPlanScriptAction",
+        What::Act { .. } => "RecoveryPlanAutomationRunbookAction",
+    };
+    let problem = action.failure().map(|why| {
+        Code::PLAN_ACTION_FAILED.problem(format!("action {} failed: {why}", action.name))
+    });
     let task = TaskView {
-        name: "RecoveryPlanManualAction".to_owned(),
+        name: name.to_owned(),
         friendly_name: action.name.clone(),
         state,
         started: action.asked_ms.map(millis),
         ended: action.done_ms.map(millis),
         message: None,
-        problem: None,
+        problem,
         group: None,
     };
-    let part =
-        PlanPart::Action { instructions: action.description.clone(), reply: action.reply.clone() };
+    let end = action.end.clone().unwrap_or_default();
+    let back = action.back.as_ref();
+    let part = match &action.what {
+        What::Person { description } => {
+            PlanPart::Action { instructions: description.clone(), reply: action.reply.clone() }
+        }
+        What::Act { act } => PlanPart::Act {
+            act: act.clone(),
+            code: end.code,
+            output: end.output,
+            taken_back: back.map(|back| back.failure.clone().map_or(Ok(()), Err)),
+        },
+    };
     PartTask { task, part }
 }
 

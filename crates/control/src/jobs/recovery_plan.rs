@@ -7,14 +7,15 @@
 
 use super::Request;
 use super::RunState;
+use super::plan_actions::{RunAction, Side, TakenBack, failures, go_on, not_taken_back};
 use super::view::state;
-use crate::plans::{GroupKind, ManualAction, Verb};
+use crate::plans::{Actions, GroupKind, Verb};
 use crate::store::jobs::JobRow;
 use crate::world::{Step, World, engine_problem, pending, permanent};
 use leeward_durable::{
     Forward, Job, Moment, Next, Outcome, Phase, Problem, Reason, Record, Reversible, nothing,
 };
-use leeward_model::{Code, ItemId, JobId};
+use leeward_model::{Code, Direction, ItemId, JobId, PointId};
 use serde::{Deserialize, Serialize};
 
 /// The kind.
@@ -32,6 +33,12 @@ pub(crate) struct RecoveryPlan {
     /// Shutdown, Failover, then the boot groups in the order in which they are taken.
     pub(crate) groups: Vec<RunGroup>,
     pub(crate) members: Vec<Member>,
+    /// Where to, of a failover.
+    #[serde(default)]
+    pub(crate) direction: Option<Direction>,
+    /// Actions of the job that this one takes back, the last first.
+    #[serde(default)]
+    pub(crate) taken_back: Vec<TakenBack>,
 }
 
 /// Is a group and how far it is. Times are the config server's, milliseconds.
@@ -40,24 +47,14 @@ pub(crate) struct RunGroup {
     pub(crate) kind: GroupKind,
     pub(crate) name: String,
     pub(crate) items: Vec<ItemId>,
-    pub(crate) before: Vec<Manual>,
-    pub(crate) after: Vec<Manual>,
+    pub(crate) before: Vec<RunAction>,
+    pub(crate) after: Vec<RunAction>,
     /// Whether to go on without machines of it that were given up; asked of a planned failover.
-    pub(crate) go_on: Vec<Manual>,
+    pub(crate) go_on: Vec<RunAction>,
     pub(crate) started_ms: Option<u64>,
     /// Whether its machines may start.
     pub(crate) opened: bool,
     pub(crate) ended_ms: Option<u64>,
-}
-
-/// Is what a person does, and whether it is done.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Manual {
-    pub(crate) name: String,
-    pub(crate) description: String,
-    pub(crate) asked_ms: Option<u64>,
-    pub(crate) done_ms: Option<u64>,
-    pub(crate) reply: Option<String>,
 }
 
 /// Is a machine of the plan.
@@ -88,8 +85,8 @@ impl RunGroup {
     pub(crate) fn new(
         kind: GroupKind,
         name: String,
-        before: Vec<Manual>,
-        after: Vec<Manual>,
+        before: Vec<RunAction>,
+        after: Vec<RunAction>,
     ) -> RunGroup {
         RunGroup {
             kind,
@@ -102,17 +99,6 @@ impl RunGroup {
             opened: false,
             ended_ms: None,
         }
-    }
-}
-
-impl Manual {
-    /// The action of a plan.
-    pub(crate) fn of(action: &ManualAction) -> Manual {
-        Manual::new(action.name.clone(), action.description.clone())
-    }
-
-    fn new(name: String, description: String) -> Manual {
-        Manual { name, description, asked_ms: None, done_ms: None, reply: None }
     }
 }
 
@@ -134,21 +120,6 @@ impl Member {
             _ => None,
         }
     }
-}
-
-/// Asks a person for what is not done yet, one after the other; none when all is done.
-fn manual(actions: &mut [Manual], moment: &Moment) -> Option<Outcome> {
-    for action in actions.iter_mut().filter(|action| action.done_ms.is_none()) {
-        if action.asked_ms.is_some() && moment.answered {
-            action.done_ms = Some(moment.now_ms);
-            action.reply.clone_from(&moment.reply);
-            continue;
-        }
-        action.asked_ms.get_or_insert(moment.now_ms);
-        let question = format!("{}: {}", action.name, action.description);
-        return Some(Outcome::WaitForOperator { question });
-    }
-    None
 }
 
 /// Whether a machine's job has come to its turn, or is past it.
@@ -187,7 +158,7 @@ impl Job for RecoveryPlan {
     type Context = World;
     const KIND: &'static str = KIND;
     const REVERSIBLE: &'static [Reversible<Self>] = &[
-        Reversible::new("before", Self::before, nothing),
+        Reversible::new("before", Self::before, Self::undo_before),
         Reversible::new("start-members", Self::start_members, Self::take_back),
         Reversible::new("gather", Self::gather, nothing),
         Reversible::new("run-groups", Self::run_groups, nothing),
@@ -202,10 +173,6 @@ impl RecoveryPlan {
     fn closed_group(&self, item: ItemId) -> Option<&str> {
         let group = self.groups.iter().find(|group| group.items.contains(&item))?;
         (!group.opened).then_some(group.name.as_str())
-    }
-
-    fn group(&mut self, kind: GroupKind) -> Option<&mut RunGroup> {
-        self.groups.iter_mut().find(|group| group.kind == kind)
     }
 
     /// Takes over what became of the machines' jobs.
@@ -241,17 +208,125 @@ impl RecoveryPlan {
         }
     }
 
-    fn before(&mut self, _: &mut World, moment: &Moment) -> Step {
-        let Some(group) = self.group(GroupKind::Shutdown) else { return Ok(Outcome::Done) };
-        if group.before.is_empty() {
+    /// What the actions on one side of a group have in common.
+    fn side(&self, index: usize, word: &str) -> Side {
+        let group = &self.groups[index];
+        let items = match group.kind {
+            GroupKind::Boot => group.items.clone(),
+            GroupKind::Shutdown | GroupKind::Failover => {
+                self.members.iter().map(|member| member.item).collect()
+            }
+        };
+        Side {
+            verb: self.verb,
+            direction: self.direction,
+            place: format!("{index} {word}"),
+            group: group.name.clone(),
+            items,
+        }
+    }
+
+    /// Does what is to be done before a group; none when all is over.
+    fn act_before(&mut self, index: usize, world: &mut World, at: &Moment) -> Option<Outcome> {
+        let side = self.side(index, "before");
+        go_on(&mut self.groups[index].before, &side, &mut world.family.actions, at)
+    }
+
+    /// The same after a group.
+    fn act_after(&mut self, index: usize, world: &mut World, at: &Moment) -> Option<Outcome> {
+        let side = self.side(index, "after");
+        go_on(&mut self.groups[index].after, &side, &mut world.family.actions, at)
+    }
+
+    fn place_of(&self, kind: GroupKind) -> Option<usize> {
+        self.groups.iter().position(|group| group.kind == kind)
+    }
+
+    fn before(&mut self, world: &mut World, moment: &Moment) -> Step {
+        let Some(index) = self.place_of(GroupKind::Shutdown) else { return Ok(Outcome::Done) };
+        if self.groups[index].before.is_empty() {
             return Ok(Outcome::Skipped("the plan has nothing to do before".to_owned()));
         }
-        group.started_ms.get_or_insert(moment.now_ms);
-        if let Some(asks) = manual(&mut group.before, moment) {
-            return Ok(asks);
+        self.groups[index].started_ms.get_or_insert(moment.now_ms);
+        if let Some(waits) = self.act_before(index, world, moment) {
+            return Ok(waits);
         }
-        group.ended_ms = Some(moment.now_ms);
+        self.groups[index].ended_ms = Some(moment.now_ms);
         Ok(Outcome::Done)
+    }
+
+    /// The last undo.
+    fn undo_before(&mut self, world: &mut World, _: &Moment) -> Step {
+        Ok(self.undo_actions(world, |kind| kind == GroupKind::Shutdown))
+    }
+
+    /// Takes the actions of some groups back, the last first. Those of machines that stay where
+    /// they went stay as well.
+    fn undo_actions(&mut self, world: &mut World, which: fn(GroupKind) -> bool) -> Outcome {
+        let went = |member: &&Member| matches!(member.progress, Progress::Went { .. });
+        let went: Vec<_> = self.members.iter().filter(went).map(|member| member.item).collect();
+        let indices: Vec<_> =
+            (0..self.groups.len()).rev().filter(|index| which(self.groups[*index].kind)).collect();
+        for index in &indices {
+            for word in ["after", "before"] {
+                let side = self.side(*index, word);
+                if side.items.iter().any(|item| went.contains(item)) {
+                    continue;
+                }
+                let group = &mut self.groups[*index];
+                let list = if word == "after" { &mut group.after } else { &mut group.before };
+                for (place, action) in list.iter_mut().enumerate().rev() {
+                    let actions: &mut Actions = &mut world.family.actions;
+                    if let Some(waits) = action.take_back(&side, place, actions) {
+                        return waits;
+                    }
+                }
+            }
+        }
+        let groups = indices.iter().map(|index| &self.groups[*index]);
+        let stays =
+            not_taken_back(groups.flat_map(|group| group.before.iter().chain(&group.after)));
+        self.told_of(&stays)
+    }
+
+    /// The end of a step that took actions back.
+    fn told_of(&self, stays: &[String]) -> Outcome {
+        if stays.is_empty() {
+            return Outcome::Done;
+        }
+        let what = format!("recovery plan {}: {}", self.name, stays.join("; "));
+        crate::world::warning(Code::PLAN_ACTION_STAYS, what)
+    }
+
+    /// Takes back what an earlier job did, now that its machines are back.
+    fn undo_earlier(&mut self, world: &mut World, moment: &Moment) -> Option<Outcome> {
+        let lost: Vec<_> = self.members.iter().filter(|one| one.failure().is_some()).collect();
+        let lost: Vec<_> = lost.into_iter().map(|member| member.item).collect();
+        let group = self.place_of(GroupKind::Failover).filter(|_| !self.taken_back.is_empty());
+        if let Some(index) = group {
+            self.groups[index].started_ms.get_or_insert(moment.now_ms);
+        }
+        for (index, earlier) in self.taken_back.iter_mut().enumerate() {
+            if earlier.items.iter().any(|item| lost.contains(item)) {
+                continue;
+            }
+            let side = Side {
+                verb: earlier.verb,
+                direction: earlier.direction,
+                place: "earlier".to_owned(),
+                group: earlier.group.clone(),
+                items: earlier.items.clone(),
+            };
+            let actions = &mut world.family.actions;
+            let waits = earlier.action.take_back(&side, index, actions);
+            if waits.is_some() {
+                return waits;
+            }
+        }
+        if let Some(index) = group {
+            self.groups[index].ended_ms = Some(moment.now_ms);
+        }
+        None
     }
 
     fn start_members(&mut self, world: &mut World, _: &Moment) -> Step {
@@ -266,7 +341,7 @@ impl RecoveryPlan {
         pending(format!("{count} machines to begin"))
     }
 
-    /// The last undo: what runs goes back, and what has ended stays as it is.
+    /// What runs goes back, and what has ended stays as it is. Then the actions between go back.
     fn take_back(&mut self, world: &mut World, _: &Moment) -> Step {
         self.look(world);
         let running = world.family.children.iter().filter(|row| !row.record.phase.is_final());
@@ -276,7 +351,7 @@ impl RecoveryPlan {
         let cancels = running.iter().filter(|row| !row.record.cancel_requested);
         world.cancels = cancels.map(|row| row.facts.id).collect();
         match names.is_empty() {
-            true => Ok(Outcome::Done),
+            true => Ok(self.undo_actions(world, |kind| kind != GroupKind::Shutdown)),
             false => pending(format!("the jobs of {names} to go back")),
         }
     }
@@ -295,7 +370,8 @@ impl RecoveryPlan {
             );
             return Err(permanent(Code::PLAN_TURNED_BACK, what));
         }
-        let acts = self.group(GroupKind::Failover).is_some_and(|group| !group.after.is_empty());
+        let group = self.place_of(GroupKind::Failover);
+        let acts = group.is_some_and(|index| !self.groups[index].after.is_empty());
         if !planned && !acts {
             let why = "each group begins as soon as it has its turn";
             return Ok(Outcome::Skipped(why.to_owned()));
@@ -310,12 +386,12 @@ impl RecoveryPlan {
         if !missing.is_empty() {
             return pending(missing.join("; "));
         }
-        let Some(group) = self.group(GroupKind::Failover) else { return Ok(Outcome::Done) };
-        group.started_ms.get_or_insert(moment.now_ms);
-        if let Some(asks) = manual(&mut group.after, moment) {
-            return Ok(asks);
+        let Some(index) = group else { return Ok(Outcome::Done) };
+        self.groups[index].started_ms.get_or_insert(moment.now_ms);
+        if let Some(waits) = self.act_after(index, world, moment) {
+            return Ok(waits);
         }
-        group.ended_ms = Some(moment.now_ms);
+        self.groups[index].ended_ms = Some(moment.now_ms);
         Ok(Outcome::Done)
     }
 
@@ -350,17 +426,16 @@ impl RecoveryPlan {
                 return waits;
             }
         }
-        Ok(Outcome::Done)
+        Ok(self.undo_earlier(world, moment).unwrap_or(Outcome::Done))
     }
 
     /// Runs one group; none when it is through.
-    fn run_group(&mut self, index: usize, world: &World, moment: &Moment) -> Option<Step> {
-        let group = &mut self.groups[index];
-        group.started_ms.get_or_insert(moment.now_ms);
-        if let Some(asks) = manual(&mut group.before, moment) {
-            return Some(Ok(asks));
+    fn run_group(&mut self, index: usize, world: &mut World, moment: &Moment) -> Option<Step> {
+        self.groups[index].started_ms.get_or_insert(moment.now_ms);
+        if let Some(waits) = self.act_before(index, world, moment) {
+            return Some(Ok(waits));
         }
-        group.opened = true;
+        self.groups[index].opened = true;
         let group = &self.groups[index];
         let members = self.members.iter().filter(|member| group.items.contains(&member.item));
         let waits = members.clone().filter(|member| !self.is_settled(member, world));
@@ -378,13 +453,15 @@ impl RecoveryPlan {
                  cancel it: what has not started then stays where it was",
                 names.join(", ")
             );
-            group.go_on.push(Manual::new(group.name.clone(), what));
+            group.go_on.push(RunAction::question(group.name.clone(), what));
         }
-        let asks = manual(&mut group.go_on, moment).or_else(|| manual(&mut group.after, moment));
-        if let Some(asks) = asks {
-            return Some(Ok(asks));
+        let side = self.side(index, "go-on");
+        let actions = &mut world.family.actions;
+        let asks = go_on(&mut self.groups[index].go_on, &side, actions, moment);
+        if let Some(waits) = asks.or_else(|| self.act_after(index, world, moment)) {
+            return Some(Ok(waits));
         }
-        group.ended_ms = Some(moment.now_ms);
+        self.groups[index].ended_ms = Some(moment.now_ms);
         None
     }
 
@@ -411,6 +488,8 @@ impl RecoveryPlan {
             }
         }
         let all = went + waits.len() + failed.len();
+        let acts = failures(&self.groups);
+        let stays = not_taken_back(self.taken_back.iter().map(|earlier| &earlier.action));
         let what = waits.iter().chain(&failed).cloned().collect::<Vec<_>>().join("; ");
         let plan = &self.name;
         if went == 0 && waits.is_empty() {
@@ -418,8 +497,16 @@ impl RecoveryPlan {
             return Err(permanent(Code::PLAN_FAILED, what));
         }
         if went < all {
+            let what = [what].into_iter().chain(acts).chain(stays).collect::<Vec<_>>().join("; ");
             let what = format!("{went} of {all} machines of recovery plan {plan} went: {what}");
             return Ok(crate::world::warning(Code::PLAN_PARTLY, what));
+        }
+        if !acts.is_empty() {
+            let what = format!("recovery plan {plan}: {}", acts.join("; "));
+            return Ok(crate::world::warning(Code::PLAN_ACTION_FAILED, what));
+        }
+        if !stays.is_empty() {
+            return Ok(self.told_of(&stays));
         }
         match warned {
             Some((name, problem)) => {
@@ -433,6 +520,13 @@ impl RecoveryPlan {
 
 fn child(world: &World, job: JobId) -> Option<&JobRow> {
     world.family.children.iter().find(|row| row.facts.id == job)
+}
+
+/// The point that a machine's job starts it from, once it is chosen.
+pub(crate) fn point_of(record: &Record) -> Option<PointId> {
+    // A planned failover has what a failover remembers within its own memory.
+    let memory = record.job.get("failover").unwrap_or(&record.job);
+    serde_json::from_value(memory.get("point")?.get(0)?.clone()).ok()
 }
 
 /// The step of a machine's job in which it waits for its group. A plan's job that is over or gone

@@ -1,11 +1,10 @@
 //! What a caller may write into a recovery plan. Reads the database, changes nothing.
 
-use super::{Group, GroupKind, ManualAction};
+use super::{Action, Group, GroupKind, actions};
 use crate::ControlError;
 use crate::error::Result;
 use crate::fabrics::fabric_row;
 use crate::store::{self, Conn, items::ItemRow};
-use crate::vaults::check_name;
 use leeward_model::{FabricId, ItemId, VaultId};
 use std::collections::BTreeSet;
 
@@ -13,10 +12,6 @@ use std::collections::BTreeSet;
 const BOOT_GROUPS_MAX: usize = 7;
 /// The most machines of a plan: what its job remembers is written with each of its steps.
 const MEMBERS_MAX: usize = 500;
-/// The most actions before a group, and after it.
-const ACTIONS_MAX: usize = 20;
-/// The most letters of what a person is asked to do.
-const DESCRIPTION_MAX: usize = 2_000;
 
 /// Names an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +35,9 @@ pub struct GroupInput {
     /// Its machines.
     pub items: Vec<ItemRef>,
     /// What is done before it.
-    pub before: Vec<ManualAction>,
+    pub before: Vec<Action>,
     /// What is done after it.
-    pub after: Vec<ManualAction>,
+    pub after: Vec<Action>,
 }
 
 /// Is a plan as a caller writes it.
@@ -79,42 +74,6 @@ pub(super) async fn fabrics(
     }
 }
 
-fn actions(group: usize, list: &[ManualAction]) -> Result<()> {
-    if list.len() > ACTIONS_MAX {
-        return wrong(format!(
-            "group {group} has {} actions on one side, {ACTIONS_MAX} at most are possible",
-            list.len()
-        ));
-    }
-    let mut names = BTreeSet::new();
-    for action in list {
-        check_name("action", &action.name)?;
-        let name = &action.name;
-        if !names.insert(name.to_lowercase()) {
-            return wrong(format!("group {group} has two actions {name} on one side"));
-        }
-        let letters = action.description.chars().count();
-        if letters == 0 || letters > DESCRIPTION_MAX {
-            return wrong(format!(
-                "the description of action {name} has {letters} letters, 1 to {DESCRIPTION_MAX} \
-                 are possible"
-            ));
-        }
-        if action.verbs.iter().any(|verb| !verb.boots()) {
-            return wrong(format!(
-                "action {name}: only TestFailover, PlannedFailover and UnplannedFailover have \
-                 groups to act before or after"
-            ));
-        }
-        if action.verbs.is_empty() || action.directions.is_empty() {
-            return wrong(format!(
-                "action {name} names no failover type or no direction, so it would never be done"
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// What is peculiar to the two groups that stand for all machines.
 fn whole(number: usize, group: &GroupInput) -> Result<()> {
     if group.kind == GroupKind::Boot {
@@ -145,6 +104,16 @@ fn add_missing(groups: &mut Vec<GroupInput>) {
             let (items, before, after) = (Vec::new(), Vec::new(), Vec::new());
             groups.insert(place, GroupInput { kind, items, before, after });
         }
+    }
+}
+
+/// Secrets are never shown, so a plan that is read and written again comes without them.
+fn keep_secrets(input: &mut [GroupInput], before: &[Group]) {
+    let known = before.iter().flat_map(|group| group.before.iter().chain(&group.after));
+    let known: Vec<_> = known.collect();
+    for group in input {
+        let actions = group.before.iter_mut().chain(&mut group.after);
+        actions.for_each(|action| action.keep_secret(&known));
     }
 }
 
@@ -196,7 +165,8 @@ async fn resolve<'a>(
     }
 }
 
-/// The groups of a plan between two sites, complete and in order.
+/// The groups of a plan between two sites, complete and in order. Secrets that are left out are
+/// those of `before`, the groups that it has.
 ///
 /// # Errors
 /// BadRequest saying which group is wrong and why; NotFound for an item; NotSupported for an
@@ -206,16 +176,18 @@ pub(super) async fn groups(
     vault: VaultId,
     (primary, recovery): (FabricId, FabricId),
     mut input: Vec<GroupInput>,
+    before: &[Group],
 ) -> Result<Vec<Group>> {
     add_missing(&mut input);
+    keep_secrets(&mut input, before);
     order(&input)?;
     let items = store::items::of_vault(conn, vault).await?;
     let (mut groups, mut taken) = (Vec::new(), BTreeSet::new());
     for (index, group) in input.into_iter().enumerate() {
         let number = index + 1;
         whole(number, &group)?;
-        actions(number, &group.before)?;
-        actions(number, &group.after)?;
+        actions::check(number, &group.before)?;
+        actions::check(number, &group.after)?;
         let mut members = Vec::new();
         for wanted in &group.items {
             let item = resolve(conn, vault, &items, wanted).await?;

@@ -44,6 +44,7 @@ impl Control {
             children: store::jobs::of_parent(conn, row.facts.id).await?,
             refused: self.refusals().take(row.facts.id),
             asks: Vec::new(),
+            actions: self.actions_of(row.facts.id).await,
         })
     }
 

@@ -4,7 +4,7 @@
 use super::{GroupKind, Verb, auto_reverse, busy, fits, member_rows, plan_row};
 use crate::error::Result;
 use crate::items::{PlannedSpec, ReprotectSpec, Shutdown, SyncOption};
-use crate::jobs::kinds::{Manual, Member, Progress, RecoveryPlan, RunGroup};
+use crate::jobs::kinds::{Member, Progress, RecoveryPlan, RunAction, RunGroup, TakenBack};
 use crate::jobs::{Request, Scenario, TargetKind};
 use crate::store::plans::PlanRow;
 use crate::store::{self, Conn, items::ItemRow, jobs::JobFacts, jobs::JobRow, jobs::Lane};
@@ -121,12 +121,12 @@ fn groups(plan: &PlanRow, ask: &PlanAsk, direction: Option<Direction>) -> Vec<Ru
     let mut groups: Vec<RunGroup> = Vec::new();
     let mut boots = 0;
     for group in &plan.groups {
-        let applies = |action: &&super::ManualAction| {
+        let applies = |action: &&super::Action| {
             action.verbs.contains(&ask.verb)
                 && direction.is_some_and(|one| action.directions.contains(&one))
         };
-        let manual = |list: &[super::ManualAction]| {
-            list.iter().filter(applies).map(Manual::of).collect::<Vec<_>>()
+        let actions = |list: &[super::Action]| {
+            list.iter().filter(applies).map(RunAction::of).collect::<Vec<_>>()
         };
         boots += usize::from(group.kind == GroupKind::Boot);
         let name = match group.kind {
@@ -139,7 +139,7 @@ fn groups(plan: &PlanRow, ask: &PlanAsk, direction: Option<Direction>) -> Vec<Ru
         groups.push(RunGroup {
             opened,
             items: group.items.clone(),
-            ..RunGroup::new(group.kind, name, manual(&group.before), manual(&group.after))
+            ..RunGroup::new(group.kind, name, actions(&group.before), actions(&group.after))
         });
     }
     if ask.reverse_order {
@@ -147,6 +147,24 @@ fn groups(plan: &PlanRow, ask: &PlanAsk, direction: Option<Direction>) -> Vec<Ru
         groups[boot.unwrap_or(0)..].reverse();
     }
     groups
+}
+
+/// What is left to take back of a plan's last failover, or of its last test; the last first.
+async fn to_take_back(conn: &mut Conn, plan: &PlanRow, verb: Verb) -> Result<Vec<TakenBack>> {
+    let (done, undone): (&[Scenario], _) = match verb {
+        Verb::TestCleanup => (&[Scenario::TestFailover], Scenario::TestFailoverCleanup),
+        Verb::CancelFailover => {
+            let failovers = &[Scenario::PlannedFailover, Scenario::UnplannedFailover];
+            (failovers, Scenario::CancelFailover)
+        }
+        _ => return Ok(Vec::new()),
+    };
+    let ours = |row: &&JobRow| done.contains(&row.facts.scenario) || row.facts.scenario == undone;
+    let jobs = store::jobs::of_plan(conn, plan.id).await?;
+    let Some(last) = jobs.iter().find(ours) else { return Ok(Vec::new()) };
+    // The memory of an older program has nothing to take back.
+    let memory = serde_json::from_value(last.record.job.clone());
+    Ok(memory.map(|job: RecoveryPlan| job.left_to_take_back()).unwrap_or_default())
 }
 
 impl Control {
@@ -203,6 +221,8 @@ impl Control {
             request: ask.of_item(),
             groups: groups(plan, &ask, direction),
             members,
+            direction,
+            taken_back: to_take_back(conn, plan, ask.verb).await?,
         };
         let record = create(&memory, self.now().wall_ms())
             .map_err(|error| ControlError::internal("could not make a job", &error))?;

@@ -54,7 +54,10 @@ async fn base(scenario: &str) -> Option<Pair> {
             pair.commit().await;
             Some(pair)
         }
-        "recovery-plan" | "recovery-plan planned" | "recovery-plan test" => Some(in_a_plan().await),
+        "recovery-plan"
+        | "recovery-plan planned"
+        | "recovery-plan test"
+        | "recovery-plan actions" => Some(in_a_plan(scenario).await),
         // It is over when it is made.
         "instant" => None,
         other => panic!("no scenario {other}"),
@@ -62,7 +65,7 @@ async fn base(scenario: &str) -> Option<Pair> {
 }
 
 /// Two machines are protected and are groups of the plan `all`, the pair's own the second.
-async fn in_a_plan() -> Pair {
+async fn in_a_plan(scenario: &str) -> Pair {
     use crate::plans::{GroupInput, GroupKind, ItemRef, PlanInput};
     let mut pair = Pair::protected().await;
     let spec = EnableSpec {
@@ -82,7 +85,10 @@ async fn in_a_plan() -> Pair {
         before: Vec::new(),
         after: Vec::new(),
     };
-    let groups = vec![boot(other), boot(pair.item)];
+    let mut groups = vec![boot(other), boot(pair.item)];
+    if scenario == "recovery-plan actions" {
+        super::plan_actions::add_to_groups(&mut groups);
+    }
     let input = PlanInput {
         primary: "site-a".to_owned(),
         recovery: "recovery-site".to_owned(),
@@ -141,10 +147,13 @@ async fn start(pair: &mut Pair, scenario: &str) -> JobId {
             .item_disable(item, KeepPoints::Delete, DisableReason::MigrationComplete)
             .await
             .unwrap(),
-        "recovery-plan" | "recovery-plan planned" | "recovery-plan test" => {
+        "recovery-plan"
+        | "recovery-plan planned"
+        | "recovery-plan test"
+        | "recovery-plan actions" => {
             use crate::plans::{PlanAsk, Verb};
             let verb = match scenario {
-                "recovery-plan planned" => Verb::PlannedFailover,
+                "recovery-plan planned" | "recovery-plan actions" => Verb::PlannedFailover,
                 "recovery-plan test" => Verb::TestFailover,
                 _ => Verb::UnplannedFailover,
             };
@@ -315,6 +324,7 @@ async fn check_plan(pair: &mut Pair, scenario: &str, job: JobId, went: bool) {
     assert!(!went || parts.len() == 2, "each machine has one job: {parts:#?}");
     let items: Vec<_> = pair.fleet.control.item_list(pair.vault, None).await.unwrap();
     let own = pair.item;
+    let mut gone = Vec::new();
     for item in items {
         let part = parts.iter().find(|part| part.item == Some(item.id));
         let done = part.is_some_and(|part| {
@@ -330,6 +340,7 @@ async fn check_plan(pair: &mut Pair, scenario: &str, job: JobId, went: bool) {
         } else {
             pair.is_protected().await;
         }
+        gone.extend(away.then(|| item.name.clone()));
         let site = if away { Site::Recovery } else { Site::Primary };
         pair.until("live there", |view| view.live_at == LiveAt::Site(site)).await;
         assert_eq!(pair.live().len(), 1);
@@ -337,6 +348,9 @@ async fn check_plan(pair: &mut Pair, scenario: &str, job: JobId, went: bool) {
         assert_eq!(tested, done && scenario == "recovery-plan test");
     }
     pair.item = own;
+    if scenario == "recovery-plan actions" {
+        super::plan_actions::check_what_stays(&pair.fleet.actions, &gone);
+    }
 }
 
 /// What must hold once the job is over, however it went.
@@ -515,4 +529,10 @@ async fn all_other_jobs_survive_a_crash_and_a_cancel_at_every_step() {
     let others: Vec<_> = registry.kinds().filter(|kind| !apart.contains(kind)).collect();
 
     every_place_of(&others).await;
+}
+
+/// F-161: with an action of each kind at each place.
+#[tokio::test]
+async fn a_recovery_plan_with_actions_survives_a_crash_and_a_cancel_at_every_step() {
+    every_place_of(&["recovery-plan actions"]).await;
 }

@@ -3,13 +3,13 @@
 use super::*;
 use crate::jobs::{JobAnswer, JobFilter, PartTask, PlanPart};
 use crate::plans::{
-    Group, GroupInput, GroupKind, ItemRef, ManualAction, PlanAsk, PlanInput, PlanView, Verb,
+    Action, Group, GroupInput, GroupKind, ItemRef, PlanAsk, PlanInput, PlanView, Verb, What,
 };
 use leeward_model::Direction;
 
 /// Is a vault with three protected machines, `db01` before `app01` before `web01`.
 pub(super) struct Three {
-    folder: tempfile::TempDir,
+    pub(super) folder: tempfile::TempDir,
     pub(super) fleet: Fleet,
     pub(super) vault: VaultId,
     pub(super) source: HostId,
@@ -18,7 +18,7 @@ pub(super) struct Three {
 
 const NAMES: [&str; 3] = ["db01", "app01", "web01"];
 
-fn boot(names: &[&str]) -> GroupInput {
+pub(super) fn boot(names: &[&str]) -> GroupInput {
     let named = |name: &&str| ItemRef::Named { fabric: None, name: (*name).to_owned() };
     GroupInput {
         kind: GroupKind::Boot,
@@ -28,7 +28,7 @@ fn boot(names: &[&str]) -> GroupInput {
     }
 }
 
-fn input(groups: Vec<GroupInput>) -> PlanInput {
+pub(super) fn input(groups: Vec<GroupInput>) -> PlanInput {
     PlanInput {
         primary: "site-a".to_owned(),
         recovery: "recovery-site".to_owned(),
@@ -37,17 +37,17 @@ fn input(groups: Vec<GroupInput>) -> PlanInput {
     }
 }
 
-fn person(name: &str) -> ManualAction {
-    ManualAction {
+pub(super) fn person(name: &str) -> Action {
+    Action {
         name: name.to_owned(),
-        description: format!("do {name}"),
+        what: What::Person { description: format!("do {name}") },
         verbs: vec![Verb::UnplannedFailover, Verb::PlannedFailover, Verb::TestFailover],
         directions: vec![Direction::ToRecovery, Direction::ToPrimary],
     }
 }
 
 impl Three {
-    async fn protected() -> Three {
+    pub(super) async fn protected() -> Three {
         let folder = tempfile::tempdir().unwrap();
         let (fleet, vault, source) = fleet_joined(&folder, &NAMES).await;
         let control = fleet.control.clone();
@@ -69,15 +69,15 @@ impl Three {
         three
     }
 
-    async fn put(&self, groups: Vec<GroupInput>) -> PlanView {
+    pub(super) async fn put(&self, groups: Vec<GroupInput>) -> PlanView {
         self.fleet.control.plan_put(self.vault, "shop", input(groups)).await.unwrap()
     }
 
-    async fn item(&self, index: usize) -> ItemView {
+    pub(super) async fn item(&self, index: usize) -> ItemView {
         self.fleet.control.item_find(self.items[index]).await.unwrap()
     }
 
-    async fn all_are(&mut self, wanted: &Protection) {
+    pub(super) async fn all_are(&mut self, wanted: &Protection) {
         let items = self.items.clone();
         let there = async |fleet: &Fleet| {
             for item in &items {
@@ -91,27 +91,27 @@ impl Three {
         self.fleet.until(TURNS_MAX, "all items in one state", there).await;
     }
 
-    async fn ask(&self, ask: PlanAsk) -> Result<JobId, ControlError> {
+    pub(super) async fn ask(&self, ask: PlanAsk) -> Result<JobId, ControlError> {
         self.fleet.control.plan_start(self.vault, "shop", ask).await
     }
 
-    async fn start(&self, verb: Verb) -> JobId {
+    pub(super) async fn start(&self, verb: Verb) -> JobId {
         self.ask(PlanAsk::new(verb)).await.unwrap()
     }
 
-    async fn job(&self, job: JobId) -> JobView {
+    pub(super) async fn job(&self, job: JobId) -> JobView {
         self.fleet.control.job_get(self.vault, job).await.unwrap()
     }
 
     /// The jobs that are part of a plan's job, by the name of their item.
-    async fn parts(&self, job: JobId) -> std::collections::BTreeMap<String, JobView> {
+    pub(super) async fn parts(&self, job: JobId) -> std::collections::BTreeMap<String, JobView> {
         let all = self.fleet.control.job_list(self.vault, &JobFilter::default()).await.unwrap();
         let of = all.into_iter().filter(|one| one.parent == Some(job));
         of.map(|one| (one.target_name.clone(), one)).collect()
     }
 
     /// Takes turns until the job is over or waits for a person. No group begins too early.
-    async fn finish(&mut self, job: JobId) -> JobView {
+    pub(super) async fn finish(&mut self, job: JobId) -> JobView {
         for _ in 0..TURNS_MAX {
             let view = self.job(job).await;
             if view.ended.is_some() || view.state == RunState::Suspended {
@@ -123,24 +123,24 @@ impl Three {
         panic!("the plan does not end: {:#?}", self.job(job).await);
     }
 
-    async fn ends(&mut self, job: JobId, wanted: RunState) -> JobView {
+    pub(super) async fn ends(&mut self, job: JobId, wanted: RunState) -> JobView {
         let view = self.finish(job).await;
         assert_eq!(view.state, wanted, "{view:#?}");
         view
     }
 
-    async fn done(&mut self, verb: Verb) -> JobView {
+    pub(super) async fn done(&mut self, verb: Verb) -> JobView {
         let job = self.start(verb).await;
         self.ends(job, RunState::Succeeded).await
     }
 
-    async fn resume(&self, job: JobId, words: &str) {
+    pub(super) async fn resume(&self, job: JobId, words: &str) {
         let reply = JobAnswer::Reply(words.to_owned());
         self.fleet.control.job_resume(self.vault, job, reply).await.unwrap();
     }
 
     /// No machine runs twice.
-    fn alone(&self) {
+    pub(super) fn alone(&self) {
         for item in &self.items {
             let live: Vec<_> = self.fleet.hosts.iter().flat_map(|host| host.live(*item)).collect();
             assert!(live.len() <= 1, "{item} runs twice: {live:?}");
@@ -163,7 +163,7 @@ impl Three {
     }
 }
 
-fn parts_of(view: &JobView, group: &str) -> Vec<PartTask> {
+pub(super) fn parts_of(view: &JobView, group: &str) -> Vec<PartTask> {
     let found = view.tasks.iter().find(|task| task.friendly_name == group);
     found.unwrap_or_else(|| panic!("no {group}: {view:#?}")).group.clone().unwrap().parts
 }
@@ -386,7 +386,7 @@ async fn a_planned_failover_waits_for_the_answer_of_one_machine() {
 async fn a_person_is_waited_for_in_order() {
     let mut three = Three::protected().await;
     let whole = |kind, before, after| GroupInput { kind, items: Vec::new(), before, after };
-    let test_only = ManualAction { verbs: vec![Verb::TestFailover], ..person("never") };
+    let test_only = Action { verbs: vec![Verb::TestFailover], ..person("never") };
     let first = GroupInput {
         before: vec![person("storage"), test_only],
         after: vec![person("check"), person("tell")],
@@ -600,11 +600,12 @@ async fn what_cannot_be_in_a_plan_is_refused() {
     let control = three.fleet.control.clone();
     let whole = |kind| GroupInput { kind, ..boot(&[]) };
     let twice = GroupInput { before: vec![person("a"), person("A")], ..boot(&["web01"]) };
-    let never = ManualAction { directions: Vec::new(), ..person("a") };
-    let commit = ManualAction { verbs: vec![Verb::Commit], ..person("a") };
-    let silent = ManualAction { description: String::new(), ..person("a") };
+    let never = Action { directions: Vec::new(), ..person("a") };
+    let commit = Action { verbs: vec![Verb::Commit], ..person("a") };
+    let what = What::Person { description: String::new() };
+    let silent = Action { what, ..person("a") };
     let slash = person("a/b");
-    let with = |action: ManualAction| vec![GroupInput { after: vec![action], ..boot(&["web01"]) }];
+    let with = |action: Action| vec![GroupInput { after: vec![action], ..boot(&["web01"]) }];
     let between = GroupInput { after: vec![person("a")], ..whole(GroupKind::Shutdown) };
     let cases: Vec<(Vec<GroupInput>, ErrorKind, &str)> = vec![
         (Vec::new(), ErrorKind::BadRequest, "one Boot group at least"),

@@ -1,5 +1,5 @@
 //! Verbs of recovery plans: which machines go together, in which order, and all of them at once.
-//! Actions in plans are written with the API; they are shown here.
+//! Groups with actions are written as the API takes them, in a file.
 
 use super::{
     CliError,
@@ -24,6 +24,13 @@ pub enum PlanVerb {
         /// A boot group: items with commas. Again for the next group, up to 7.
         #[arg(long = "group", required = true, value_name = "ITEM,ITEM")]
         groups: Vec<String>,
+    },
+    /// Replaces all groups of a plan by those of a JSON file: a list, as the API takes it.
+    SetGroups {
+        /// Its name.
+        name: String,
+        /// The file; - for standard input.
+        file: std::path::PathBuf,
     },
     /// Lists the plans.
     List,
@@ -144,6 +151,12 @@ pub(super) async fn run(session: &Session, verb: PlanVerb) -> Result<(), CliErro
             let reply = session.client.put(&path(&name), &body).await?;
             session.finish(&reply, &format!("make recovery plan {name}")).await
         }
+        PlanVerb::SetGroups { name, file } => {
+            let body = json!({ "properties": { "groups": groups_of(&file)? } });
+            let reply =
+                session.client.send(hyper::Method::PATCH, &path(&name), Some(&body)).await?;
+            session.finish(&reply, &format!("set the groups of recovery plan {name}")).await
+        }
         PlanVerb::List => list(session).await,
         PlanVerb::Show(plan) => show(session, &plan.name).await,
         PlanVerb::Delete(plan) => {
@@ -173,6 +186,37 @@ pub(super) async fn run(session: &Session, verb: PlanVerb) -> Result<(), CliErro
         PlanVerb::Commit(plan) => plain(session, &plan, "failoverCommit").await,
         PlanVerb::Reprotect(plan) => plain(session, &plan, "reProtect").await,
     }
+}
+
+/// The groups that a file has.
+fn groups_of(file: &std::path::Path) -> Result<Value, CliError> {
+    let text = match file.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()),
+        _ => std::fs::read_to_string(file),
+    };
+    let told = |error: &dyn std::fmt::Display| {
+        CliError::Usage(format!("{} has no groups: {error}", file.display()))
+    };
+    let text = text.map_err(|error| told(&error))?;
+    serde_json::from_str(&text).map_err(|error| told(&error))
+}
+
+/// What an action does, in a few words.
+fn action_line(action: &Value) -> String {
+    let details = &action["customDetails"];
+    let dns = &details["leewardDns"];
+    let what = match details["instanceType"].as_str() {
+        Some("ScriptActionDetails") => format!("script {}", text(&details["path"])),
+        Some("AutomationRunbookActionDetails") => match details["runbookId"].as_str() {
+            Some("leeward:dns-update") => {
+                format!("DNS: {} gets {}", text(&dns["name"]), texts(&dns["addresses"]))
+            }
+            Some("leeward:wait") => format!("wait for {}", text(&details["leewardUrl"])),
+            _ => format!("webhook {}", text(&details["runbookId"])),
+        },
+        _ => text(&details["description"]),
+    };
+    format!("{} ({what})", text(&action["actionName"]))
 }
 
 async fn plain(session: &Session, plan: &OfPlan, verb: &str) -> Result<(), CliError> {
@@ -238,12 +282,8 @@ async fn show(session: &Session, name: &str) -> Result<(), CliError> {
     for group in properties["groups"].as_array().into_iter().flatten() {
         for (side, key) in [("before", "startGroupActions"), ("after", "endGroupActions")] {
             for action in group[key].as_array().into_iter().flatten() {
-                session.say(&format!(
-                    "{side} {}: {} ({})",
-                    text(&group["groupType"]),
-                    text(&action["actionName"]),
-                    text(&action["customDetails"]["description"])
-                ));
+                let kind = text(&group["groupType"]);
+                session.say(&format!("{side} {kind}: {}", action_line(action)));
             }
         }
     }
@@ -268,6 +308,33 @@ mod tests {
             {"groupType": "Boot", "replicationProtectedItems": [{"id": "/x/a"}, {"id": "/x/b"}]},
         ]}});
         assert_eq!(groups_line(&plan), "1: db01 | 2: a, b");
+    }
+
+    /// F-161.
+    #[test]
+    fn an_action_is_shown_in_a_few_words() {
+        let runbook = |details: Value| json!({"actionName": "x", "customDetails": details});
+        let automation = "AutomationRunbookActionDetails";
+        for (details, shown) in [
+            (json!({"instanceType": "ManualActionDetails", "description": "do it"}), "x (do it)"),
+            (json!({"instanceType": "ScriptActionDetails", "path": "a.sh"}), "x (script a.sh)"),
+            (
+                json!({"instanceType": automation, "runbookId": "https://h/"}),
+                "x (webhook https://h/)",
+            ),
+            (
+                json!({"instanceType": automation, "runbookId": "leeward:wait",
+                    "leewardUrl": "tcp://h:1"}),
+                "x (wait for tcp://h:1)",
+            ),
+            (
+                json!({"instanceType": automation, "runbookId": "leeward:dns-update",
+                    "leewardDns": {"name": "db.example", "addresses": ["10.2.0.5"]}}),
+                "x (DNS: db.example gets 10.2.0.5)",
+            ),
+        ] {
+            assert_eq!(action_line(&runbook(details)), shown);
+        }
     }
 
     /// F-088.

@@ -1,6 +1,7 @@
 //! `leeward up`: the config server, the public API and a host with a replica store, in one
 //! process and on one port. The recovery site, or one machine on its own.
 
+pub mod actions;
 pub mod adopt;
 pub mod break_glass;
 pub mod charge;
@@ -24,6 +25,7 @@ use crate::{
         tls,
     },
 };
+use actions::{ActionOptions, Outside};
 use adopt::AdoptOptions;
 use anyhow::Context as _;
 use charge::StoreKeeper;
@@ -82,6 +84,9 @@ pub struct UpOptions {
     /// How much may wait for a store that is away.
     #[command(flatten)]
     pub spool: SpoolOptions,
+    /// What its recovery plans may do outside.
+    #[command(flatten)]
+    pub actions: ActionOptions,
 }
 
 /// Runs until it is told to end.
@@ -183,10 +188,28 @@ async fn control_open(
         clock: Arc::new(ports::SystemClock::new()?),
         draw: Arc::new(ports::SystemDraw),
         signer: Arc::new(ports::FileSigner(PermitKey::open_or_create(data)?)),
+        actions: Arc::new(Outside::new(options.actions.clone())),
     };
-    let returned = data.join("control.db").exists();
-    let database = Store::open(&data.join("control.db"), Durability::PowerCut).await?;
+    let path = data.join("control.db");
+    let returned = path.exists();
+    make_private(&path).with_context(|| format!("could not open {}", path.display()))?;
+    let database = Store::open(&path, Durability::PowerCut).await?;
     Ok((Control::open(database, config, ports).await?, returned))
+}
+
+/// The database has the secrets of plans' actions: only this user reads it, and what SQLite keeps
+/// beside it, also where an earlier version made it for all to read.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let beside = PathBuf::from(format!("{}{suffix}", path.display()));
+        if beside.exists() {
+            std::fs::set_permissions(beside, PermissionsExt::from_mode(0o600))?;
+        }
+    }
+    Ok(())
 }
 
 /// Moves jobs on until `stop`.
@@ -325,4 +348,27 @@ fn show_recovery_key(data: &Path, secret: &str) -> anyhow::Result<()> {
         site::recovery_key_keep(data, secret)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_database_is_read_by_nobody_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("control.db");
+        let log = folder.path().join("control.db-wal");
+        std::fs::write(&log, b"old").expect("a file");
+        std::fs::set_permissions(&log, PermissionsExt::from_mode(0o644)).expect("our file");
+        for _ in 0..2 {
+            make_private(&path).expect("a folder of ours");
+            for path in [&path, &log] {
+                let mode = std::fs::metadata(path).expect("it is there").permissions().mode();
+                assert_eq!(mode & 0o777, 0o600);
+            }
+        }
+        assert_eq!(std::fs::read(&log).expect("it is there"), b"old");
+    }
 }

@@ -19,6 +19,7 @@ use leeward::{
     },
     trust::permits::PermitKey,
 };
+use leeward_control::testing::ScriptedActions;
 use leeward_control::{
     Config, Control, Durability, LocalHost, PermitSigner, Ports, Store as Database,
 };
@@ -68,7 +69,8 @@ impl World {
         let key = PermitKey::open_or_create(self.folder.path()).expect("a folder of our own");
         let signer: Arc<dyn PermitSigner> = Arc::new(FileSigner(key));
         let clock = Arc::new(ServerTime::new(self.time, SKEWS_MS[2]));
-        let ports = Ports { clock, draw: self.draw.clone(), signer };
+        let actions = Arc::new(ScriptedActions::default());
+        let ports = Ports { clock, draw: self.draw.clone(), signer, actions };
         let control = Control::open(database.expect("a database of our own"), config, ports).await;
         let control = control.expect("a database of our own");
         self.net.server_set(Some(control.clone()));

@@ -160,8 +160,9 @@ async fn what_no_plan_can_be_is_refused_with_its_class() {
         (action("ManualActionDetails", json!(["Dance"])), 400, "LW-0101"),
         (action("ManualActionDetails", json!(["Commit"])), 400, "LW-0101"),
         (action("ManualActionDetails", json!([])), 400, "LW-0101"),
-        (action("ScriptActionDetails", types()), 501, "LW-0102"),
-        (action("AutomationRunbookActionDetails", types()), 501, "LW-0102"),
+        // A path is not a file of the folder of scripts; a runbook needs to be named.
+        (action("ScriptActionDetails", types()), 400, "LW-0101"),
+        (action("AutomationRunbookActionDetails", types()), 400, "LW-0101"),
         (action("Magic", types()), 400, "LW-0101"),
     ] {
         let reply = world.api.put(&world.plan(), world.body(&more)).await;
@@ -225,6 +226,93 @@ async fn what_cannot_be_asked_of_a_plan_is_refused() {
     assert_eq!(plan["groups"][3]["endGroupActions"], json!([]));
     let nothing = world.ask(HttpMethod::PATCH, &path, b"{}".to_vec()).await;
     assert_eq!(nothing.status, StatusCode::BAD_REQUEST);
+}
+
+/// F-161: what is no runbook of ours is refused, and where it would run elsewhere.
+#[tokio::test]
+async fn a_runbook_is_a_webhook_or_one_of_ours() {
+    let mut world = World::protected().await;
+    let details = |more: Value| {
+        let mut details = json!({"instanceType": "AutomationRunbookActionDetails"});
+        for (name, value) in more.as_object().unwrap() {
+            details[name] = value.clone();
+        }
+        let action = json!({"actionName": "a", "failoverTypes": ["TestFailover"],
+            "failoverDirections": ["PrimaryToRecovery"], "customDetails": details});
+        json!({"groups": [{"groupType": "Boot", "startGroupActions": [action],
+            "replicationProtectedItems": [{"id": "web01"}]}]})
+    };
+    for (more, status, code) in [
+        (details(json!({"runbookId": "/subscriptions/s/runbooks/r"})), 501, "LW-0102"),
+        (details(json!({"runbookId": "https://h/"})), 400, "LW-0101"),
+        (
+            details(json!({"runbookId": "leeward:wait", "leewardUrl": "tcp://h:1",
+                "fabricLocation": "Primary"})),
+            501,
+            "LW-0102",
+        ),
+        (details(json!({"runbookId": "leeward:dns-update", "leewardDns": []})), 400, "LW-0101"),
+    ] {
+        let reply = world.api.put(&world.plan(), world.body(&more)).await;
+        let found = (reply.status.as_u16(), reply.code());
+        assert_eq!(found, (status, code), "{more}: {}", reply.body);
+    }
+}
+
+/// F-161: actions come back as they were written, but for their secrets, which are kept.
+#[tokio::test]
+async fn actions_are_written_and_read_again() {
+    let mut world = World::protected().await;
+    let action = |name: &str, details: Value| {
+        json!({
+            "actionName": name,
+            "failoverTypes": ["UnplannedFailover"],
+            "failoverDirections": ["PrimaryToRecovery"],
+            "customDetails": details,
+        })
+    };
+    let automation = |more: Value| {
+        let mut details = json!({"instanceType": "AutomationRunbookActionDetails",
+            "timeout": "PT1M", "fabricLocation": "Recovery"});
+        for (name, value) in more.as_object().unwrap() {
+            details[name] = value.clone();
+        }
+        details
+    };
+    let zone = json!({"server": "ns.shop.example:53", "zone": "shop.example",
+        "name": "db.shop.example", "ttl": 30, "addresses": ["10.2.0.5", "fd00::5"],
+        "keyName": "leeward", "keyAlgorithm": "hmac-sha512"});
+    let script = json!({"instanceType": "ScriptActionDetails", "path": "tell.sh",
+        "timeout": "PT1M", "fabricLocation": "Recovery"});
+    let written = [
+        action("script", script),
+        action("hook", automation(json!({"runbookId": "https://h/x", "leewardRetries": 2}))),
+        action("name", automation(json!({"runbookId": "leeward:dns-update", "leewardDns": zone}))),
+        action("up", automation(json!({"runbookId": "leeward:wait", "leewardUrl": "tcp://h:1"}))),
+    ];
+    let body = |actions: &[Value]| {
+        let item = json!([{"id": world.item}]);
+        let group = json!({"groupType": "Boot", "replicationProtectedItems": item,
+            "endGroupActions": actions});
+        world.body(&json!({"groups": [group]}))
+    };
+    let mut secret = written.clone();
+    secret[1]["customDetails"]["leewardSecret"] = json!("a secret of sixteen");
+    secret[2]["customDetails"]["leewardDns"]["keySecret"] =
+        json!("c2l4dGVlbiBieXRlcyBhdCBsZWFzdA==");
+    for actions in [secret, written.clone()] {
+        let body = body(&actions);
+        let reply = world.api.put(&world.plan(), body).await;
+        assert_eq!(reply.status, StatusCode::ACCEPTED, "{}", reply.body);
+        let plan = world.api.get(&world.plan()).await.body;
+        let mut read = plan["properties"]["groups"][2]["endGroupActions"].clone();
+        for index in [1, 2] {
+            let details = read[index]["customDetails"].as_object_mut().unwrap();
+            assert_eq!(details.remove("leewardSecretKept"), Some(json!(true)));
+        }
+        assert_eq!(read, json!(written));
+        assert!(!plan.to_string().contains("sixteen") && !plan.to_string().contains("c2l4"));
+    }
 }
 
 #[test]
