@@ -5,6 +5,7 @@
 //! like; the other modules are the nouns. `docs/api.md` is the reference for users.
 
 mod access;
+mod audit_log;
 mod audit_view;
 mod direction;
 mod envelope;
@@ -34,6 +35,7 @@ mod tests;
 
 pub use access::{Action, AdminToken, Caller, Role, TokenCheck, authorize};
 
+use crate::audit_log::{AuditCaller, AuditOutcome};
 use crate::{Control, ControlError};
 use axum::{
     Router,
@@ -59,6 +61,10 @@ pub struct ApiSettings {
     /// Fingerprint of the CA's certificate, hexadecimal: goes into registration keys.
     pub ca_fingerprint: String,
 }
+
+/// The network address of a request's client; an extension that whoever serves the interface sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub std::net::IpAddr);
 
 struct Shared {
     control: Control,
@@ -86,7 +92,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     respond(result, &echo)
 }
 
-/// Checks who asks for what, reads the body, and does it.
+/// Checks who asks for what and does it; what may change something goes into the audit log.
 async fn admit(
     shared: &Shared,
     parts: &Parts,
@@ -102,34 +108,65 @@ async fn admit(
         Target::Served(op, action) => (op, action),
         Target::Unbuilt => return Err(unsupported(parts.method.as_str(), path).into()),
     };
-    if !authorize(caller.role, action) {
-        let what = format!("{} is {:?}, which does not include this", caller.name, caller.role);
-        let code = leeward_model::Code::FORBIDDEN;
-        return Err(ControlError::new(crate::ErrorKind::Forbidden, code, what).into());
-    }
-    if action != Action::Read {
-        shared.control.check_in_charge()?;
-    }
-    let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX)
-        .await
-        .map_err(|_| Refusal::too_large(BODY_BYTES_MAX))?;
-    let call = Call {
-        control: shared.control.clone(),
+    let asked = |control: Control| Call {
+        control,
         ca_fingerprint: shared.settings.ca_fingerprint.clone(),
         origin: echo.origin.clone(),
         path: path.to_owned(),
         names,
         query,
-        body: read_body(&bytes)?,
+        body: Value::Null,
     };
-    let answer = dispatch(&call, op).await;
-    if action != Action::Read {
+    let allowed = authorize(caller.role, action);
+    if action == Action::Read {
+        let call = asked(shared.control.clone());
+        return if allowed {
+            perform(call, body, op).await
+        } else {
+            Err(forbidden(&caller).into())
+        };
+    }
+    if allowed {
+        shared.control.check_in_charge()?;
+    }
+    let from = parts.extensions.get::<Peer>().map(|peer| peer.0.to_string());
+    let who = AuditCaller {
+        who: caller.name.clone(),
+        role: format!("{:?}", caller.role),
+        from: from.unwrap_or_default(),
+        correlation: echo.request.clone(),
+    };
+    let control = shared.control.audited(who, &format!("{op:?}"), path);
+    let answer = match allowed {
+        true => perform(asked(control.clone()), body, op).await,
+        false => Err(forbidden(&caller).into()),
+    };
+    let refused = answer.as_ref().err().map(|refusal| (outcome(refusal), &*refusal.problem.code));
+    if control.audit_close(refused).await {
         // What was answered is kept. That it could not be says the vault's health.
-        if let Err(error) = shared.control.configuration_keep().await {
+        if let Err(error) = control.configuration_keep().await {
             tracing::warn!(%error, "a change was made, and is kept nowhere else");
         }
     }
     answer
+}
+
+/// Reads the body, and does what is asked.
+async fn perform(mut call: Call, body: Body, op: Op) -> Result<Answer, Refusal> {
+    let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX)
+        .await
+        .map_err(|_| Refusal::too_large(BODY_BYTES_MAX))?;
+    call.body = read_body(&bytes)?;
+    dispatch(&call, op).await
+}
+
+fn forbidden(caller: &Caller) -> ControlError {
+    let what = format!("{} is {:?}, which does not include this", caller.name, caller.role);
+    ControlError::new(crate::ErrorKind::Forbidden, leeward_model::Code::FORBIDDEN, what)
+}
+
+fn outcome(refusal: &Refusal) -> AuditOutcome {
+    if refusal.status.is_server_error() { AuditOutcome::Failed } else { AuditOutcome::Refused }
 }
 
 fn target_of(parts: &Parts) -> Result<(Target, routes::Names), Refusal> {
@@ -197,6 +234,8 @@ async fn dispatch(call: &Call, op: Op) -> Result<Answer, Refusal> {
         Op::VaultPatch => return vaults::patch(call).await,
         Op::VaultDelete => return vaults::delete(call).await,
         Op::VaultListSubscription | Op::VaultListGroup => return vaults::list(call).await,
+        Op::AuditLogList => return audit_log::list(call).await,
+        Op::AuditLogVerify => return audit_log::verify(call).await,
         _ => {}
     }
     let vault = call.control.vault_get(&call.vault_key()).await?;

@@ -6,6 +6,7 @@
 mod adoption;
 pub mod api;
 mod assignment;
+pub mod audit_log;
 pub mod clock;
 mod driver;
 pub mod error;
@@ -91,6 +92,8 @@ pub struct Ports {
 #[derive(Clone)]
 pub struct Control {
     inner: Arc<Inner>,
+    /// The database, in the name of whoever asks.
+    store: Store,
     /// The plan's job in whose name requests are made.
     asked_by: Option<JobId>,
 }
@@ -123,7 +126,8 @@ impl Control {
             poke: tokio::sync::Notify::new(),
             charge: keeper::Charge::default(),
         };
-        let control = Control { inner: Arc::new(inner), asked_by: None };
+        let store = inner.store.clone();
+        let control = Control { inner: Arc::new(inner), store, asked_by: None };
         control.local_host_save().await?;
         Ok(control)
     }
@@ -161,7 +165,21 @@ impl Control {
     }
 
     fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The database in nobody's name.
+    fn store_plain(&self) -> &Store {
         &self.inner.store
+    }
+
+    fn asked(&self) -> Option<&store::Asked> {
+        self.store.asked()
+    }
+
+    /// The same config server, whose next change is `asked`'s.
+    fn with_asked(&self, asked: Arc<store::Asked>) -> Control {
+        Control { store: self.inner.store.asked_by(asked), ..self.clone() }
     }
 
     fn hosts(&self) -> &hosts::Hosts {
@@ -178,7 +196,7 @@ impl Control {
 
     /// The same config server, whose jobs are part of `parent` from now on.
     fn in_name_of(&self, parent: JobId) -> Control {
-        Control { inner: self.inner.clone(), asked_by: Some(parent) }
+        Control { asked_by: Some(parent), ..self.clone() }
     }
 
     fn registry(&self) -> &Registry<World> {

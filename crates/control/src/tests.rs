@@ -2,6 +2,7 @@
 
 mod adoption;
 mod again;
+mod audit_log;
 mod circle;
 mod enumeration;
 mod home;

@@ -4,6 +4,7 @@
 //! `setup` is everything before an item is protected, `items` and `home` the failover verbs,
 //! `points` and `jobs` what there is to look at. `docs/api.md` lists verbs and exit codes.
 
+mod audit_log;
 mod follow;
 mod home;
 mod item_show;
@@ -15,6 +16,7 @@ mod session;
 mod setup;
 pub(crate) mod table;
 
+pub use audit_log::AuditVerb;
 pub use home::{Planned, Synchronize};
 pub use items::ItemVerb;
 pub use jobs::{EventVerb, JobVerb};
@@ -127,6 +129,9 @@ pub enum Verb {
     /// Events.
     #[command(subcommand, after_help = EXIT_CODES)]
     Event(EventVerb),
+    /// The audit log: who changed what.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Audit(AuditVerb),
 }
 
 /// Why a verb did not end well.
@@ -200,6 +205,7 @@ async fn dispatch(session: &Session, verb: Verb) -> Result<(), CliError> {
         Verb::Point(verb) => points::run(session, verb).await,
         Verb::Job(verb) => jobs::run(session, verb).await,
         Verb::Event(verb) => jobs::events(session, verb).await,
+        Verb::Audit(verb) => audit_log::run(session, verb).await,
     }
 }
 

@@ -122,6 +122,8 @@ pub(super) enum Operation {
     EmptyList,
     EmptyGet,
     StatusGet,
+    AuditLogList,
+    AuditLogVerify,
 }
 
 use Action::{Admit, Configure, ManageVaults, Operate, Read};
@@ -232,6 +234,12 @@ const SERVED: &[(Method, &str, Op, Action)] = &[
     (Get,    "V/replicationOperationStatus/{job}", Op::StatusGet, Read),
 ];
 
+/// Served paths that the contract does not know, and that belong to no vault.
+const OWN: &[(Method, &str, Op, Action)] = &[
+    (Get, "/leewardAuditLog", Op::AuditLogList, Read),
+    (Get, "/leewardAuditLog/verify", Op::AuditLogVerify, Read),
+];
+
 /// The prefixes that stand for the abbreviations, longest first.
 const PREFIXES: [(&str, &str); 6] = [
     ("I", "C/replicationProtectedItems/{item}"),
@@ -281,6 +289,7 @@ struct Route {
 static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
     let served = SERVED
         .iter()
+        .chain(OWN)
         .map(|(method, path, op, action)| (*method, *path, Target::Served(*op, *action)));
     let unbuilt = unbuilt::ROWS.iter().map(|(method, path, _)| (*method, *path, Target::Unbuilt));
     served.chain(unbuilt).map(|(method, path, target)| route(method, path, target)).collect()
