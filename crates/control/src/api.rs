@@ -18,6 +18,7 @@ mod item_view;
 mod items;
 mod jobs;
 mod mappings;
+mod metrics;
 mod operations;
 mod plan_view;
 mod plans;
@@ -89,7 +90,10 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
         path = parts.uri.path());
     let work = admit(&shared, &parts, body, query, &echo);
     let result = tracing::Instrument::instrument(work, span).await;
-    respond(result, &echo)
+    let code = result.as_ref().err().map(|refusal| refusal.problem.code.clone());
+    let response = respond(result, &echo);
+    shared.control.counters().answered(response.status().as_u16(), code.as_deref());
+    response
 }
 
 /// Checks who asks for what and does it; what may change something goes into the audit log.
@@ -236,6 +240,7 @@ async fn dispatch(call: &Call, op: Op) -> Result<Answer, Refusal> {
         Op::VaultListSubscription | Op::VaultListGroup => return vaults::list(call).await,
         Op::AuditLogList => return audit_log::list(call).await,
         Op::AuditLogVerify => return audit_log::verify(call).await,
+        Op::MetricsGet => return metrics::get(call).await,
         _ => {}
     }
     let vault = call.control.vault_get(&call.vault_key()).await?;

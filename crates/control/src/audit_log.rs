@@ -289,6 +289,12 @@ impl Control {
         Ok(store::commit(tx).await?)
     }
 
+    /// Number of the newest entry; 0 when there is none.
+    pub(crate) async fn audit_head(&self) -> Result<u64> {
+        let mut tx = self.store().read().await?;
+        Ok(store::audit_log::head(&mut tx).await?.map_or(0, |head| number(&head)))
+    }
+
     /// Lists entries after number `after`, oldest first, at most `limit` (1 to 1000).
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod api;
 mod assignment;
 pub mod audit_log;
 pub mod clock;
+mod counters;
 mod driver;
 pub mod error;
 pub mod events;
@@ -107,6 +108,7 @@ struct Inner {
     refusals: plans::Refusals,
     poke: tokio::sync::Notify,
     charge: keeper::Charge,
+    counters: counters::Counters,
 }
 
 impl Control {
@@ -125,6 +127,7 @@ impl Control {
             refusals: plans::Refusals::default(),
             poke: tokio::sync::Notify::new(),
             charge: keeper::Charge::default(),
+            counters: counters::Counters::default(),
         };
         let store = inner.store.clone();
         let control = Control { inner: Arc::new(inner), store, asked_by: None };
@@ -180,6 +183,10 @@ impl Control {
     /// The same config server, whose next change is `asked`'s.
     fn with_asked(&self, asked: Arc<store::Asked>) -> Control {
         Control { store: self.inner.store.asked_by(asked), ..self.clone() }
+    }
+
+    fn counters(&self) -> &counters::Counters {
+        &self.inner.counters
     }
 
     fn hosts(&self) -> &hosts::Hosts {

@@ -124,6 +124,7 @@ pub(super) enum Operation {
     StatusGet,
     AuditLogList,
     AuditLogVerify,
+    MetricsGet,
 }
 
 use Action::{Admit, Configure, ManageVaults, Operate, Read};
@@ -238,6 +239,7 @@ const SERVED: &[(Method, &str, Op, Action)] = &[
 const OWN: &[(Method, &str, Op, Action)] = &[
     (Get, "/leewardAuditLog", Op::AuditLogList, Read),
     (Get, "/leewardAuditLog/verify", Op::AuditLogVerify, Read),
+    (Get, "/metrics", Op::MetricsGet, Read),
 ];
 
 /// The prefixes that stand for the abbreviations, longest first.
