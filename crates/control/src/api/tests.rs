@@ -16,6 +16,7 @@ use serde_json::json;
 use tower::ServiceExt as _;
 
 mod audit_log;
+mod metrics;
 mod protected;
 
 const SUBSCRIPTION: &str = "00000000-0000-0000-0000-000000000001";
