@@ -25,6 +25,7 @@ mod plans;
 mod points;
 mod policies;
 mod questions;
+mod readiness;
 mod request;
 mod routes;
 mod settings;
@@ -326,6 +327,7 @@ impl Below<'_> {
             Op::SettingList => settings::setting_list(self),
             Op::SettingGet => settings::setting_get(self),
             Op::HealthGet | Op::HealthRefresh => settings::health(self).await,
+            Op::ReadinessGet => readiness::get(self).await,
             Op::EmptyList => settings::empty_list(self).await,
             Op::EmptyGet => settings::empty_get(self).await,
             Op::PlanList => plans::list_all(self).await,

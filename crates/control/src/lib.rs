@@ -25,6 +25,7 @@ mod plan;
 pub mod plans;
 pub mod points;
 pub mod policies;
+pub mod readiness;
 #[allow(clippy::result_large_err, reason = "the engine defines what a step returns")]
 mod reconcilers;
 pub mod registration;

@@ -9,6 +9,7 @@ mod home;
 mod lanes;
 mod left_behind;
 mod plans;
+mod readiness;
 mod resync;
 mod rules;
 mod story;

@@ -12,6 +12,7 @@ mod items;
 mod jobs;
 mod plans;
 mod points;
+mod readiness;
 mod session;
 mod setup;
 pub(crate) mod table;
@@ -22,6 +23,7 @@ pub use items::ItemVerb;
 pub use jobs::{EventVerb, JobVerb};
 pub use plans::PlanVerb;
 pub use points::PointVerb;
+pub use readiness::ReadinessOptions;
 pub use setup::{FabricVerb, HostVerb, KeyVerb, MachineVerb, MappingVerb, PolicyVerb, VaultVerb};
 
 use crate::client::ClientError;
@@ -129,6 +131,9 @@ pub enum Verb {
     /// Events.
     #[command(subcommand, after_help = EXIT_CODES)]
     Event(EventVerb),
+    /// Whether a failover would work now, of each item, of all at once, and of each plan.
+    #[command(after_help = EXIT_CODES)]
+    Readiness(ReadinessOptions),
     /// The audit log: who changed what.
     #[command(subcommand, after_help = EXIT_CODES)]
     Audit(AuditVerb),
@@ -206,6 +211,7 @@ async fn dispatch(session: &Session, verb: Verb) -> Result<(), CliError> {
         Verb::Job(verb) => jobs::run(session, verb).await,
         Verb::Event(verb) => jobs::events(session, verb).await,
         Verb::Audit(verb) => audit_log::run(session, verb).await,
+        Verb::Readiness(options) => readiness::run(session, options).await,
     }
 }
 

@@ -36,11 +36,20 @@ pub(super) async fn get(call: &Call) -> Result<Answer, Refusal> {
     page.add(Family::AUDIT_LOG_ENTRIES, &[], control.audit_head().await? as f64);
     let mut told = BTreeSet::new();
     for vault in control.vault_list_all().await? {
-        for item in control.item_list(vault.id, None).await? {
-            of_item(&mut page, &vault, &item, control.item_point_age(&item));
+        let items = control.item_list(vault.id, None).await?;
+        let hosts = control.host_list(vault.id, None).await?;
+        let ready = control.readiness_of(vault.id, &items, &hosts).await?;
+        for (item, ready) in items.iter().zip(&ready.items) {
+            of_item(&mut page, &vault, item, control.item_point_age(item));
+            page.add(Family::ITEM_READINESS, &labels(&vault, item), number(ready.level));
         }
-        for host in control.host_list(vault.id, None).await? {
-            of_host(&mut page, &host, &mut told);
+        for host in &hosts {
+            of_host(&mut page, host, &mut told);
+        }
+        for room in &ready.hosts {
+            let (group, name) = (vault.key.resource_group.as_str(), vault.key.name.as_str());
+            let labels = [("group", group), ("vault", name), ("host", room.name.as_str())];
+            page.add(Family::HOST_NOT_FITTING, &labels, room.not_fitting.len() as f64);
         }
     }
     for ((scenario, state), count) in control.jobs_running().await? {
@@ -68,13 +77,26 @@ fn counted(page: &mut Page, call: &Call) {
     }
 }
 
+/// The labels that every figure of an item has.
+fn labels<'a>(vault: &'a VaultView, item: &'a ItemView) -> [(&'static str, &'a str); 4] {
+    [
+        ("group", &vault.key.resource_group),
+        ("vault", &vault.key.name),
+        ("site", &item.source_fabric_name),
+        ("item", &item.name),
+    ]
+}
+
+fn number(level: Level) -> f64 {
+    match level {
+        Level::Normal => 0.0,
+        Level::Warning => 1.0,
+        Level::Critical => 2.0,
+    }
+}
+
 fn of_item(page: &mut Page, vault: &VaultView, item: &ItemView, age: Option<u64>) {
-    let labels = [
-        ("group", vault.key.resource_group.as_str()),
-        ("vault", vault.key.name.as_str()),
-        ("site", item.source_fabric_name.as_str()),
-        ("item", item.name.as_str()),
-    ];
+    let labels = labels(vault, item);
     let with = |name: &'static str, value: &str| {
         let mut all: Vec<(&str, String)> =
             labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
@@ -86,12 +108,7 @@ fn of_item(page: &mut Page, vault: &VaultView, item: &ItemView, age: Option<u64>
             page.add(family, &labels, value);
         }
     };
-    let level = match health(item) {
-        Level::Normal => 0.0,
-        Level::Warning => 1.0,
-        Level::Critical => 2.0,
-    };
-    add(Family::ITEM_HEALTH, Some(level));
+    add(Family::ITEM_HEALTH, Some(number(health(item))));
     add(Family::ITEM_RPO, item.rpo_seconds.map(|rpo| rpo as f64));
     add(Family::ITEM_RPO_THRESHOLD, Some(item.policy.rpo_threshold_seconds as f64));
     add(Family::ITEM_POINT_AGE, age.map(|age| age as f64));
@@ -155,6 +172,12 @@ fn of_host(page: &mut Page, host: &HostView, told: &mut BTreeSet<HostId>) {
     add(Family::HOST_HEARD, host.last_heard.map(seconds));
     add(Family::HOST_STORE_FREE, host.store_free_bytes.map(|bytes| bytes as f64));
     add(Family::HOST_MACHINES, Some(host.machines as f64));
+    let capacity = host.capacity.as_ref();
+    let bytes = |mib: u64| mib as f64 * f64::from(1 << 20);
+    add(Family::HOST_MEMORY, capacity.map(|has| bytes(has.memory_mib)));
+    add(Family::HOST_MEMORY_AVAILABLE, capacity.map(|has| bytes(has.memory_available_mib)));
+    let free = capacity.and_then(|has| has.disk_free_bytes);
+    add(Family::HOST_DISK_FREE, free.map(|bytes| bytes as f64));
 }
 
 #[cfg(test)]

@@ -125,6 +125,7 @@ pub(super) enum Operation {
     AuditLogList,
     AuditLogVerify,
     MetricsGet,
+    ReadinessGet,
 }
 
 use Action::{Admit, Configure, ManageVaults, Operate, Read};
@@ -235,11 +236,12 @@ const SERVED: &[(Method, &str, Op, Action)] = &[
     (Get,    "V/replicationOperationStatus/{job}", Op::StatusGet, Read),
 ];
 
-/// Served paths that the contract does not know, and that belong to no vault.
+/// Served paths that the contract does not know.
 const OWN: &[(Method, &str, Op, Action)] = &[
     (Get, "/leewardAuditLog", Op::AuditLogList, Read),
     (Get, "/leewardAuditLog/verify", Op::AuditLogVerify, Read),
     (Get, "/metrics", Op::MetricsGet, Read),
+    (Get, "V/leewardReadiness", Op::ReadinessGet, Read),
 ];
 
 /// The prefixes that stand for the abbreviations, longest first.

@@ -9,11 +9,11 @@ use crate::clock::{Draw, Now, new_id};
 use crate::{Control, HostSession};
 use leeward_model::{
     DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, MachineSpec, MachineState,
-    PointId, PointKind, Position, Probe,
+    NicSpec, PointId, PointKind, Position, Probe,
 };
 use leeward_wire::message::{
-    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, KitState, Observed, OtherStore,
-    Purpose, SourceRun, StoreRoom,
+    Assignment, DivergentNote, HostCapacity, HostHello, ItemDuty, ItemObserved, KitState, Observed,
+    OtherStore, Purpose, SourceRun, StoreRoom,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -67,6 +67,10 @@ pub struct ScriptedHost {
     pub store: StoreRoom,
     /// What it knows of its store's recovery kit.
     pub kit: KitState,
+    /// What it has for machines, if it tells.
+    pub capacity: Option<HostCapacity>,
+    /// Network cards of its machines, by the machine's name.
+    pub nics: BTreeMap<String, Vec<NicSpec>>,
     /// Its machines by name.
     pub machines: BTreeMap<String, Machine>,
     /// What it knows of items.
@@ -103,6 +107,8 @@ impl ScriptedHost {
             busy: false,
             store: StoreRoom::Free(1 << 40),
             kit: KitState::Unknown,
+            capacity: None,
+            nics: BTreeMap::new(),
             machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
             session: None,
@@ -122,6 +128,8 @@ impl ScriptedHost {
             busy: self.busy,
             store: self.store,
             kit: self.kit,
+            capacity: self.capacity.clone(),
+            nics: self.nics.clone(),
             machines: self.machines.clone(),
             items: self.items.clone(),
             session: None,
@@ -419,6 +427,7 @@ impl ScriptedHost {
             store: self.store,
             kit: self.kit,
             accelerator: "tcg".to_owned(),
+            capacity: self.capacity.clone(),
         };
         control.host_observed(self.id, session.number, seen).await.expect("the database works");
     }
@@ -427,7 +436,9 @@ impl ScriptedHost {
         let settled = own
             .settled
             .and_then(|id| self.items.values().find_map(|known| known.instances.get(&id)));
-        machine(name, settled.map_or(own.runs, |made| made.runs))
+        let mut found = machine(name, settled.map_or(own.runs, |made| made.runs));
+        found.spec.nics = self.nics.get(name).cloned().unwrap_or_default();
+        found
     }
 
     fn observe(&self, item: ItemId, known: &ScriptedItem) -> ItemObserved {

@@ -47,7 +47,7 @@ fn person(name: &str) -> ManualAction {
 }
 
 impl Three {
-    async fn protected() -> Three {
+    pub(super) async fn protected() -> Three {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = Fleet::new(&folder.path().join("control.sqlite")).await;
         let control = fleet.control.clone();
@@ -74,7 +74,7 @@ impl Three {
     }
 
     /// With the plan `shop`: one machine in each group.
-    async fn planned() -> Three {
+    pub(super) async fn planned() -> Three {
         let three = Three::protected().await;
         three.put(NAMES.iter().map(|name| boot(&[name])).collect()).await;
         three

@@ -129,3 +129,22 @@ async fn dashboard_and_rules_name_only_metrics_that_there_are_and_miss_none() {
     assert!(named(&dashboard).is_subset(&known), "{:?}", named(&dashboard).difference(&known));
     assert_eq!(shown, known, "the dashboard shows every metric");
 }
+
+/// F-054: readiness over HTTP: what the CLI shows is in the API.
+#[tokio::test]
+async fn readiness_is_told_over_http_for_items_hosts_and_plans() {
+    let world = World::protected().await;
+    let found = world.api.get(&format!("{VAULT}/leewardReadiness")).await;
+    assert_eq!(found.status, StatusCode::OK);
+    let properties = &found.body["properties"];
+    let item = &properties["items"][0];
+    assert_eq!((&item["name"], &item["lastProven"]), (&json!("web01"), &Value::Null));
+    let subjects: Vec<_> = item["checks"].as_array().unwrap().iter().collect();
+    assert_eq!(subjects.len(), 7);
+    assert_eq!(subjects[2]["subject"], "tested");
+    assert_eq!(subjects[2]["level"], "Warning");
+    assert_eq!(properties["hosts"][0]["name"], "recovery-host");
+    assert_eq!(properties["level"], "Warning");
+    let text = scrape(world.api.router.clone()).await;
+    assert_eq!(figure(&text, "leeward_item_readiness", &["item=\"web01\""]), Some(1.0));
+}
