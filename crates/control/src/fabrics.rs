@@ -4,7 +4,8 @@ use crate::store::{self, Conn, fabrics::FabricRow, hosts::HostRow, items::ItemRo
 use crate::vaults::check_name;
 use crate::{Control, ControlError, error::Result};
 use leeward_model::{Code, FabricId, HostId, Problem, UnixMillis, VaultId};
-use leeward_wire::message::{HostCapacity, KitState};
+use leeward_wire::capacity::HostCapacity;
+use leeward_wire::message::KitState;
 use serde::{Deserialize, Serialize};
 
 /// What sort of site a fabric is.

@@ -52,7 +52,8 @@ pub trait Keeper: Send + Sync {
     /// See [`KeepError`].
     async fn keep(&self, configuration: &[u8]) -> std::result::Result<(), KeepError>;
 
-    /// The configuration that is kept there now; none when there is none, or it cannot be read.
+    /// What this server kept there last, also before its present start; none when it kept nothing
+    /// yet, or it cannot be read.
     async fn kept(&self) -> Option<Vec<u8>>;
 }
 

@@ -41,7 +41,8 @@ pub enum Subject {
 pub struct Check {
     /// What.
     pub subject: Subject,
-    /// Normal: fine. Warning: look at it, or it cannot be told. Critical: a failover would not work.
+    /// Normal: fine. Warning: look at it, or it cannot be told. Critical: a failover would not
+    /// work.
     pub level: Level,
     /// What was found, one sentence.
     pub text: String,

@@ -5,6 +5,7 @@
 //! sides just send the whole again. Queries only read.
 
 use crate::audit::AuditSeen;
+use crate::capacity::HostCapacity;
 use leeward_model::{
     Bandwidth, Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId,
     JobId, MachineSpec, MachineState, PointId, PointInfo, PointKind, Position, Problem, Site,
@@ -403,21 +404,6 @@ pub struct Observed {
     /// What it has for machines; none from a host of a version that does not tell.
     #[serde(default)]
     pub capacity: Option<HostCapacity>,
-}
-
-/// What a host has for machines.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostCapacity {
-    /// Memory of the whole host, in MiB.
-    pub memory_mib: u64,
-    /// Memory that can be taken now without swapping, as the kernel estimates it, in MiB.
-    pub memory_available_mib: u64,
-    /// Processors.
-    pub cpus: u32,
-    /// Free bytes where the disks of machines made from points lie.
-    pub disk_free_bytes: Option<u64>,
-    /// Hardware addresses of the host's own network cards: tell whether it is itself a machine.
-    pub macs: Vec<String>,
 }
 
 /// What a host knows of the room in its replica store.

@@ -22,17 +22,14 @@ fn seconds(at: UnixMillis) -> f64 {
     at.0 as f64 / 1000.0
 }
 
-fn flag(is: bool) -> f64 {
-    if is { 1.0 } else { 0.0 }
-}
-
 /// GET.
 pub(super) async fn get(call: &Call) -> Result<Answer, Refusal> {
     let control = &call.control;
     let mut page = Page::default();
     page.add(Family::INFO, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    page.add(Family::IN_CHARGE, &[], flag(control.superseded().is_none()));
-    page.add(Family::CONFIGURATION_KEPT, &[], flag(control.charge_problem().is_none()));
+    page.add(Family::IN_CHARGE, &[], f64::from(u8::from(control.superseded().is_none())));
+    let kept = control.charge_problem().is_none();
+    page.add(Family::CONFIGURATION_KEPT, &[], f64::from(u8::from(kept)));
     page.add(Family::AUDIT_LOG_ENTRIES, &[], control.audit_head().await? as f64);
     let mut told = BTreeSet::new();
     for vault in control.vault_list_all().await? {
@@ -168,7 +165,7 @@ fn of_host(page: &mut Page, host: &HostView, told: &mut BTreeSet<HostId>) {
             page.add(family, &labels, value);
         }
     };
-    add(Family::HOST_CONNECTED, Some(flag(host.connected)));
+    add(Family::HOST_CONNECTED, Some(f64::from(u8::from(host.connected))));
     add(Family::HOST_HEARD, host.last_heard.map(seconds));
     add(Family::HOST_STORE_FREE, host.store_free_bytes.map(|bytes| bytes as f64));
     add(Family::HOST_MACHINES, Some(host.machines as f64));

@@ -16,6 +16,7 @@ use serde_json::json;
 use tower::ServiceExt as _;
 
 mod audit_log;
+mod events;
 mod metrics;
 mod protected;
 

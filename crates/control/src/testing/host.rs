@@ -11,9 +11,10 @@ use leeward_model::{
     DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, MachineSpec, MachineState,
     NicSpec, PointId, PointKind, Position, Probe,
 };
+use leeward_wire::capacity::HostCapacity;
 use leeward_wire::message::{
-    Assignment, DivergentNote, HostCapacity, HostHello, ItemDuty, ItemObserved, KitState, Observed,
-    OtherStore, Purpose, SourceRun, StoreRoom,
+    Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, KitState, Observed, OtherStore,
+    Purpose, SourceRun, StoreRoom,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;

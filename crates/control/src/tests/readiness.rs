@@ -5,7 +5,8 @@ use super::*;
 use crate::items::Level;
 use crate::readiness::{Check, ItemReadiness, Readiness, Subject};
 use leeward_model::{NicSpec, UnixMillis};
-use leeward_wire::message::{HostCapacity, KitState, StoreRoom};
+use leeward_wire::capacity::HostCapacity;
+use leeward_wire::message::{KitState, StoreRoom};
 
 /// A host with this much memory for machines, and enough of everything else.
 fn capacity(memory_mib: u64) -> Option<HostCapacity> {

@@ -11,7 +11,7 @@ const TURNS_MAX: usize = 400;
 /// A vault with a site, a host, a policy, a mapping, and the machine `web01` protected.
 pub(super) struct World {
     pub(super) api: Api,
-    item: String,
+    pub(super) item: String,
 }
 
 impl World {

@@ -1,6 +1,6 @@
 //! What this host has for machines, as the kernel tells it. Decides nothing.
 
-use leeward_wire::message::HostCapacity;
+use leeward_wire::capacity::HostCapacity;
 use std::path::Path;
 
 /// Network cards that are told at most; a host has a handful.

@@ -271,10 +271,12 @@ impl Keeper for StoreKeeper {
         let store = self.store.clone();
         let read = tokio::task::spawn_blocking(move || store.replica().configuration()).await;
         match read {
-            Ok(Ok(Some((_, bytes)))) => {
+            // A former server's says nothing of this one's database: it may have written after it
+            // was taken over.
+            Ok(Ok(Some((stamp, bytes)))) if stamp.generation == self.own.number => {
                 Configuration::read(&bytes).ok().map(|kept| kept.control.into_bytes())
             }
-            Ok(Ok(None)) => None,
+            Ok(Ok(_)) => None,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "could not read the configuration that is kept");
                 None
