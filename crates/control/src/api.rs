@@ -5,6 +5,7 @@
 //! like; the other modules are the nouns. `docs/api.md` is the reference for users.
 
 mod access;
+mod audit_log;
 mod audit_view;
 mod catalog;
 mod direction;
@@ -19,6 +20,7 @@ mod item_view;
 mod items;
 mod jobs;
 mod mappings;
+mod metrics;
 mod networks;
 mod operations;
 mod other_providers;
@@ -28,6 +30,7 @@ mod plans;
 mod points;
 mod policies;
 mod questions;
+mod readiness;
 mod request;
 mod routes;
 mod settings;
@@ -39,6 +42,7 @@ mod tests;
 
 pub use access::{Action, AdminToken, Caller, Role, TokenCheck, authorize};
 
+use crate::audit_log::{AuditCaller, AuditOutcome};
 use crate::{Control, ControlError};
 use axum::{
     Router,
@@ -65,6 +69,10 @@ pub struct ApiSettings {
     pub ca_fingerprint: String,
 }
 
+/// The network address of a request's client; an extension that whoever serves the interface sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub std::net::IpAddr);
+
 struct Shared {
     control: Control,
     settings: ApiSettings,
@@ -88,10 +96,13 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
         path = parts.uri.path());
     let work = admit(&shared, &parts, body, query, &echo);
     let result = tracing::Instrument::instrument(work, span).await;
-    respond(result, &echo)
+    let code = result.as_ref().err().map(|refusal| refusal.problem.code.clone());
+    let response = respond(result, &echo);
+    shared.control.counters().answered(response.status().as_u16(), code.as_deref());
+    response
 }
 
-/// Checks who asks for what, reads the body, and does it.
+/// Checks who asks for what and does it; what may change something goes into the audit log.
 async fn admit(
     shared: &Shared,
     parts: &Parts,
@@ -107,34 +118,65 @@ async fn admit(
         Target::Served(op, action) => (op, action),
         Target::Wont => return Err(unsupported(parts.method.as_str(), path).into()),
     };
-    if !authorize(caller.role, action) {
-        let what = format!("{} is {:?}, which does not include this", caller.name, caller.role);
-        let code = leeward_model::Code::FORBIDDEN;
-        return Err(ControlError::new(crate::ErrorKind::Forbidden, code, what).into());
-    }
-    if action != Action::Read {
-        shared.control.check_in_charge()?;
-    }
-    let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX)
-        .await
-        .map_err(|_| Refusal::too_large(BODY_BYTES_MAX))?;
-    let call = Call {
-        control: shared.control.clone(),
+    let asked = |control: Control| Call {
+        control,
         ca_fingerprint: shared.settings.ca_fingerprint.clone(),
         origin: echo.origin.clone(),
         path: path.to_owned(),
         names,
         query,
-        body: read_body(&bytes)?,
+        body: Value::Null,
     };
-    let answer = dispatch(&call, op).await;
-    if action != Action::Read {
+    let allowed = authorize(caller.role, action);
+    if action == Action::Read {
+        let call = asked(shared.control.clone());
+        return if allowed {
+            perform(call, body, op).await
+        } else {
+            Err(forbidden(&caller).into())
+        };
+    }
+    if allowed {
+        shared.control.check_in_charge()?;
+    }
+    let from = parts.extensions.get::<Peer>().map(|peer| peer.0.to_string());
+    let who = AuditCaller {
+        who: caller.name.clone(),
+        role: format!("{:?}", caller.role),
+        from: from.unwrap_or_default(),
+        correlation: echo.request.clone(),
+    };
+    let control = shared.control.audited(who, &format!("{op:?}"), path);
+    let answer = match allowed {
+        true => perform(asked(control.clone()), body, op).await,
+        false => Err(forbidden(&caller).into()),
+    };
+    let refused = answer.as_ref().err().map(|refusal| (outcome(refusal), &*refusal.problem.code));
+    if control.audit_close(refused).await {
         // What was answered is kept. That it could not be says the vault's health.
-        if let Err(error) = shared.control.configuration_keep().await {
+        if let Err(error) = control.configuration_keep().await {
             tracing::warn!(%error, "a change was made, and is kept nowhere else");
         }
     }
     answer
+}
+
+/// Reads the body, and does what is asked.
+async fn perform(mut call: Call, body: Body, op: Op) -> Result<Answer, Refusal> {
+    let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX)
+        .await
+        .map_err(|_| Refusal::too_large(BODY_BYTES_MAX))?;
+    call.body = read_body(&bytes)?;
+    dispatch(&call, op).await
+}
+
+fn forbidden(caller: &Caller) -> ControlError {
+    let what = format!("{} is {:?}, which does not include this", caller.name, caller.role);
+    ControlError::new(crate::ErrorKind::Forbidden, leeward_model::Code::FORBIDDEN, what)
+}
+
+fn outcome(refusal: &Refusal) -> AuditOutcome {
+    if refusal.status.is_server_error() { AuditOutcome::Failed } else { AuditOutcome::Refused }
 }
 
 fn target_of(parts: &Parts) -> Result<(Target, routes::Names), Refusal> {
@@ -206,6 +248,9 @@ async fn dispatch(call: &Call, op: Op) -> Result<Answer, Refusal> {
         Op::VaultListSubscription | Op::VaultListGroup => return vaults::list(call).await,
         Op::OperationList => return catalog::operations(call),
         Op::NameAvailable => return catalog::check_name_availability(call).await,
+        Op::AuditLogList => return audit_log::list(call).await,
+        Op::AuditLogVerify => return audit_log::verify(call).await,
+        Op::MetricsGet => return metrics::get(call).await,
         _ => {}
     }
     let vault = call.control.vault_get(&call.vault_key()).await?;
@@ -291,6 +336,7 @@ impl Below<'_> {
             Op::SettingList => settings::setting_list(self),
             Op::SettingGet => settings::setting_get(self),
             Op::HealthGet | Op::HealthRefresh => settings::health(self).await,
+            Op::ReadinessGet => readiness::get(self).await,
             Op::EmptyList => settings::empty_list(self).await,
             Op::EmptyGet => settings::empty_get(self).await,
             Op::PlanList => plans::list_all(self).await,

@@ -1,5 +1,6 @@
 //! What operators read about what happened. Protection events (the journal of states) are in items.
 
+use crate::audit_log::AuditRecord;
 use crate::{Control, ControlError, error::Result, store};
 use leeward_model::{ItemId, JobId, Problem, UnixMillis, VaultId};
 use serde::{Deserialize, Serialize};
@@ -40,12 +41,16 @@ pub struct EventView {
 }
 
 impl Control {
-    /// Notes in every vault what a person must look at now.
+    /// Notes in every vault, and in the audit log, what `who` did and a person must look at now.
     ///
     /// # Errors
     /// Internal when the database fails.
-    pub async fn alarm(&self, name: &str, text: &str) -> Result<()> {
+    pub async fn alarm(&self, who: &str, name: &str, text: &str) -> Result<()> {
         let mut tx = self.store().begin().await?;
+        let own = &self.config().local_host.name;
+        let mut record = AuditRecord::noted(self.now().wall, who, name, own);
+        record.text = text.to_owned();
+        store::audit_log::append(&mut tx, &record).await?;
         for vault in store::vaults::all_ids(&mut tx).await? {
             let event = EventView {
                 seq: 0,

@@ -4,6 +4,7 @@ use crate::store::{self, Conn, fabrics::FabricRow, hosts::HostRow, items::ItemRo
 use crate::vaults::check_name;
 use crate::{Control, ControlError, error::Result};
 use leeward_model::{Code, FabricId, HostId, Problem, UnixMillis, VaultId};
+use leeward_wire::capacity::HostCapacity;
 use leeward_wire::message::KitState;
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,8 @@ pub struct HostView {
     pub accelerator: String,
     /// Protected items that it is the source or target of.
     pub items: u64,
+    /// What it has for machines, when it told.
+    pub capacity: Option<HostCapacity>,
 }
 
 /// A fabric by name, or the refusal.
@@ -304,6 +307,7 @@ impl Control {
             store_free_bytes: seen.and_then(|seen| seen.store.free_bytes()),
             accelerator: seen.map(|seen| seen.accelerator.clone()).unwrap_or_default(),
             items: items.iter().filter(|item| uses(item, host.id)).count() as u64,
+            capacity: seen.and_then(|seen| seen.capacity.clone()),
         }
     }
 }

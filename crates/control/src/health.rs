@@ -27,13 +27,7 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
         let what = format!("{}: what it wrote is kept as point {}", item.name, note.name);
         add(Level::Warning, Code::STALE_MACHINE_FENCED.problem(what));
     }
-    let replicating = matches!(
-        item.state.protection,
-        Protection::Protected
-            | Protection::Resynchronizing { .. }
-            | Protection::InitialReplication { .. }
-            | Protection::Reprotecting { .. }
-    );
+    let replicating = is_replicating(&item.state.protection);
     if !world.target().sight.connected {
         let what = format!("target host {} is not connected", world.target().name);
         add(Level::Critical, Code::TARGET_AWAY.problem(what));
@@ -53,10 +47,8 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
         };
         add(Level::Warning, Code::RESYNC_NEEDED.because(what, reason.clone()));
     }
-    let threshold = world.policy.rpo_threshold_seconds;
-    if replicating && let Some(rpo) = rpo_seconds.filter(|rpo| *rpo > threshold) {
-        let what = format!("the newest point of {} is {rpo} s old, wanted {threshold}", item.name);
-        add(Level::Critical, Code::RPO_EXCEEDED.problem(what));
+    if let Some(problem) = rpo_excess(world, rpo_seconds) {
+        add(Level::Critical, problem);
     }
     let source_problem = world.source_now().and_then(|seen| seen.problem.as_ref());
     // That a comparison waits is said above, with the window that the host does not know.
@@ -72,6 +64,26 @@ pub(crate) fn of_item(world: &World, rpo_seconds: Option<u64>) -> Vec<HealthErro
     of_replicas_and_instances(world, &mut found);
     found.sort_by_key(|error| std::cmp::Reverse(error.level));
     found
+}
+
+/// Whether points are due.
+pub(crate) fn is_replicating(state: &Protection) -> bool {
+    matches!(
+        state,
+        Protection::Protected
+            | Protection::Resynchronizing { .. }
+            | Protection::InitialReplication { .. }
+            | Protection::Reprotecting { .. }
+    )
+}
+
+/// That the newest point of a replicated item is older than its policy allows, if it is.
+pub(crate) fn rpo_excess(world: &World, rpo_seconds: Option<u64>) -> Option<Problem> {
+    let item = world.item.as_ref().filter(|item| is_replicating(&item.state.protection))?;
+    let threshold = world.policy.rpo_threshold_seconds;
+    let rpo = rpo_seconds.filter(|rpo| *rpo > threshold)?;
+    let what = format!("the newest point of {} is {rpo} s old, wanted {threshold}", item.name);
+    Some(Code::RPO_EXCEEDED.problem(what))
 }
 
 /// What is wrong with the replicas, with the seed, and with machines made from points.

@@ -1,5 +1,6 @@
 //! What is known of hosts right now: sessions, heartbeats, last observations. Lost at a restart.
 
+use crate::audit_log::AuditRecord;
 use crate::events::{EventView, Severity};
 use crate::store::items::ItemRow;
 use crate::{Control, Now, error::Result, store};
@@ -237,6 +238,9 @@ impl Control {
                 }
                 (None, None) => None,
             };
+            if let Some(record) = audited(&row.name, &note) {
+                store::audit_log::append(&mut tx, &record).await?;
+            }
             if let Some(vault) = vault {
                 let event = noted_event(&row.name, host, item.as_ref(), note);
                 store::events::append(&mut tx, vault, &event).await?;
@@ -327,6 +331,20 @@ impl Control {
         }
         Ok(())
     }
+}
+
+/// The audit entry of what a person did on a host by hand; none of what the host did by itself.
+fn audited(host: &str, note: &HostNote) -> Option<AuditRecord> {
+    let action = match note.kind {
+        NoteKind::StartedByHand => "MachineStartedByHand",
+        NoteKind::ServedWritable => "PointServedWritable",
+        NoteKind::ServeEnded => "PointServeEnded",
+        NoteKind::PointsRemoved | NoteKind::AuditFound | NoteKind::AuditRepaired => return None,
+    };
+    let who = format!("host {host}");
+    let mut record = AuditRecord::noted(note.at, &who, action, &note.object);
+    record.text.clone_from(&note.text);
+    Some(record)
 }
 
 /// What operators read of a note. A machine that was started by hand where it does not belong may

@@ -55,6 +55,7 @@ use crate::{Control, ControlError, error::Result};
 use leeward_durable::{Answer, Registry, request_cancel};
 use leeward_model::{Code, ItemId, JobId, Problem, UnixMillis, VaultId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The scenario of a job, by the name that the API gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -346,6 +347,19 @@ impl Control {
         self.request_repeat(vault, item, request).await
     }
 
+    /// Number of jobs that are not over, by scenario and state.
+    pub(crate) async fn jobs_running(&self) -> Result<BTreeMap<(String, String), u64>> {
+        let mut tx = self.store().read().await?;
+        let mut counts = BTreeMap::new();
+        for job in store::jobs::unfinished(&mut tx).await? {
+            let Some(row) = store::jobs::find(&mut tx, job).await? else { continue };
+            let view = job_view(&row);
+            let words = (format!("{:?}", view.scenario), format!("{:?}", view.state));
+            *counts.entry(words).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
     /// Notes an operation that is already done as a succeeded job.
     pub async fn job_note(&self, vault: VaultId, instant: InstantJob) -> Result<JobId> {
         let id = self.new_id();
@@ -353,6 +367,7 @@ impl Control {
         let mut tx = self.store().begin().await?;
         store::jobs::insert(&mut tx, &row).await?;
         store::commit(tx).await?;
+        self.counters().job(&job_view(&row));
         Ok(id)
     }
 }

@@ -51,6 +51,10 @@ pub trait Keeper: Send + Sync {
     /// # Errors
     /// See [`KeepError`].
     async fn keep(&self, configuration: &[u8]) -> std::result::Result<(), KeepError>;
+
+    /// What this server kept there last, also before its present start; none when it kept nothing
+    /// yet, or it cannot be read.
+    async fn kept(&self) -> Option<Vec<u8>>;
 }
 
 /// Is what a config server knows of its being in charge.
@@ -58,10 +62,20 @@ pub trait Keeper: Send + Sync {
 pub(crate) struct Charge {
     superseded: OnceLock<Superseded>,
     keeper: OnceLock<Arc<dyn Keeper>>,
-    /// What was kept last. Held while keeping: those who wait find it done.
-    kept: tokio::sync::Mutex<Vec<u8>>,
+    /// Held while keeping: those who wait find it done.
+    kept: tokio::sync::Mutex<Kept>,
     /// Why the newest configuration is kept nowhere.
     failure: Mutex<Option<Problem>>,
+}
+
+/// Is what was kept last.
+#[derive(Default)]
+struct Kept {
+    configuration: Vec<u8>,
+    /// Whether what an earlier start had kept was compared with the audit log.
+    compared: bool,
+    /// When the head of the audit log was told last, boot-time milliseconds.
+    told_ms: Option<u64>,
 }
 
 impl Control {
@@ -99,6 +113,11 @@ impl Control {
         }
     }
 
+    /// The configuration as it is kept outside this machine; none when nobody keeps it.
+    pub(crate) async fn kept_elsewhere(&self) -> Option<Vec<u8>> {
+        self.charge().keeper.get()?.kept().await
+    }
+
     /// What is wrong with this server's being in charge, for the health of every vault.
     pub(crate) fn charge_problem(&self) -> Option<Problem> {
         let failure = || {
@@ -117,15 +136,23 @@ impl Control {
         self.check_in_charge()?;
         let Some(keeper) = self.charge().keeper.get() else { return Ok(()) };
         let mut kept = self.charge().kept.lock().await;
+        if !kept.compared {
+            // Before it is written over: it tells what the audit log was.
+            if let Some(before) = keeper.kept().await {
+                self.audit_resume(&before).await?;
+            }
+            kept.compared = true;
+        }
+        self.audit_tell(&mut kept.told_ms).await?;
         let mut tx = self.store().read().await?;
         let configuration = store::snapshot::dump(&mut tx).await?;
         drop(tx);
-        if *kept == configuration {
+        if kept.configuration == configuration {
             return Ok(());
         }
         let failure = match keeper.keep(&configuration).await {
             Ok(()) => {
-                *kept = configuration;
+                kept.configuration = configuration;
                 None
             }
             Err(KeepError::Superseded(by)) => {

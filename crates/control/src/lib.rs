@@ -6,7 +6,9 @@
 mod adoption;
 pub mod api;
 mod assignment;
+pub mod audit_log;
 pub mod clock;
+mod counters;
 mod driver;
 pub mod error;
 pub mod events;
@@ -24,6 +26,7 @@ mod plan;
 pub mod plans;
 pub mod points;
 pub mod policies;
+pub mod readiness;
 #[allow(clippy::result_large_err, reason = "the engine defines what a step returns")]
 mod reconcilers;
 pub mod registration;
@@ -94,6 +97,8 @@ pub struct Ports {
 #[derive(Clone)]
 pub struct Control {
     inner: Arc<Inner>,
+    /// The database, in the name of whoever asks.
+    store: Store,
     /// The plan's job in whose name requests are made.
     asked_by: Option<JobId>,
 }
@@ -108,6 +113,7 @@ struct Inner {
     running_actions: plans::Running,
     poke: tokio::sync::Notify,
     charge: keeper::Charge,
+    counters: counters::Counters,
 }
 
 impl Control {
@@ -127,8 +133,10 @@ impl Control {
             running_actions: plans::Running::default(),
             poke: tokio::sync::Notify::new(),
             charge: keeper::Charge::default(),
+            counters: counters::Counters::default(),
         };
-        let control = Control { inner: Arc::new(inner), asked_by: None };
+        let store = inner.store.clone();
+        let control = Control { inner: Arc::new(inner), store, asked_by: None };
         control.local_host_save().await?;
         Ok(control)
     }
@@ -166,7 +174,25 @@ impl Control {
     }
 
     fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The database in nobody's name.
+    fn store_plain(&self) -> &Store {
         &self.inner.store
+    }
+
+    fn asked(&self) -> Option<&store::Asked> {
+        self.store.asked()
+    }
+
+    /// The same config server, whose next change is `asked`'s.
+    fn with_asked(&self, asked: Arc<store::Asked>) -> Control {
+        Control { store: self.inner.store.asked_by(asked), ..self.clone() }
+    }
+
+    fn counters(&self) -> &counters::Counters {
+        &self.inner.counters
     }
 
     fn hosts(&self) -> &hosts::Hosts {
@@ -187,7 +213,7 @@ impl Control {
 
     /// The same config server, whose jobs are part of `parent` from now on.
     fn in_name_of(&self, parent: JobId) -> Control {
-        Control { inner: self.inner.clone(), asked_by: Some(parent) }
+        Control { asked_by: Some(parent), ..self.clone() }
     }
 
     fn registry(&self) -> &Registry<World> {

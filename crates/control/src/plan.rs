@@ -56,6 +56,9 @@ pub(crate) struct Told {
     pub(crate) live: Option<LiveAt>,
     /// Kept points, the newest last; at most [`TOLD_POINTS_MAX`].
     pub(crate) points: Vec<PointId>,
+    /// Since when its points are told to be older than its policy allows.
+    #[serde(default)]
+    pub(crate) late_since: Option<UnixMillis>,
 }
 
 /// Far more than can be kept between two looks; an older one is not seen again.

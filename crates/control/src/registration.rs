@@ -1,5 +1,6 @@
 //! Registration keys: a secret, used once, by which a host joins a fabric. Signs no certificate.
 
+use crate::audit_log::AuditRecord;
 use crate::fabrics::{FabricKind, fabric_row};
 use crate::store::{self, hosts::HostRow};
 use crate::{Control, ControlError, ErrorKind, error::Result};
@@ -128,6 +129,9 @@ impl Control {
                 told.push(host);
             }
         }
+        let mut record = AuditRecord::noted(now, &row.name, "HostJoined", &fabric.name);
+        record.text = format!("host {} joined with a registration key", row.id);
+        store::audit_log::append(&mut tx, &record).await?;
         store::commit(tx).await?;
         self.publish(&told).await?;
         Ok(Registration {

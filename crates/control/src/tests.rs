@@ -2,6 +2,7 @@
 
 mod adoption;
 mod again;
+mod audit_log;
 mod circle;
 mod enumeration;
 mod home;
@@ -9,6 +10,7 @@ mod lanes;
 mod left_behind;
 mod plan_actions;
 mod plans;
+mod readiness;
 mod resync;
 mod rules;
 mod story;

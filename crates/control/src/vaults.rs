@@ -122,6 +122,19 @@ impl Control {
         Ok(views)
     }
 
+    /// Lists every vault.
+    ///
+    /// # Errors
+    /// Internal when the database fails.
+    pub(crate) async fn vault_list_all(&self) -> Result<Vec<VaultView>> {
+        let mut tx = self.store().read().await?;
+        let mut views = Vec::new();
+        for row in store::vaults::all(&mut tx).await? {
+            views.push(self.vault_show(&mut tx, row).await?);
+        }
+        Ok(views)
+    }
+
     /// Removes a vault with its fabrics, policies and mappings.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! `setup` is everything before an item is protected, `items` and `home` the failover verbs,
 //! `points` and `jobs` what there is to look at. `docs/api.md` lists verbs and exit codes.
 
+mod audit_log;
 mod follow;
 mod home;
 mod item_set;
@@ -13,10 +14,12 @@ mod jobs;
 mod network;
 mod plans;
 mod points;
+mod readiness;
 mod session;
 mod setup;
 pub(crate) mod table;
 
+pub use audit_log::AuditVerb;
 pub use home::{Planned, Synchronize};
 pub use item_set::Settings;
 pub use items::ItemVerb;
@@ -24,6 +27,7 @@ pub use jobs::{EventVerb, JobVerb};
 pub use network::NetworkVerb;
 pub use plans::PlanVerb;
 pub use points::PointVerb;
+pub use readiness::ReadinessOptions;
 pub use setup::{FabricVerb, HostVerb, KeyVerb, MachineVerb, MappingVerb, PolicyVerb, VaultVerb};
 
 use crate::client::ClientError;
@@ -134,6 +138,12 @@ pub enum Verb {
     /// Events.
     #[command(subcommand, after_help = EXIT_CODES)]
     Event(EventVerb),
+    /// Whether a failover would work now, of each item, of all at once, and of each plan.
+    #[command(after_help = EXIT_CODES)]
+    Readiness(ReadinessOptions),
+    /// The audit log: who changed what.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Audit(AuditVerb),
 }
 
 /// Why a verb did not end well.
@@ -208,6 +218,8 @@ async fn dispatch(session: &Session, verb: Verb) -> Result<(), CliError> {
         Verb::Point(verb) => points::run(session, verb).await,
         Verb::Job(verb) => jobs::run(session, verb).await,
         Verb::Event(verb) => jobs::events(session, verb).await,
+        Verb::Audit(verb) => audit_log::run(session, verb).await,
+        Verb::Readiness(options) => readiness::run(session, options).await,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Every code has a page `docs/errors/LW-NNNN.md`; a test keeps both sides together. Codes are
 //! never reused. 01xx requests, 02xx hosts and machines, 03xx failover jobs, 04xx replica store,
-//! 05xx sessions and trust, 06xx capture, 07xx starting the roles.
+//! 05xx sessions and trust, 06xx capture, 07xx starting the roles, 08xx watching.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -360,6 +360,11 @@ codes! {
         cause "the process ended, or was refused, before it had taken everything over"
         now "the store is whole; this folder is not used"
         todo "run the same leeward up --adopt again"
+    AUDIT_LOG_BROKEN = "LW-0801" "the audit log is not as it was written"
+        cause "somebody changed the config server's database, or put an old copy of it back"
+        now "the log goes on; entries from the named one on prove nothing"
+        todo "find out who had access to the database; compare with the heads in the server's own \
+              log and with copies of it, and change the tokens"
 }
 
 #[cfg(test)]

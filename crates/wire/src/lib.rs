@@ -7,6 +7,7 @@
 
 pub mod audit;
 mod bytes_in;
+pub mod capacity;
 pub mod codec;
 pub mod credits;
 pub mod data;

@@ -5,6 +5,7 @@
 //! sides just send the whole again. Queries only read.
 
 use crate::audit::AuditSeen;
+use crate::capacity::HostCapacity;
 use leeward_model::{
     Bandwidth, Branch, DiscoveredMachine, DiskUse, Epoch, Evidence, HostId, InstanceId, ItemId,
     JobId, MachineChanges, MachineSpec, MachineState, PointId, PointInfo, PointKind, Position,
@@ -403,6 +404,9 @@ pub struct Observed {
     pub kit: KitState,
     /// Its accelerator: `kvm` or `tcg`.
     pub accelerator: String,
+    /// What it has for machines; none from a host of a version that does not tell.
+    #[serde(default)]
+    pub capacity: Option<HostCapacity>,
 }
 
 /// What a host knows of the room in its replica store.

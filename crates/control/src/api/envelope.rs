@@ -29,6 +29,8 @@ pub(super) enum Answer {
         /// Whether it has not ended.
         running: bool,
     },
+    /// 200 with figures as Prometheus reads them.
+    Text(String),
     /// 200 with PNG bytes.
     Picture(Vec<u8>),
 }
@@ -174,6 +176,11 @@ fn good(answer: Answer, echo: &Echo) -> Response<Body> {
             if running {
                 put(&mut response, "retry-after", RETRY_AFTER_SECONDS);
             }
+            response
+        }
+        Answer::Text(text) => {
+            let mut response = Response::new(Body::from(text));
+            put(&mut response, "content-type", "text/plain; version=0.0.4; charset=utf-8");
             response
         }
         Answer::Picture(bytes) => {

@@ -37,6 +37,10 @@ fn view(ids: &Ids, host: &HostView) -> Value {
             "leewardMachines": host.machines,
             "leewardStoreFreeBytes": host.store_free_bytes,
             "leewardAccelerator": host.accelerator,
+            "leewardMemoryMib": host.capacity.as_ref().map(|has| has.memory_mib),
+            "leewardMemoryAvailableMib": host.capacity.as_ref().map(|has| has.memory_available_mib),
+            "leewardCpus": host.capacity.as_ref().map(|has| has.cpus),
+            "leewardDiskFreeBytes": host.capacity.as_ref().map(|has| has.disk_free_bytes),
         }),
     )
 }

@@ -91,7 +91,7 @@ pub(super) fn site(site: Site) -> &'static str {
     }
 }
 
-fn level(level: Level) -> &'static str {
+pub(super) fn level(level: Level) -> &'static str {
     match level {
         Level::Normal => "Normal",
         Level::Warning => "Warning",

@@ -161,6 +161,10 @@ pub(super) enum Operation {
     StorageMappingGet,
     StorageMappingPut,
     StorageMappingRemove,
+    AuditLogList,
+    AuditLogVerify,
+    MetricsGet,
+    ReadinessGet,
 }
 
 use Action::{Admit, Configure, ManageVaults, Operate, Read};
@@ -321,6 +325,14 @@ const SERVED: &[(Method, &str, Op, Action)] = &[
     (Get,    "V/replicationOperationStatus/{job}", Op::StatusGet, Read),
 ];
 
+/// Served paths that the contract does not know.
+const OWN: &[(Method, &str, Op, Action)] = &[
+    (Get, "/leewardAuditLog", Op::AuditLogList, Read),
+    (Get, "/leewardAuditLog/verify", Op::AuditLogVerify, Read),
+    (Get, "/metrics", Op::MetricsGet, Read),
+    (Get, "V/leewardReadiness", Op::ReadinessGet, Read),
+];
+
 /// The prefixes that stand for the abbreviations, longest first.
 const PREFIXES: [(&str, &str); 6] = [
     ("I", "C/replicationProtectedItems/{item}"),
@@ -375,6 +387,7 @@ struct Route {
 static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
     let served = SERVED
         .iter()
+        .chain(OWN)
         .map(|(method, path, op, action)| (*method, *path, Target::Served(*op, *action)));
     let wont = wont::ROWS.iter().map(|(method, path)| (*method, *path, Target::Wont));
     served.chain(wont).map(|(method, path, target)| route(method, path, target)).collect()

@@ -15,6 +15,9 @@ use proptest::prelude::*;
 use serde_json::json;
 use tower::ServiceExt as _;
 
+mod audit_log;
+mod events;
+mod metrics;
 mod protected;
 
 const SUBSCRIPTION: &str = "00000000-0000-0000-0000-000000000001";
@@ -167,6 +170,7 @@ async fn exchange(
         .header("host", "server:4443")
         .header("authorization", format!("Bearer {token}"))
         .header("x-ms-client-request-id", "mine")
+        .extension(Peer([192, 0, 2, 9].into()))
         .body(Body::from(body))
         .unwrap();
     let (parts, body) = router.oneshot(request).await.unwrap().into_parts();

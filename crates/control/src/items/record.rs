@@ -151,15 +151,18 @@ impl Control {
             self.actions_do(&row.facts, actions).await;
             return Ok(Some(advance.next));
         }
+        let mut ended = None;
         if advance.record.phase.is_final() {
-            let ended = jobs_row(&row, &advance.record);
-            store::events::append(&mut tx, row.facts.vault, &ended_event(&ended, &world)).await?;
+            let view = jobs::job_view(&jobs_row(&row, &advance.record));
+            store::events::append(&mut tx, row.facts.vault, &ended_event(&view, &world)).await?;
+            ended = Some(view);
         }
         let hosts = record(&mut tx, before.as_ref(), &world).await?;
         if advance.changed {
             store::jobs::update(&mut tx, job, revision, &advance.record).await?;
         }
         store::commit(tx).await?;
+        ended.iter().for_each(|job| self.counters().job(job));
         self.publish(&hosts).await?;
         self.ask_all(&row.facts, asks).await;
         self.actions_do(&row.facts, actions).await;
@@ -193,8 +196,7 @@ fn jobs_row(row: &store::jobs::JobRow, record: &leeward_durable::Record) -> stor
     store::jobs::JobRow { facts: row.facts.clone(), record: record.clone() }
 }
 
-fn ended_event(row: &store::jobs::JobRow, world: &World) -> EventView {
-    let view = jobs::job_view(row);
+fn ended_event(view: &jobs::JobView, world: &World) -> EventView {
     let (name, severity) = match view.state {
         RunState::Succeeded => ("JobSucceeded", Severity::Info),
         RunState::SucceededWithWarning => ("JobSucceededWithWarning", Severity::Warning),
@@ -209,7 +211,7 @@ fn ended_event(row: &store::jobs::JobRow, world: &World) -> EventView {
         severity,
         text: format!("{scenario:?} of {} ended: {:?}", view.target_name, view.state),
         item: view.item,
-        object: view.target_name,
+        object: view.target_name.clone(),
         job: Some(view.id),
         problem: view.errors.last().cloned(),
     }

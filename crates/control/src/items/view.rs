@@ -13,6 +13,11 @@ use leeward_model::{FabricId, JobId, MachineSpec, MachineState, Protection, Site
 use leeward_wire::message::{NewestPoint, Stage};
 
 impl Control {
+    /// Seconds since the cut of an item's newest point, replicated or not; none when unknown.
+    pub(crate) fn item_point_age(&self, item: &ItemView) -> Option<u64> {
+        crate::rpo::rpo_seconds(item.newest.as_ref()?, &self.now())
+    }
+
     /// Shows a stored item.
     pub(crate) async fn item_show(&self, conn: &mut Conn, row: ItemRow) -> Result<ItemView> {
         let stored = Stored {

@@ -1,6 +1,7 @@
 //! Loops over reality: time passed or something drifted. Nobody asks for them; each is idempotent.
 
 mod half;
+mod late;
 mod machines;
 mod replication;
 mod source;
@@ -19,6 +20,7 @@ const ALL: &[Reconciler] = &[
     replication::reconcile,
     source::reconcile,
     told::reconcile,
+    late::reconcile,
     machines::reconcile,
     half::reconcile,
     window::reconcile,

@@ -1,5 +1,6 @@
 //! The config server's own database: SQLite, one file a noun. Decides nothing.
 
+pub(crate) mod audit_log;
 pub(crate) mod events;
 pub(crate) mod fabrics;
 pub(crate) mod hosts;
@@ -12,6 +13,9 @@ pub(crate) mod policies;
 pub(crate) mod resource_mappings;
 pub(crate) mod snapshot;
 pub(crate) mod vaults;
+mod write;
+
+pub(crate) use write::{Asked, Write, commit};
 
 use crate::error::ControlError;
 use serde::{Serialize, de::DeserializeOwned};
@@ -20,6 +24,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Migrations in their order; the database's `user_version` counts those that have run.
@@ -28,6 +33,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/sqlite/0002_ends.sql"),
     include_str!("migrations/sqlite/0003_plans.sql"),
     include_str!("migrations/sqlite/0005_resource_mappings.sql"),
+    include_str!("migrations/sqlite/0006_audit_log.sql"),
 ];
 /// Connections that only read. Each costs a file handle and a page cache of 2 MiB at most.
 const READERS_MAX: u32 = 4;
@@ -103,11 +109,14 @@ type StoreResult<T> = Result<T, StoreError>;
 /// Is a connection, within a transaction or not.
 pub(crate) type Conn = SqliteConnection;
 
-/// Is the database.
+/// Is the database. Clones are one.
+#[derive(Clone)]
 pub struct Store {
     /// One connection: writers queue here, so that a transaction never loses a race.
     writer: SqlitePool,
     readers: SqlitePool,
+    /// The request whose changes are made through this clone.
+    asked: Option<Arc<Asked>>,
 }
 
 impl Store {
@@ -144,12 +153,23 @@ impl Store {
         let writer = writer.connect_with(options.clone()).await.map_err(open)?;
         let readers = pool().max_connections(READERS_MAX);
         let readers = readers.connect_lazy_with(options.read_only(true));
-        Ok(Store { writer, readers })
+        Ok(Store { writer, readers, asked: None })
     }
 
     /// Begins the one write transaction. Dropping it undoes it.
-    pub(crate) async fn begin(&self) -> StoreResult<Transaction<'static, Sqlite>> {
-        query("begin a transaction", self.writer.begin_with("BEGIN IMMEDIATE").await)
+    pub(crate) async fn begin(&self) -> StoreResult<Write> {
+        let begun = self.writer.begin_with("BEGIN IMMEDIATE").await;
+        Write::new(query("begin a transaction", begun)?, self.asked.clone()).await
+    }
+
+    /// The same database; the first change made through it takes the request into the audit log.
+    pub(crate) fn asked_by(&self, asked: Arc<Asked>) -> Store {
+        Store { asked: Some(asked), ..self.clone() }
+    }
+
+    /// The request whose changes are made through this clone.
+    pub(crate) fn asked(&self) -> Option<&Asked> {
+        self.asked.as_deref()
     }
 
     /// Begins a transaction that sees one state and changes nothing.
@@ -169,6 +189,13 @@ impl Store {
         let sql = format!("VACUUM INTO '{}'", path.display());
         let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.writer).await;
         done.expect("a folder of the test's own");
+    }
+
+    /// Runs statements of a test's own, behind the program's back.
+    #[cfg(test)]
+    pub(crate) async fn execute(&self, sql: &str) {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        sqlx::raw_sql(sql).execute(&self.writer).await.expect("the test's own statement");
     }
 
     /// Closes all connections; everything committed is in the file.
@@ -198,11 +225,6 @@ async fn migrate(pool: &SqlitePool, path: &Path) -> StoreResult<()> {
 /// Names what a failed statement was for.
 fn query<T>(what: &'static str, result: Result<T, sqlx::Error>) -> StoreResult<T> {
     result.map_err(|source| StoreError::Query { what, source })
-}
-
-/// Ends a write transaction.
-pub(crate) async fn commit(tx: Transaction<'static, Sqlite>) -> StoreResult<()> {
-    query("commit a transaction", tx.commit().await)
 }
 
 fn parse<T: DeserializeOwned>(what: &'static str, text: &str) -> StoreResult<T> {

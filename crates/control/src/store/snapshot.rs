@@ -11,6 +11,11 @@ const FORMAT: u32 = 1;
 /// Ended jobs that are kept: those that reprotects and views look back at are far fewer.
 const JOBS: &str = "WHERE ended IS NULL OR rowid IN (SELECT rowid FROM jobs \
                     WHERE lane IN ('main', 'reverse') ORDER BY created DESC, rowid DESC LIMIT 500)";
+/// Newest entries of the audit log: what another server goes on behind, and what tells this one
+/// that entries of its own database are gone.
+const AUDIT: &str = "WHERE number > (SELECT MAX(number) FROM audit_log) - 256";
+/// Name of the audit log's table.
+const AUDIT_LOG: &str = "audit_log";
 /// Tables with their columns, in the order in which their rows refer to one another.
 const TABLES: &[(&str, &[&str], &str)] = &[
     ("vaults", &["id", "subscription", "resource_group", "name", "body"], ""),
@@ -50,6 +55,7 @@ const TABLES: &[(&str, &[&str], &str)] = &[
     ),
     ("plans", &["id", "vault", "name", "body"], ""),
     ("migrated", &["item", "fabric", "name", "at"], ""),
+    (AUDIT_LOG, &["number", "body", "hash"], AUDIT),
 ];
 
 #[derive(Serialize, Deserialize)]
@@ -85,6 +91,18 @@ pub(crate) async fn dump(conn: &mut Conn) -> StoreResult<Vec<u8>> {
     }
     let snapshot = Snapshot { format: FORMAT, schema: MIGRATIONS.len(), tables };
     Ok(serde_json::to_vec(&snapshot).expect("rows are plain values"))
+}
+
+/// Number and hash of the audit log's entries in a snapshot, ascending.
+///
+/// # Errors
+/// [`StoreError::Malformed`] when it is none.
+pub(crate) fn audit_entries(bytes: &[u8]) -> StoreResult<Vec<(i64, String)>> {
+    let malformed = |source| StoreError::Malformed { what: "read a kept configuration", source };
+    let snapshot: Snapshot = serde_json::from_slice(bytes).map_err(malformed)?;
+    let rows = snapshot.tables.get(AUDIT_LOG).map(|table| table.rows.as_slice());
+    let entry = |row: &Vec<Value>| Some((row.first()?.as_i64()?, row.get(2)?.as_str()?.to_owned()));
+    Ok(rows.unwrap_or_default().iter().filter_map(entry).collect())
 }
 
 /// Fills an empty database with a snapshot: first the schema that it is of, then its rows, then

@@ -65,7 +65,13 @@ pub(crate) async fn remove(conn: &mut Conn, vault: VaultId) -> StoreResult<()> {
     Ok(())
 }
 
-/// Every vault of every subscription.
+/// Every vault of every subscription, by name.
+pub(crate) async fn all(conn: &mut Conn) -> StoreResult<Vec<VaultRow>> {
+    let sql = "SELECT body FROM vaults ORDER BY name, id";
+    parse_all(LOAD, &query(LOAD, sqlx::query_scalar(sql).fetch_all(conn).await)?)
+}
+
+/// Their ids.
 pub(crate) async fn all_ids(conn: &mut Conn) -> StoreResult<Vec<VaultId>> {
     let ids =
         query(LOAD, sqlx::query_scalar("SELECT id FROM vaults ORDER BY id").fetch_all(conn).await);

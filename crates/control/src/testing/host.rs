@@ -11,6 +11,7 @@ use leeward_model::{
     DiscoveredMachine, Epoch, Firmware, HostId, InstanceId, ItemId, MachineSpec, MachineState,
     NicSpec, PointId, PointKind, Position, Probe,
 };
+use leeward_wire::capacity::HostCapacity;
 use leeward_wire::message::{
     Assignment, DivergentNote, HostHello, ItemDuty, ItemObserved, KitState, Observed, OtherStore,
     Purpose, SourceRun, StoreRoom,
@@ -70,6 +71,10 @@ pub struct ScriptedHost {
     pub store: StoreRoom,
     /// What it knows of its store's recovery kit.
     pub kit: KitState,
+    /// What it has for machines, if it tells.
+    pub capacity: Option<HostCapacity>,
+    /// Network cards of its machines, by the machine's name.
+    pub nics: BTreeMap<String, Vec<NicSpec>>,
     /// Its machines by name.
     pub machines: BTreeMap<String, Machine>,
     /// What it knows of items.
@@ -106,6 +111,8 @@ impl ScriptedHost {
             busy: false,
             store: StoreRoom::Free(1 << 40),
             kit: KitState::Unknown,
+            capacity: None,
+            nics: BTreeMap::new(),
             machines: machines.iter().map(|name| ((*name).to_owned(), running())).collect(),
             items: BTreeMap::new(),
             session: None,
@@ -125,6 +132,8 @@ impl ScriptedHost {
             busy: self.busy,
             store: self.store,
             kit: self.kit,
+            capacity: self.capacity.clone(),
+            nics: self.nics.clone(),
             machines: self.machines.clone(),
             items: self.items.clone(),
             session: None,
@@ -422,6 +431,7 @@ impl ScriptedHost {
             store: self.store,
             kit: self.kit,
             accelerator: "tcg".to_owned(),
+            capacity: self.capacity.clone(),
         };
         control.host_observed(self.id, session.number, seen).await.expect("the database works");
     }
@@ -430,7 +440,9 @@ impl ScriptedHost {
         let settled = own
             .settled
             .and_then(|id| self.items.values().find_map(|known| known.instances.get(&id)));
-        machine(name, settled.map_or(own.runs, |made| made.runs))
+        let mut found = machine(name, settled.map_or(own.runs, |made| made.runs));
+        found.spec.nics = self.nics.get(name).cloned().unwrap_or_default();
+        found
     }
 
     fn observe(&self, item: ItemId, known: &ScriptedItem) -> ItemObserved {

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 
 /// Keeps the newest configuration in memory, until another is in charge.
 #[derive(Default)]
-struct Memory {
-    newest: Mutex<Vec<u8>>,
+pub(super) struct Memory {
+    pub(super) newest: Mutex<Vec<u8>>,
     other: Mutex<Option<Superseded>>,
     puts: Mutex<usize>,
 }
@@ -26,6 +26,11 @@ impl Keeper for Memory {
         *self.puts.lock().unwrap() += 1;
         Ok(())
     }
+
+    async fn kept(&self) -> Option<Vec<u8>> {
+        let newest = self.newest.lock().unwrap().clone();
+        Some(newest).filter(|newest| !newest.is_empty())
+    }
 }
 
 fn other() -> Superseded {
@@ -33,7 +38,7 @@ fn other() -> Superseded {
     Superseded { generation: 2, by, at: UnixMillis(1_790_000_000_000), address }
 }
 
-fn adoption() -> Adoption {
+pub(super) fn adoption() -> Adoption {
     Adoption {
         host: TARGET,
         generation: 2,

@@ -63,7 +63,7 @@ impl Three {
     }
 
     /// With the plan `shop`: one machine in each group.
-    async fn planned() -> Three {
+    pub(super) async fn planned() -> Three {
         let three = Three::protected().await;
         three.put(NAMES.iter().map(|name| boot(&[name])).collect()).await;
         three

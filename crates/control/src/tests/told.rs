@@ -41,6 +41,10 @@ async fn a_note_of_a_host_is_an_event_once_and_critical_where_the_machine_is_not
         seen.iter().map(|one| one.severity).collect::<Vec<_>>(),
         [Severity::Warning, Severity::Critical]
     );
+    let audited = pair.fleet.control.audit_list(0, 1000).await.unwrap();
+    let audited = audited.iter().filter_map(|entry| entry.record.as_ref());
+    let by_hand_entries = audited.filter(|record| record.action == "MachineStartedByHand");
+    assert_eq!(by_hand_entries.count(), 2, "in the audit log too, once each");
     assert!(seen[0].text.contains("host kvm-a: machine web01"), "{}", seen[0].text);
     assert_eq!((seen[0].item, seen[0].at), (Some(pair.item), UnixMillis(1_000)));
 
@@ -70,6 +74,48 @@ async fn where_a_machine_is_live_and_what_is_kept_of_it_is_told_once_each() {
     let kept = events(&pair, "WorkKept").await;
     let before: Vec<_> = kept.iter().filter(|one| one.text.contains("before-change-")).collect();
     assert_eq!(before.len(), 1, "{kept:?}");
+}
+
+/// An item whose points are older than its policy allows is an event when it begins and when it
+/// has ended, not with every point; the age comes from when the host was last heard.
+#[tokio::test]
+async fn points_that_are_late_are_told_once_and_once_more_when_they_are_not() {
+    let mut pair = Pair::protected().await;
+    let source = pair.source;
+    let policy = pair.view().await.policy;
+    assert_eq!(events(&pair, "RpoExceeded").await.len(), 0);
+
+    pair.fleet.host(source).temper = Temper::CutOff;
+    pair.fleet.clock.advance(policy.rpo_threshold_seconds * 1000 - 60_000);
+    pair.fleet.turn().await;
+    assert_eq!(events(&pair, "RpoExceeded").await.len(), 0, "not yet");
+    pair.fleet.clock.advance(61_000);
+    for _ in 0..4 {
+        pair.fleet.turn().await;
+    }
+    pair.restart().await;
+    for _ in 0..4 {
+        pair.fleet.turn().await;
+    }
+    let told = events(&pair, "RpoExceeded").await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].severity, Severity::Critical);
+    let shown = pair.view().await.rpo_seconds.unwrap();
+    assert!(shown > policy.rpo_threshold_seconds, "{shown}");
+    assert_eq!(told[0].problem.as_ref().unwrap().code, Code::RPO_EXCEEDED.code);
+
+    pair.fleet.host(source).temper = Temper::Obeys;
+    for _ in 0..8 {
+        pair.fleet.turn().await;
+    }
+    assert_eq!(events(&pair, "RpoMet").await.len(), 0, "not with the first point");
+    pair.fleet.clock.advance(10 * 60_000);
+    for _ in 0..8 {
+        pair.fleet.turn().await;
+    }
+    assert_eq!(events(&pair, "RpoMet").await.len(), 1);
+    let begun = events(&pair, "RpoExceeded").await.len();
+    assert!(begun <= 2, "the silence of the test's own clock is told once at most: {begun}");
 }
 
 /// F-111: a store that cannot tell its room is a store.

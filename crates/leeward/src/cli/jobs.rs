@@ -66,7 +66,11 @@ pub enum Answer {
 #[derive(Clone, Debug, Subcommand)]
 pub enum EventVerb {
     /// Lists events, oldest first.
-    List,
+    List {
+        /// Only events behind this number: give the last one that was seen, and none is missed.
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+    },
 }
 
 pub(super) async fn run(session: &Session, verb: JobVerb) -> Result<(), CliError> {
@@ -204,11 +208,12 @@ fn choices(question: &Value, job: &str) -> Vec<String> {
 }
 
 pub(super) async fn events(session: &Session, verb: EventVerb) -> Result<(), CliError> {
-    let EventVerb::List = verb;
-    let events = session.client.list("replicationEvents").await?;
-    session.list(&events, &["TIME", "SEVERITY", "EVENT", "OBJECT", "TEXT"], |event| {
+    let EventVerb::List { after } = verb;
+    let events = session.client.list(&format!("replicationEvents?skipToken={after}")).await?;
+    session.list(&events, &["NUMBER", "TIME", "SEVERITY", "EVENT", "OBJECT", "TEXT"], |event| {
         let properties = &event["properties"];
         vec![
+            text(&event["name"]),
             text(&properties["timeOfOccurrence"]),
             text(&properties["severity"]),
             text(&properties["eventCode"]),

@@ -17,7 +17,7 @@ const RESET: &str = "\x1b[0m";
 
 /// Words that colour the cell they stand in.
 const MOODS: [(&str, &[&str]); 3] = [
-    (RED, &["Critical", "Failed", "Disconnected", "BOTH", "UNKNOWN"]),
+    (RED, &["Critical", "Failed", "Disconnected", "BOTH", "UNKNOWN", "BROKEN"]),
     (GREEN, &["Normal", "Succeeded", "Connected", "Protected", "Verified"]),
     (YELLOW, &["Warning", "Suspended", "Cancelled"]),
 ];

@@ -9,6 +9,7 @@ pub mod assign;
 pub mod autostart;
 pub mod board;
 pub mod by_hand;
+mod capacity;
 pub mod clock;
 pub mod data_link;
 pub mod dial;
@@ -253,6 +254,7 @@ impl Host {
             },
             kit: self.store.as_ref().map_or(KitState::NotNeeded, |store| store.kit()),
             accelerator: self.accelerator.clone(),
+            capacity: capacity::read(&self.folder),
         }
     }
 

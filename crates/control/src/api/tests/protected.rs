@@ -12,13 +12,13 @@ mod settings;
 const TURNS_MAX: usize = 400;
 
 /// A vault with a site, a host, a policy, a mapping, and the machine `web01` protected.
-struct World {
-    api: Api,
-    item: String,
+pub(super) struct World {
+    pub(super) api: Api,
+    pub(super) item: String,
 }
 
 impl World {
-    async fn protected() -> World {
+    pub(super) async fn protected() -> World {
         let mut api = Api::new().await;
         let site = format!("{VAULT}/replicationFabrics/hill");
         api.put(&site, json!({})).await;
@@ -49,7 +49,7 @@ impl World {
         world
     }
 
-    async fn show(&self) -> Value {
+    pub(super) async fn show(&self) -> Value {
         self.api.get(&self.item).await.body["properties"].clone()
     }
 

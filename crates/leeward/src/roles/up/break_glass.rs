@@ -128,6 +128,10 @@ fn kit_of(secret: &str) -> Option<Uuid> {
     parts.next()?.parse().ok()
 }
 
+fn account_name(kit: Uuid) -> String {
+    format!("break-glass account of kit {kit}")
+}
+
 /// Knows the administrator's token and the accounts of the kits.
 pub struct Tokens {
     admin: AdminToken,
@@ -173,7 +177,7 @@ impl Tokens {
             seen.told = Some(Instant::now());
             self.tell(kit);
         }
-        Some(Caller { name: format!("break-glass account of kit {kit}"), role: Role::Owner })
+        Some(Caller { name: account_name(kit), role: Role::Owner })
     }
 
     /// The alarm: an event in every vault and a line in the log.
@@ -185,7 +189,8 @@ impl Tokens {
         );
         let control = self.control.clone();
         tokio::spawn(async move {
-            if let Err(error) = control.alarm("BreakGlassUsed", &text).await {
+            let who = account_name(kit);
+            if let Err(error) = control.alarm(&who, "BreakGlassUsed", &text).await {
                 tracing::error!(%error, "the use of a break-glass account is no event");
             }
         });

@@ -283,6 +283,24 @@ impl Keeper for StoreKeeper {
         *last = Some(Kept { control: configuration.to_vec(), break_glass, at: Instant::now() });
         Ok(())
     }
+
+    async fn kept(&self) -> Option<Vec<u8>> {
+        let store = self.store.clone();
+        let read = tokio::task::spawn_blocking(move || store.replica().configuration()).await;
+        match read {
+            // A former server's says nothing of this one's database: it may have written after it
+            // was taken over.
+            Ok(Ok(Some((stamp, bytes)))) if stamp.generation == self.own.number => {
+                Configuration::read(&bytes).ok().map(|kept| kept.control.into_bytes())
+            }
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "could not read the configuration that is kept");
+                None
+            }
+            Err(_) => None,
+        }
+    }
 }
 
 /// Keeps what changes without telling a host anything, and looks who is in charge, until `stop`.

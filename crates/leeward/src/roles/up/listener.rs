@@ -6,9 +6,9 @@ use crate::{
     roles::host::Host,
     trust::{authority::Authority, authority::host_of_certificate, tls},
 };
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use leeward_control::Control;
+use leeward_control::{Control, api::Peer};
 use leeward_model::Code;
 use std::{io, sync::Arc, time::Duration};
 use tokio::{
@@ -107,7 +107,8 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, doors: &Arc<Doors>) -> 
 }
 
 async fn http(doors: &Arc<Doors>, stream: TlsStream<TcpStream>) -> io::Result<()> {
-    let service = TowerToHyperService::new(doors.api.clone());
+    let peer = stream.get_ref().0.peer_addr()?.ip();
+    let service = TowerToHyperService::new(doors.api.clone().layer(Extension(Peer(peer))));
     hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
