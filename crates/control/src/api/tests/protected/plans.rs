@@ -231,7 +231,7 @@ async fn what_cannot_be_asked_of_a_plan_is_refused() {
 /// F-161: what is no runbook of ours is refused, and where it would run elsewhere.
 #[tokio::test]
 async fn a_runbook_is_a_webhook_or_one_of_ours() {
-    let mut world = World::protected().await;
+    let world = World::protected().await;
     let details = |more: Value| {
         let mut details = json!({"instanceType": "AutomationRunbookActionDetails"});
         for (name, value) in more.as_object().unwrap() {
@@ -262,7 +262,7 @@ async fn a_runbook_is_a_webhook_or_one_of_ours() {
 /// F-161: actions come back as they were written, but for their secrets, which are kept.
 #[tokio::test]
 async fn actions_are_written_and_read_again() {
-    let mut world = World::protected().await;
+    let world = World::protected().await;
     let action = |name: &str, details: Value| {
         json!({
             "actionName": name,
