@@ -56,7 +56,9 @@ pub(super) fn run(options: &UndeleteOptions, output: Output) -> Result<(), Failu
         let what = format!("not everything in {} came back", options.store);
         problem(Code::STORE_IO, what, format!("{error}; the same command goes on"))
     })?;
-    let left = lost_since(&ask(options, &objects)?, at).len();
+    // What was put in front again is another version of the same bytes, and was confirmed.
+    let after = lost_since(&ask(options, &objects)?, at);
+    let left = after.iter().filter(|lost| !lost.overwritten).count();
     if left > 0 {
         let what = format!("not everything in {} is as it was", options.store);
         let cause = format!("{left} objects changed again meanwhile: is somebody still writing?");
