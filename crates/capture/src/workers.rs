@@ -1,9 +1,9 @@
 //! The processors and the memory that passes of one process share: how many threads hash and pack
 //! at once, and how many batches may be under way. Does not know what the work is.
 //!
-//! Bound of the memory, whatever the number of passes: [`MEMORY_BYTES`], or what was set, for the
-//! batches of all of them; [`BATCHES_OWN`] more for every pass and one in the hands of its consumer;
-//! and 2 MiB of buffers for every worker. A pass that stands still keeps no more than its share.
+//! Bound of the memory, whatever the number of passes: [`MEMORY_BYTES`], or what was set, for all
+//! of them; [`BATCHES_OWN`] batches more for every pass and one in the hands of its consumer; and 2
+//! MiB of buffers for every worker. A pass that stands still keeps no more than its share.
 
 use crate::share::{Pool, Share, Taken};
 use std::{

@@ -4,10 +4,10 @@
 //! The rules:
 //! 1. Time is cut into slots of each step's width, counted from the begin of each clock, so that
 //!    they are the same in every run. A point is in the slot of its cut, by the clock that tells
-//!    that: points that waited for the store come together and are kept as if each had come at once.
-//!    The rest of a slot passes after the point was received; once it is then as old as the step
-//!    says, the point is in that slot, until then in one of the step before, or, with the first
-//!    step, it stays. Ages are by the store's clock alone: no other clock makes a point old.
+//!    that: points that waited for the store come together and stay as if each had come at once.
+//!    After a point was received the rest of its slot has to pass; once that is as long ago as the
+//!    step says, the point is in that slot, until then in one of the step before, or, with the
+//!    first step, it stays. Ages are by the store's clock: no other makes a point old.
 //! 2. Of a slot the best point stays: by [`Worth`], then the one that was received first, then the
 //!    one that was committed first.
 //! 3. Exempt points stay and fill no slot.

@@ -2,8 +2,8 @@
 //! and committed as points, all at once. Prints one line of JSON; see `benches/many_sources.sh`.
 //!
 //! The sources' disks are patterns that cost a copy to read, as a page cache does; store and hash
-//! files lie in the folder that is the argument. What is sealed is held and made durable as a master
-//! target does it for as many sessions. There is no network and no TLS in it.
+//! files lie in the folder that is the argument. What is sealed is held and made durable as by the
+//! sessions of a master target. There is no network and no TLS in it.
 
 use async_trait::async_trait;
 use bytes::Bytes;
