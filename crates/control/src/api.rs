@@ -203,7 +203,7 @@ async fn dispatch(call: &Call, op: Op) -> Result<Answer, Refusal> {
         Op::VaultPatch => return vaults::patch(call).await,
         Op::VaultDelete => return vaults::delete(call).await,
         Op::VaultListSubscription | Op::VaultListGroup => return vaults::list(call).await,
-        Op::OperationList => return catalog::operations(call),
+        Op::ProviderOperations => return catalog::operations(call),
         Op::NameAvailable => return catalog::check_name_availability(call).await,
         _ => {}
     }
@@ -331,7 +331,7 @@ impl Below<'_> {
             Op::UsageList => catalog::usages(self).await,
             Op::ReplicationUsageList => catalog::replication_usages(self).await,
             Op::SystemsGet => Ok(catalog::operating_systems(self)),
-            Op::OperationList => catalog::operations(self.call),
+            Op::ProviderOperations => catalog::operations(self.call),
             Op::NameAvailable => catalog::check_name_availability(self.call).await,
             Op::SettingPut => settings::setting_put(self),
             Op::ExtendedGet => Ok(other_providers::extended_get(self)),
