@@ -139,7 +139,7 @@ codes! {
         now "the machine runs at its new site; the old one is off and was not deleted"
         todo "protect the machine anew at its new site"
     NOT_OF_THIS_PROVIDER = "LW-0112" "machines of KVM hosts do not have this"
-        cause "the operation is about agents, gateways or single disks, as other providers have them"
+        cause "the operation is about agents, gateways or single disks, which others have"
         now "nothing was changed" todo "do what the message says instead, or leave it out"
     FORGOTTEN = "LW-0113" "an item was forgotten while one of its hosts was away"
         cause "it was purged, which waits for no host"

@@ -182,15 +182,7 @@ pub(super) async fn run(session: &Session, verb: ItemVerb) -> Result<(), CliErro
             disable(session, &item, End::Asked { keep_points, migration_complete }).await
         }
         ItemVerb::TestFailover { item, point, network } => {
-            let found = item.find(session).await?;
-            let details = choice(session, &found, &point).await?;
-            let body = json!({
-                "failoverDirection": found["properties"]["leewardDirection"],
-                "networkType": network.as_ref().map(|_| "VmNetworkAsInput"),
-                "networkId": network,
-                "providerSpecificDetails": details,
-            });
-            act(session, &found, "testFailover", body, "test failover").await
+            test_failover(session, &item, &point, network.as_deref()).await
         }
         ItemVerb::TestCleanup { item, comments } => {
             let found = item.find(session).await?;
@@ -251,6 +243,23 @@ impl Verify {
             Verify::Full => json!({ "leewardVerify": "full" }),
         }
     }
+}
+
+async fn test_failover(
+    session: &Session,
+    item: &Named,
+    point: &str,
+    network: Option<&str>,
+) -> Result<(), CliError> {
+    let found = item.find(session).await?;
+    let details = choice(session, &found, point).await?;
+    let body = json!({
+        "failoverDirection": found["properties"]["leewardDirection"],
+        "networkType": network.map(|_| "VmNetworkAsInput"),
+        "networkId": network,
+        "providerSpecificDetails": details,
+    });
+    act(session, &found, "testFailover", body, "test failover").await
 }
 
 /// A verb that says nothing but its name.

@@ -56,7 +56,7 @@ async fn no_served_operation_is_unknown_or_not_yet() {
             routes::Method::Get | routes::Method::Delete => Vec::new(),
             _ => b"{}".to_vec(),
         };
-        // What ends or removes is asked only with the right that it lacks: it is known all the same.
+        // What ends or removes is asked without the right to it: it is known all the same.
         let removes = method == routes::Method::Delete || path.ends_with("/remove");
         let token = if removes { "Reader" } else { "Owner" };
         let request = exchange(world.api.router.clone(), token, verb, &path, body);

@@ -25,8 +25,8 @@ impl World {
         let host = hosts.filter(|host| (host.id == TARGET) == (site == Site::Recovery));
         let made =
             host.flat_map(|host| host.items.values()).flat_map(|item| item.instances.values());
-        let made = made.map(|made| made.duty()).filter(|duty| duty.purpose == purpose);
-        let duty = made.last().expect("a machine is made there");
+        let mut made = made.map(|made| made.duty()).filter(|duty| duty.purpose == purpose);
+        let duty = made.next_back().expect("a machine is made there");
         (duty.changes.clone(), duty.settle_as.clone())
     }
 }
