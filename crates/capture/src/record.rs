@@ -15,9 +15,9 @@ pub const RECORD_BYTES: usize = 32 + 16 * BLOCKS;
 pub trait Hasher: Send + Sync {
     /// Keyed BLAKE3 of a whole extent, 64 KiB.
     fn extent(&self, bytes: &[u8]) -> ExtentHash;
-    /// [`Self::extent`], and the keyed 128-bit hash of each of the extent's blocks: of the bytes and
-    /// of their place in the extent. Never all zero in practice (2^-128). Both cost no more than
-    /// the first.
+    /// [`Self::extent`], and the keyed 128-bit hash of each of the extent's blocks: of the bytes
+    /// and of their place in the extent. Never all zero in practice (2^-128). Both cost no more
+    /// than the first.
     fn extent_and_blocks(&self, bytes: &[u8]) -> (ExtentHash, [[u8; 16]; BLOCKS]);
 }
 

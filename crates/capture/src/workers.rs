@@ -116,7 +116,7 @@ impl Drop for Thread {
         let Some(shared) = self.0.take() else { return };
         let mut turns = shared.turns();
         turns.free += 1;
-        // It never began: the runtime is shutting down. The last one drops what would wait for ever.
+        // It never began: the runtime is shutting down. The last one drops what would wait on.
         let last = turns.free == shared.count;
         let left = if last { std::mem::take(&mut turns.lanes) } else { BTreeMap::new() };
         if last {
@@ -361,6 +361,37 @@ mod tests {
 
     /// Batches of 1 MiB that all passes together have room for: 64 MiB.
     const BATCHES_MAX: usize = 64;
+
+    #[test]
+    fn a_panic_ends_its_own_work_and_its_thread_goes_on_with_what_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let workers = Workers::new(NonZeroUsize::new(1));
+            let lane = workers.lane();
+            let bad = workers.start_in(lane, || panic!("a test's"));
+            let good = workers.start_in(lane, || 5);
+
+            assert!(bad.await.is_err());
+            assert_eq!(good.await, Ok(5));
+            assert_eq!(workers.run(|| 6).await, Some(6));
+        });
+    }
+
+    #[test]
+    fn what_waits_when_the_runtime_ends_is_given_up_and_the_threads_come_back() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (workers, ended) = (Workers::new(NonZeroUsize::new(1)), runtime());
+        let handle = ended.handle().clone();
+        drop(ended);
+        let _entered = handle.enter();
+        let first = workers.start_in(workers.lane(), || 1);
+        let second = workers.start_in(workers.lane(), || 2);
+
+        runtime().block_on(async {
+            assert!(first.await.is_err() && second.await.is_err());
+            assert_eq!((workers.waiting(), workers.run(|| 3).await), (0, Some(3)));
+        });
+    }
 
     #[test]
     fn room_for_batches_ends_and_comes_back() {

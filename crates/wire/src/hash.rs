@@ -39,10 +39,10 @@ pub fn zero_extent_hash(key: &HashKey) -> ExtentHash {
     extent_hash(key, &[])
 }
 
-/// The hash of an extent and those of its 16 blocks, at the cost of the first: BLAKE3 is a tree, and
-/// a block's hash is the first half of the value of its branch. It tells which blocks of a differing
-/// extent differ; the extent's own hash is what proves the result. Equal blocks at two places of an
-/// extent have different hashes.
+/// The hash of an extent and those of its 16 blocks, at the cost of the first: BLAKE3 is a tree,
+/// and a block's hash is the first half of the value of its branch. It tells which blocks of a
+/// differing extent differ; the extent's own hash is what proves the result. Equal blocks at two
+/// places of an extent have different hashes.
 ///
 /// # Panics
 /// When `extent` is not 64 KiB long.

@@ -2,8 +2,9 @@
 //!
 //! Three parties: the loop that reads requests, one task for each request that may wait, and one
 //! future that writes their replies. What is answered without waiting is written by the loop that
-//! read it: handing it over costs more than the answer. Every request holds permits from before its
-//! data is read until its reply is written, so that neither requests nor unsent replies can pile up.
+//! read it: handing it over costs more than the answer. Every request holds permits from before
+//! its data is read until its reply is written, so that neither requests nor unsent replies can
+//! pile up.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

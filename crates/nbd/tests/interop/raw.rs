@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use leeward_nbd::client::{Client, ClientError, Closed};
 use leeward_nbd::memory::MemoryExport;
@@ -11,7 +12,7 @@ use leeward_nbd::protocol::negotiation::{
 };
 use leeward_nbd::protocol::transmission::{Chunk, Request, SimpleReply};
 use leeward_nbd::protocol::{CHUNK_DONE, Errno, client_flags, command, option, reply};
-use leeward_nbd::server::{BlockSizes, Export, Limits, Server};
+use leeward_nbd::server::{BlockSizes, Export, ExportError, Limits, Server};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
@@ -183,6 +184,61 @@ async fn a_read_only_export_refuses_writes_and_stays_in_step() {
     let mut data = [0; 4];
     stream.read_exact(&mut data).await.unwrap();
     assert_eq!(data, [7; 4]);
+}
+
+/// A disk whose every read is answered at once: a block is filled with its number.
+struct AtHand;
+
+const AT_HAND_BLOCK: u32 = 64 << 10;
+
+#[async_trait]
+impl Export for AtHand {
+    fn size(&self) -> u64 {
+        16 * u64::from(AT_HAND_BLOCK)
+    }
+    fn read_only(&self) -> bool {
+        true
+    }
+    fn read_at_once(&self, offset: u64, len: u32) -> Option<Bytes> {
+        Some(vec![(offset / u64::from(AT_HAND_BLOCK)) as u8; len as usize].into())
+    }
+    async fn read(&self, _: u64, _: u32) -> Result<Bytes, ExportError> {
+        Err(ExportError::new(Errno::IO, "everything is at hand"))
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_everything_before_it_reads_gets_every_reply_whole() {
+    let mut stream = greeted(Arc::new(AtHand), BOTH).await;
+    ask(&mut stream, option::GO, &go("disk")).await;
+
+    // More than the stream holds in either direction.
+    let sent = async {
+        for block in 0..16 {
+            let offset = u64::from(block * AT_HAND_BLOCK);
+            let read =
+                Request { cookie: block.into(), ..request(command::READ, offset, AT_HAND_BLOCK) };
+            stream.write_all(&read.encode()).await.unwrap();
+        }
+        let write = Request { cookie: 16, ..request(command::WRITE, 0, 4 * AT_HAND_BLOCK) };
+        stream.write_all(&write.encode()).await.unwrap();
+        stream.write_all(&vec![1; 4 * AT_HAND_BLOCK as usize]).await.unwrap();
+    };
+    timeout(DEADLINE, sent).await.expect("the server goes on reading");
+    let mut answered = Vec::new();
+    while answered.len() < 17 {
+        assert_eq!(stream.read_u32().await.unwrap(), 0x6744_6698);
+        let (errno, cookie) = (stream.read_u32().await.unwrap(), stream.read_u64().await.unwrap());
+        assert_eq!(errno, if cookie == 16 { 1 } else { 0 });
+        if cookie < 16 {
+            let mut block = vec![0; AT_HAND_BLOCK as usize];
+            stream.read_exact(&mut block).await.unwrap();
+            assert!(block.iter().all(|byte| u64::from(*byte) == cookie));
+        }
+        answered.push(cookie);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, (0..17).collect::<Vec<_>>());
 }
 
 #[tokio::test]
