@@ -144,7 +144,8 @@ async fn what_the_config_server_stands_on_is_named_when_it_is_protected_itself()
     let mut pair = Pair::protected().await;
     let source = pair.source;
     pair.fleet.host(TARGET).capacity = capacity(8192);
-    let nic = |mac: &str| NicSpec { mac: mac.to_owned(), network: "user".to_owned() };
+    let nic =
+        |mac: &str| NicSpec { mac: mac.to_owned(), network: "user".to_owned(), address: None };
     pair.fleet.host(source).nics.insert("web01".to_owned(), vec![nic("52:54:00:00:00:02")]);
     pair.fleet.turn().await;
     assert!(readiness(&pair.fleet, pair.vault).await.dependencies.is_empty());
@@ -167,7 +168,8 @@ async fn what_the_config_server_stands_on_is_named_when_it_is_protected_itself()
 async fn machines_with_one_hardware_address_are_named() {
     let mut three = Three::protected().await;
     let source = three.source;
-    let nic = NicSpec { mac: "52:54:00:aa:00:01".to_owned(), network: "user".to_owned() };
+    let nic =
+        NicSpec { mac: "52:54:00:aa:00:01".to_owned(), network: "user".to_owned(), address: None };
     for name in ["web01", "db01"] {
         three.fleet.host(source).nics.insert(name.to_owned(), vec![nic.clone()]);
     }

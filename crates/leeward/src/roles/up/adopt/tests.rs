@@ -3,7 +3,10 @@
 
 use super::*;
 use crate::{
-    roles::up::ports::{FileSigner, SystemClock, SystemDraw},
+    roles::up::{
+        actions::{ActionOptions, Outside},
+        ports::{FileSigner, SystemClock, SystemDraw},
+    },
     trust::permits::{PermitKey, hex},
 };
 use leeward_control::{
@@ -31,11 +34,18 @@ impl Keeper for Memory {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = configuration.to_vec();
         Ok(())
     }
+    async fn kept(&self) -> Option<Vec<u8>> {
+        Some(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
 }
 
 /// What a config server with one vault keeps.
 async fn control_part(data: &Path) -> String {
+    let (script_user, webhooks) = ("nobody:nogroup".to_owned(), Vec::new());
+    let actions =
+        ActionOptions { scripts: data.join("none"), script_user, webhooks, webhook_ca: None };
     let ports = Ports {
+        actions: Arc::new(Outside::new(actions)),
         clock: Arc::new(SystemClock::new().unwrap()),
         draw: Arc::new(SystemDraw),
         signer: Arc::new(FileSigner(PermitKey::open_or_create(data).unwrap())),
