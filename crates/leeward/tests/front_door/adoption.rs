@@ -98,6 +98,10 @@ async fn a_store_is_adopted_and_the_former_config_server_is_read_only() {
     old_server_is_read_only(&pair, &address).await;
     let site = again(&pair.room, site, &address, &words).await;
     failover(&site).await;
+    let log = audit_log(&pair.room, &site).await;
+    let adopted = log.iter().position(|entry| entry["action"] == "StoreAdopted").unwrap();
+    assert!(log[..adopted].iter().any(|entry| entry["action"] == "ItemEnable"), "it goes on");
+    assert!(log[adopted..].iter().any(|entry| entry["action"] == "ItemFailover"));
 }
 
 /// The former server, on another port: its own folder, its own database.
@@ -217,4 +221,29 @@ async fn a_break_glass_account_opens_the_api_and_raises_an_alarm() {
     assert_eq!(alarm["properties"]["severity"], "Critical");
     let stored = site.file("break-glass.json");
     assert!(!stored.contains(secret.trim()), "only a hash is kept");
+
+    let put = client(&secret).put("replicationPolicies/late", &json!({"properties": {}})).await;
+    assert_eq!(put.unwrap().status, 202);
+    let log = audit_log(&room, &site).await;
+    let by_account =
+        |entry: &&Value| entry["who"].as_str().unwrap().starts_with("break-glass account of kit ");
+    let done: Vec<_> = log.iter().filter(by_account).collect();
+    let actions: Vec<_> = done.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["BreakGlassUsed", "PolicyPut"], "a wrong secret is nobody's");
+    assert_eq!((&done[1]["from"], &done[1]["role"]), (&json!("127.0.0.1"), &json!("Owner")));
+    assert!(!Value::from(log).to_string().contains(secret.trim()));
+}
+
+/// The audit log, which the command line finds intact.
+async fn audit_log(room: &Room, site: &Site) -> Vec<Value> {
+    let folder = site.data.to_string_lossy().into_owned();
+    let verified = room.run(&["audit", "verify", "--folder", &folder]).await;
+    assert!(verified.ok && verified.out.contains("intact"), "{} {}", verified.out, verified.said);
+    let head = verified.out.lines().find_map(|line| line.strip_prefix("head ")).unwrap().trim();
+    let again = room.run(&["audit", "verify", "--folder", &folder, "--head", head]).await;
+    assert!(again.ok, "{}", again.said);
+    let other = format!("1:{}", "0".repeat(64));
+    let broken = room.run(&["audit", "verify", "--folder", &folder, "--head", &other]).await;
+    assert_refused(&broken, Code::AUDIT_LOG_BROKEN);
+    site.client.list("/leewardAuditLog").await.unwrap()
 }
