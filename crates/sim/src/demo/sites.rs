@@ -28,6 +28,8 @@ pub struct Sites {
     keep: bool,
     /// Further words of the command line of `leeward up`.
     pub up_words: Vec<String>,
+    /// Further words of the command line of `leeward host`, for every host.
+    pub host_words: Vec<String>,
     /// A file that stands in for the primary site's boot id: a boot of its machine, played.
     pub boot_id: Option<PathBuf>,
     mounted: Option<PathBuf>,
@@ -36,7 +38,7 @@ pub struct Sites {
 impl Sites {
     /// Sites below a fresh folder, run with the product's program.
     pub fn new(folder: PathBuf, program: PathBuf, keep: bool) -> Self {
-        let up_words = Vec::new();
+        let (up_words, host_words) = (Vec::new(), Vec::new());
         Sites {
             folder,
             program,
@@ -45,6 +47,7 @@ impl Sites {
             spare: None,
             keep,
             up_words,
+            host_words,
             boot_id: None,
             mounted: None,
         }
@@ -187,6 +190,7 @@ impl Sites {
             leeward::folder::write_secret(&key_file, key.as_bytes())?;
             arguments.extend(["--key-file", &key_path]);
         }
+        arguments.extend(self.host_words.iter().map(String::as_str));
         let log = folder.file_name().unwrap_or_default().to_string_lossy();
         self.spawn(&log, &arguments)
     }
@@ -311,6 +315,15 @@ impl Sites {
     pub fn host_signal(&self, signal: rustix::process::Signal) -> anyhow::Result<()> {
         let host = self.host.as_ref().context("the host is not running")?;
         Ok(rustix::process::kill_process(pid_of(host.id())?, signal)?)
+    }
+
+    /// Makes the recovery site's process fall silent with SIGSTOP, as behind a link that is cut.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn up_silence(&self) -> anyhow::Result<()> {
+        let up = self.up.as_ref().context("the recovery site is not running")?;
+        Ok(rustix::process::kill_process(pid_of(up.id())?, rustix::process::Signal::STOP)?)
     }
 
     /// Kills the recovery site's process with SIGKILL.

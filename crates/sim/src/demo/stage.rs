@@ -38,6 +38,8 @@ pub struct StageOptions {
     pub up_disk_mib: u32,
     /// Further words of the command line of `leeward up`.
     pub up_words: Vec<String>,
+    /// Further words of the command line of `leeward host`.
+    pub host_words: Vec<String>,
     /// Whether protection is left to the test.
     pub unprotected: bool,
 }
@@ -85,7 +87,7 @@ impl Stage {
         let folder = PathBuf::from(format!("/tmp/lw-m{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let mut sites = Sites::new(folder, program.to_owned(), false);
-        sites.up_words = options.up_words;
+        (sites.up_words, sites.host_words) = (options.up_words, options.host_words);
         if options.up_disk_mib > 0 {
             sites.up_on_small_disk(options.up_disk_mib)?;
         }

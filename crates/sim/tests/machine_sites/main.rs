@@ -14,6 +14,7 @@ mod other_host;
 mod reverse;
 mod silence;
 mod space;
+mod spool;
 mod stale;
 
 use leeward_sim::demo::stage::{Running, Stage, StageOptions};
@@ -25,6 +26,8 @@ use std::{
 /// The longest that a test may take before it is ended, with everything it started.
 const LIMIT: Duration = Duration::from_secs(400);
 
+/// The guest's slowest write under emulation on a busy machine, in milliseconds.
+const IO_MS_MAX: f64 = 2_000.0;
 /// The machine runs where it is protected, and nowhere else.
 const AT_SOURCE: Running = Running { source: 1, target: 0 };
 /// The machine runs at the recovery site, and nowhere else.

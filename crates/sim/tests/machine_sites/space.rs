@@ -1,6 +1,6 @@
 //! A recovery site whose disk is full.
 
-use crate::on_stage;
+use crate::{IO_MS_MAX, on_stage};
 use anyhow::{Context as _, ensure};
 use leeward_sim::demo::{
     progress::wait_for,
@@ -11,8 +11,6 @@ use std::{fs::File, io::Write as _, path::Path, time::Duration};
 
 /// MiB of the recovery site's file system.
 const DISK_MIB: u32 = 160;
-/// The guest's slowest write under emulation on a busy machine, in milliseconds.
-const IO_MS_MAX: f64 = 2_000.0;
 
 /// Needs root for a file system of its own; says so and proves nothing without.
 #[tokio::test(flavor = "multi_thread")]
