@@ -236,16 +236,17 @@ async fn answer_now<W: AsyncWrite + Unpin>(
     done: Result<Chunk, ExportError>,
     writer: &Mutex<Writer<W>>,
 ) -> Result<(), ConnectionError> {
-    let Ok(mut writer) = writer.try_lock() else { return Ok(answer.send(done)) };
-    if writer.begun.is_some() {
-        return Ok(answer.send(done));
-    }
+    let Some(mut writer) = writer.try_lock().ok().filter(|writer| writer.begun.is_none()) else {
+        answer.send(done);
+        return Ok(());
+    };
     writer.begun = answer.reply(done);
     let mut finish = pin!(writer.finish());
     match poll_fn(|context| Poll::Ready(finish.as_mut().poll(context))).await {
-        Poll::Ready(written) => written,
-        Poll::Pending => Ok(answer.write_rest()),
+        Poll::Ready(written) => return written,
+        Poll::Pending => answer.write_rest(),
     }
+    Ok(())
 }
 
 /// The answer to a read that needs no task of its own.
