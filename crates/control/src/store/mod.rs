@@ -32,8 +32,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/sqlite/0001_init.sql"),
     include_str!("migrations/sqlite/0002_ends.sql"),
     include_str!("migrations/sqlite/0003_plans.sql"),
-    include_str!("migrations/sqlite/0005_resource_mappings.sql"),
-    include_str!("migrations/sqlite/0006_audit_log.sql"),
+    include_str!("migrations/sqlite/0004_resource_mappings.sql"),
+    include_str!("migrations/sqlite/0005_audit_log.sql"),
 ];
 /// Connections that only read. Each costs a file handle and a page cache of 2 MiB at most.
 const READERS_MAX: u32 = 4;

@@ -19,8 +19,8 @@ use leeward_wire::message::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Hardware address of the one network card of every machine.
-pub const NIC: &str = "52:54:00:00:00:01";
+/// Hardware address of the one network card of `web01`.
+pub const NIC: &str = "52:54:00:00:00:0a";
 
 /// How a host behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub struct ScriptedHost {
     pub kit: KitState,
     /// What it has for machines, if it tells.
     pub capacity: Option<HostCapacity>,
-    /// Network cards of its machines, by the machine's name.
+    /// Network cards of machines that have others than one, by the machine's name.
     pub nics: BTreeMap<String, Vec<NicSpec>>,
     /// Its machines by name.
     pub machines: BTreeMap<String, Machine>,
@@ -441,7 +441,9 @@ impl ScriptedHost {
             .settled
             .and_then(|id| self.items.values().find_map(|known| known.instances.get(&id)));
         let mut found = machine(name, settled.map_or(own.runs, |made| made.runs));
-        found.spec.nics = self.nics.get(name).cloned().unwrap_or_default();
+        if let Some(nics) = self.nics.get(name) {
+            found.spec.nics.clone_from(nics);
+        }
         found
     }
 
@@ -480,6 +482,14 @@ fn fence(machine: &mut Machine, source: &mut Source, draw: &dyn Draw, now: &Now)
     }
 }
 
+/// The hardware address of a machine's card: [`NIC`] for `web01`, another for every other name.
+fn mac(name: &str) -> String {
+    match name {
+        "web01" => NIC.to_owned(),
+        _ => format!("52:54:00:00:01:{:02x}", name.bytes().fold(0, u8::wrapping_add)),
+    }
+}
+
 fn machine(name: &str, runs: bool) -> DiscoveredMachine {
     DiscoveredMachine {
         spec: MachineSpec {
@@ -488,7 +498,7 @@ fn machine(name: &str, runs: bool) -> DiscoveredMachine {
             cpus: 1,
             firmware: Firmware::Bios,
             disks: Vec::new(),
-            nics: vec![NicSpec { mac: NIC.to_owned(), network: "user".to_owned(), address: None }],
+            nics: vec![NicSpec { mac: mac(name), network: "user".to_owned(), address: None }],
             display: false,
             probe: Probe::default(),
         },

@@ -108,6 +108,7 @@ async fn an_item_of_the_first_schema_is_read_as_one_with_two_ends() {
         "DROP TABLE migrated",
         "DROP TABLE plans",
         "DROP TABLE audit_log",
+        "DROP TABLE resource_mappings",
         "DROP INDEX jobs_one_a_member",
         "DROP INDEX jobs_by_plan",
         "DROP INDEX jobs_one_a_plan",

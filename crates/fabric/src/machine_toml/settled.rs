@@ -208,7 +208,7 @@ mod tests {
         );
         let address = Some(std::net::Ipv4Addr::new(10, 9, 9, 50));
         let mut spec = spec();
-        spec.nics[0] = NicSpec { network: "isolated".into(), address, ..spec.nics.remove(0) };
+        (spec.nics[0].network, spec.nics[0].address) = ("isolated".into(), address);
         let changes = MachineChanges { memory_mib: Figure::Set(48), ..MachineChanges::default() };
 
         let set = (&spec, &changes);

@@ -1,6 +1,6 @@
 //! Bad requests, generated over the whole table of routes: every field that a body may have, of
-//! every wrong type; names that paths cannot carry; ids of another vault; two callers at once. Each is
-//! refused with a code that a client can act on, and nothing is left half made.
+//! every wrong type; names that paths cannot carry; ids of another vault; two callers at once. Each
+//! is refused with a code that a client can act on, and nothing is left half made.
 
 use super::coverage::{names, real};
 use super::*;

@@ -35,7 +35,8 @@ impl Keeper for Memory {
         Ok(())
     }
     async fn kept(&self) -> Option<Vec<u8>> {
-        Some(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(kept).filter(|kept| !kept.is_empty())
     }
 }
 

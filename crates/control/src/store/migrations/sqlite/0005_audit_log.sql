@@ -1,4 +1,4 @@
--- Version 6. The audit log: each entry's hash covers its number, its body and the hash before it.
+-- Version 5. The audit log: each entry's hash covers its number, its body and the hash before it.
 CREATE TABLE audit_log (
     number INTEGER PRIMARY KEY,
     body TEXT NOT NULL,

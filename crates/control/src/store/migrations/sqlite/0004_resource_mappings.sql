@@ -1,4 +1,4 @@
--- Version 5. Which network, and which storage, of a fabric is which one of another fabric.
+-- Version 4. Which network, and which storage, of a fabric is which one of another fabric.
 CREATE TABLE resource_mappings (
     vault TEXT NOT NULL REFERENCES vaults (id),
     kind TEXT NOT NULL,
