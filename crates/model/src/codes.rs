@@ -263,8 +263,8 @@ codes! {
 
     STORE_NO_SPACE = "LW-0401" "the replica store has no space left"
         cause "its file system or its quota is full"
-        now "nothing more is stored; the guest goes on; recovery points are untouched"
-        todo "make space; within 10 s replication resumes by itself"
+        now "replication pauses; the guest goes on; recovery points are untouched"
+        todo "make space; replication resumes by itself"
     STORE_DAMAGED = "LW-0402" "data in the replica store are damaged"
         cause "the disk below returned other bytes than were written"
         now "the damaged bytes are refused, never served"
