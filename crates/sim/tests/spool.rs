@@ -157,6 +157,35 @@ fn a_full_spool_is_told_and_costs_points_and_nothing_else() {
     });
 }
 
+/// F-015, LW-0604: a spool that is smaller than one delta is said to be full until the store is
+/// back.
+#[test]
+fn a_spool_too_small_for_one_delta_is_told_without_a_break() {
+    simulate(async {
+        let random = &mut Seeded::new(19);
+        let mut world = begun(1 << 10, random).await;
+        world.role_kill(Site::Recovery).await;
+        let told = async |world: &World| {
+            let health = world.view().await.map(|view| view.health).unwrap_or_default();
+            health.iter().any(|error| error.problem.code == Code::SPOOL_FULL.code)
+        };
+        let before = world.time.ms();
+        world.write(random);
+        world.until("somebody is told", 2_000, told).await;
+        while world.time.ms() < before + AWAY_MS {
+            world.write(random);
+            world.wait(100).await;
+            assert!(told(&world).await, "it is said no more at {} ms", world.time.ms());
+        }
+
+        world.role_start(Site::Recovery);
+        busy(&mut world, random, 15_000).await;
+
+        assert!(!told(&world).await, "it is over");
+        rests_well(world).await;
+    });
+}
+
 /// F-015, LW-0401: a store without space is said to be without space until it takes data again,
 /// and is asked at a pace that costs nothing; meanwhile points are cut, and wait.
 #[test]

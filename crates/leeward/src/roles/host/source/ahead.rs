@@ -16,7 +16,7 @@ use super::{
 use crate::{
     roles::host::{
         data_link::DataLink,
-        spool::{Spool, delta::SpoolSeal, head::SpoolOwner},
+        spool::{Spool, delta::SpoolSeal, head::SpoolOwner, room::NoRoom},
     },
     sealing::KeyedHasher,
 };
@@ -68,8 +68,9 @@ async fn beside<T>(side: &mut Side, work: impl Future<Output = T>) -> T {
 /// Why nothing is cut although it is time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MapOnly {
-    /// There is no room in the spool.
-    NoRoom,
+    /// There was no room in the spool while so many bytes of it were taken; however many, when
+    /// the file system had none.
+    NoRoom { taken: u64 },
     /// A disk is not what it was at the store's newest point: only a cut that is sent at once knows
     /// what to do about it.
     OtherDisks,
@@ -193,7 +194,11 @@ impl SourceWorker {
             let (Some(ahead), Some(spool)) = (self.ahead.as_mut(), self.spool.as_ref()) else {
                 return Ok(());
             };
-            if ahead.map_only == Some(MapOnly::NoRoom) && spool.room().is_roomy() {
+            // With no more room than before, the same delta would be read in vain once more.
+            if let Some(MapOnly::NoRoom { taken }) = ahead.map_only
+                && spool.room().is_roomy()
+                && spool.room().used() < taken
+            {
                 ahead.map_only = None;
             }
             let due = ahead.last_cut.map_or_else(Instant::now, |last| last + interval);
@@ -287,7 +292,7 @@ impl SourceWorker {
         let map_only = ahead.map_only.is_some();
         let seen_spool = SpoolSeen { points, bytes, room_bytes, map_only };
         let (sent, why) = (self.state.sent_bytes, ahead.why);
-        let full = (ahead.map_only == Some(MapOnly::NoRoom)).then(|| {
+        let full = matches!(ahead.map_only, Some(MapOnly::NoRoom { .. })).then(|| {
             let name = &self.host.name;
             Code::SPOOL_FULL.problem(format!("the spool of host {name} has no room left"))
         });
@@ -316,7 +321,11 @@ impl SourceWorker {
         match outcome {
             Ok(()) => ahead.made += 1,
             Err(Failed::NoRoom(error)) => {
-                ahead.map_only = Some(MapOnly::NoRoom);
+                let taken = match error {
+                    NoRoom::Cap(_) => self.spool.as_ref().map_or(0, |spool| spool.room().used()),
+                    NoRoom::Reserve => u64::MAX,
+                };
+                ahead.map_only = Some(MapOnly::NoRoom { taken });
                 let code = Code::SPOOL_FULL.code;
                 let item = self.item;
                 tracing::warn!(%item, code, %error, "the spool is full: changes are noted");
