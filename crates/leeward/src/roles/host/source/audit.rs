@@ -14,7 +14,8 @@ use crate::{
 };
 use leeward_capture::{DiskReader, Found, Workers, audit_extents};
 use leeward_model::{
-    Code, DiskEntry, EXTENT_BYTES, ExtentHash, ExtentNumber, HostId, Problem, TimelineId,
+    Code, DiskEntry, DiskNumber, EXTENT_BYTES, ExtentHash, ExtentNumber, HostId, Problem,
+    TimelineId,
 };
 use leeward_wire::{
     audit::{AuditSeen, EXTENT_UNREADABLE},
@@ -23,7 +24,7 @@ use leeward_wire::{
     seal::QueueDepth,
 };
 use serde::{Deserialize, Serialize};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The most that is compared at one cut, in bytes: the store is asked for its hashes at once.
@@ -156,7 +157,8 @@ impl SourceWorker {
         self.audit_begin(work, &frozen.disks);
         let until = Instant::now() + SLICE_TIME_MAX;
         let mut room = REPAIRS_MAX;
-        let mut sent = self.repair_damaged(work, frozen, &mut room).await?;
+        let mut repaired = self.repair_damaged(work, frozen, &mut room).await?;
+        let mut sent = repaired.len();
         let mut left = allowed.max(EXTENT_BYTES);
         while left > 0 && room > 0 && Instant::now() < until && self.is_still(work) {
             let Some(part) = self.next_part(&frozen.disks, left) else {
@@ -164,7 +166,17 @@ impl SourceWorker {
                 break;
             };
             let (done, found) = self.compare(frozen, &part, until, &mut room).await?;
-            sent += self.send_again(work, found).await?;
+            let (unreadable, differing): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|(_, leaf)| *leaf == EXTENT_UNREADABLE);
+            // The committed point is not repaired by what was sent just now: the next one is.
+            for (found, _) in unreadable {
+                if repaired.insert((found.change.disk, found.change.extent)) {
+                    self.repair(work, &part.disk, found).await?;
+                    sent += 1;
+                }
+            }
+            let differing = differing.into_iter().map(|(found, _)| found).collect();
+            sent += self.send_again(work, differing).await?;
             let bytes = (u64::from(done) * EXTENT_BYTES).min(part.len());
             self.audit.allowance.spend(bytes);
             left = left.saturating_sub(bytes);
@@ -226,14 +238,14 @@ impl SourceWorker {
         }
     }
 
-    /// Compares a part: how many of its extents were looked at, and what differs.
+    /// Compares a part: how many of its extents were looked at, and what differs from which leaf.
     async fn compare(
         &mut self,
         frozen: &Frozen,
         part: &Part,
         until: Instant,
         room: &mut usize,
-    ) -> Result<(u32, Vec<Found>), SourceError> {
+    ) -> Result<(u32, Vec<(Found, ExtentHash)>), SourceError> {
         let open = self.open.as_mut().expect("an audit needs an open session");
         let (disk, hasher) = (part.disk.number, Arc::clone(&open.link.hasher));
         let eyes = Eyes { frozen, hasher, workers: self.host.sealing.workers.clone() };
@@ -245,7 +257,10 @@ impl SourceWorker {
             let place = (&part.disk, first);
             let Some(more) = eyes.compare(place, leaves).await else { break };
             *room = room.saturating_sub(more.len());
-            found.extend(more);
+            found.extend(more.into_iter().map(|found| {
+                let leaf = leaves[(found.change.extent.0 - first.0) as usize];
+                (found, leaf)
+            }));
             done += leaves.len() as u32;
             if *room == 0 || Instant::now() >= until {
                 break;
@@ -254,35 +269,50 @@ impl SourceWorker {
         Ok((done, found))
     }
 
-    /// Sends the extents again that the store says it cannot read.
+    /// Sends the extents again that the store says it cannot read, and says which these were.
     async fn repair_damaged(
         &mut self,
         work: &SourceWork,
         frozen: &Frozen,
         room: &mut usize,
-    ) -> Result<usize, SourceError> {
+    ) -> Result<BTreeSet<(DiskNumber, ExtentNumber)>, SourceError> {
         let open = self.open.as_mut().expect("an audit needs an open session");
         let (hasher, workers) = (Arc::clone(&open.link.hasher), self.host.sealing.workers.clone());
         let eyes = Eyes { frozen, hasher, workers };
         let damaged = open.link.damaged().await?;
-        let mut sent = 0;
+        let mut repaired = BTreeSet::new();
         for (number, extent) in damaged.into_iter().take(*room) {
             let Some(disk) = frozen.disks.iter().find(|disk| disk.number == number) else {
                 continue;
             };
             let place = (disk, extent);
             let Some(found) = eyes.compare(place, &[EXTENT_UNREADABLE]).await else { break };
-            self.send_found(ready(self, found)).await?;
+            for found in found {
+                self.repair(work, disk, found).await?;
+            }
             *room -= 1;
-            let text = format!(
-                "extent {extent} of disk {} of {} cannot be read in its replica; it is sent again \
-                 from the machine",
-                disk.id, work.duty.machine
-            );
-            tracing::warn!(item = %self.item, "{text}");
-            sent += 1;
+            repaired.insert((number, extent));
         }
-        Ok(sent)
+        Ok(repaired)
+    }
+
+    /// Sends an extent again whose record in the store is damaged. The store's own audit tells of
+    /// the damage (LW-0402): the machine's bytes are what they should be.
+    async fn repair(
+        &mut self,
+        work: &SourceWork,
+        disk: &DiskEntry,
+        found: Found,
+    ) -> Result<(), SourceError> {
+        let extent = found.change.extent;
+        self.send_found(ready(self, vec![found])).await?;
+        tracing::warn!(
+            item = %self.item,
+            "extent {extent} of disk {} of {} cannot be read in its replica; it is sent again from \
+             the machine",
+            disk.id, work.duty.machine
+        );
+        Ok(())
     }
 
     /// Sends what differs again, and says so.
@@ -350,7 +380,6 @@ fn ready(worker: &SourceWorker, found: Vec<Found>) -> Vec<Differing> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use leeward_model::DiskNumber;
 
     #[test]
     fn an_audit_state_from_before_there_was_one_is_at_the_beginning() {
