@@ -387,6 +387,26 @@ async fn a_registration_key_admits_exactly_one_host_and_its_secret_stays_secret(
     secrets_are_nowhere(&room, &site, &key);
 }
 
+/// As the README has it: what the command writes is the key file, and a host joins with it.
+#[tokio::test]
+async fn what_registration_key_create_writes_is_a_key_file_and_tells_the_rest_beside_it() {
+    let room = Room::new();
+    let site = Site::start(&room, "up").await;
+    site.prepare().await;
+    let folder = room.text("up");
+    let words = ["registration-key", "create", "--fabric", "hill", "--folder", &folder];
+    let made = room.run(&[&words[..], &["--vault", "front"]].concat()).await;
+    assert!(made.ok, "{}", made.said);
+    assert!(made.said.contains("site hill, until 20"), "{}", made.said);
+    let key_file = room.path("written.key");
+    fs::write(&key_file, &made.out).unwrap();
+
+    let words = host_words(&room, "joiner", &site.address, None);
+    let words = [&words[..], &["--key-file".into(), room.text("written.key")]].concat();
+    let _host = room.start("joiner", &strs(&words));
+    site.connection_wait("joiner", "Connected").await;
+}
+
 async fn a_server_without_tls_gets_no_secret(room: &Room, key: &str) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

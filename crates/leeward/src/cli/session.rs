@@ -96,6 +96,15 @@ impl Session {
         }
     }
 
+    /// Writes an object as the API gave it, or else only its secret, as the file has it that it
+    /// goes into.
+    pub fn show_secret(&self, object: &Value, secret: &str) {
+        match self.output {
+            Output::Json => print_json(object),
+            Output::Table => print(&format!("{secret}\n")),
+        }
+    }
+
     /// Writes a list as the API gave it, or else as a table of what `row` makes of each.
     pub fn list(&self, objects: &[Value], heads: &[&str], row: impl Fn(&Value) -> Vec<String>) {
         match self.output {

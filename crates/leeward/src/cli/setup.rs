@@ -39,7 +39,8 @@ pub enum FabricVerb {
 /// Verbs of registration keys.
 #[derive(Clone, Debug, Subcommand)]
 pub enum KeyVerb {
-    /// Makes a key by which one host joins a site. It is shown once.
+    /// Makes a key by which one host joins a site. It is shown once: standard output is the key and
+    /// nothing else, to be kept in a file.
     Create {
         /// The site.
         #[arg(long)]
@@ -221,13 +222,11 @@ pub(super) async fn key(session: &Session, verb: KeyVerb) -> Result<(), CliError
     let body = json!({ "properties": { "leewardFabric": fabric, "leewardValidMinutes": minutes } });
     let reply = session.client.put(&path, &body).await?;
     let properties = &reply.body["properties"];
-    session.show(
-        &reply.body,
-        &[
-            ("key", text(&properties["leewardRegistrationKey"])),
-            ("site", text(&properties["leewardFabric"])),
-            ("valid to", text(&properties["validTo"])),
-        ],
+    session.show_secret(&reply.body, &text(&properties["leewardRegistrationKey"]));
+    eprintln!(
+        "admits one host to site {}, until {}: leeward host --join ADDRESS --key-file FILE",
+        text(&properties["leewardFabric"]),
+        text(&properties["validTo"]),
     );
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::{
     print, print_json, problem, time_text,
 };
 use crate::cli::{Output, table::bytes};
-use leeward_model::{Code, UnixMillis};
+use leeward_model::{Code, Problem, UnixMillis};
 use leeward_replica::{
     deletions, lost_since,
     storage::{AskError, History, Lost, ObjectPlace},
@@ -39,7 +39,10 @@ pub(super) fn run(options: &UndeleteOptions, output: Output) -> Result<(), Failu
     let place = PlaceOptions::from(options.store.clone());
     let Place::Objects(objects) = place.place()? else {
         let cause = "a folder keeps nothing of what was deleted";
-        return Err(problem(Code::NOT_SUPPORTED, not_known(options), cause));
+        let todo = "import an export of the store, or take the points of the other site's store; \
+                    only a bucket with versions can be brought back";
+        let known = Code::NOT_SUPPORTED.because(not_known(options), cause);
+        return Err(Box::new(Problem { todo: todo.to_owned(), ..known }));
     };
     let history = ask(options, &objects)?;
     let Some(at) = options.as_of else {
