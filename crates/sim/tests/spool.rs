@@ -128,6 +128,12 @@ fn what_waits_outlives_the_process_that_cut_it() {
     });
 }
 
+/// Whether the item's health has an error of that code.
+async fn has_problem(world: &World, code: Code) -> bool {
+    let health = world.view().await.map(|view| view.health).unwrap_or_default();
+    health.iter().any(|error| error.problem.code == code.code)
+}
+
 /// F-015, F-150: a spool that is full is said to be full; changes are noted, and points come again
 /// by themselves. The store is away and the config server is not, so it can be told.
 #[test]
@@ -136,10 +142,7 @@ fn a_full_spool_is_told_and_costs_points_and_nothing_else() {
         let random = &mut Seeded::new(17);
         let mut world = begun(24 << 10, random).await;
         world.role_kill(Site::Recovery).await;
-        let told = async |world: &World| {
-            let health = world.view().await.map(|view| view.health).unwrap_or_default();
-            health.iter().any(|error| error.problem.code == Code::SPOOL_FULL.code)
-        };
+        let told = async |world: &World| has_problem(world, Code::SPOOL_FULL).await;
         let mut full = false;
         for _ in 0..60 {
             busy(&mut world, random, 1_000).await;
@@ -165,10 +168,7 @@ fn a_spool_too_small_for_one_delta_is_told_without_a_break() {
         let random = &mut Seeded::new(19);
         let mut world = begun(1 << 10, random).await;
         world.role_kill(Site::Recovery).await;
-        let told = async |world: &World| {
-            let health = world.view().await.map(|view| view.health).unwrap_or_default();
-            health.iter().any(|error| error.problem.code == Code::SPOOL_FULL.code)
-        };
+        let told = async |world: &World| has_problem(world, Code::SPOOL_FULL).await;
         let before = world.time.ms();
         world.write(random);
         world.until("somebody is told", 2_000, told).await;
@@ -194,10 +194,7 @@ fn a_full_store_is_told_without_a_break_and_asked_seldom_while_points_wait() {
         let random = &mut Seeded::new(18);
         let mut world = begun(ROOMY, random).await;
         let disk = world.disk(Site::Recovery).clone();
-        let told = async |world: &World| {
-            let health = world.view().await.map(|view| view.health).unwrap_or_default();
-            health.iter().any(|error| error.problem.code == Code::STORE_NO_SPACE.code)
-        };
+        let told = async |world: &World| has_problem(world, Code::STORE_NO_SPACE).await;
         let (before, refused) = (world.time.ms(), disk.refusals());
         disk.set_full(true);
         world.write(random);
